@@ -8,13 +8,15 @@ import contextlib
 import fcntl
 import io
 import os
-import tempfile
+import stat
+import time
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 from pipeline.errors import PipelineError
 
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
 
 ABSENT = "absent"
 """The etag to pass as ``if_match`` for an object that must not exist yet."""
-
-_TEMPORARY = ".tmp-"
 
 
 class ObjectNotFoundError(PipelineError):
@@ -37,7 +37,7 @@ class ObjectChangedError(PipelineError):
 
 @dataclass(frozen=True, slots=True, order=True)
 class StoredObject:
-    """One row of a listing. ``etag`` changes whenever the object's bytes are written again; ``size`` is in bytes."""
+    """One row of a listing. ``etag`` changes whenever the object's bytes do; ``size`` is in bytes."""
 
     key: str
     etag: str
@@ -59,7 +59,10 @@ class Bucket(ABC):
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
-        """The objects whose key begins with ``prefix``, by key. Folder markers and unfinished writes are left out."""
+        """The objects whose key begins with ``prefix``, by key (UTF-8 byte order).
+
+        Folder markers and unfinished writes are left out; a local folder's hidden files and folders too.
+        """
 
     @abstractmethod
     def get(self, key: str, *, etag: str | None = None) -> bytes:
@@ -67,7 +70,7 @@ class Bucket(ABC):
 
         Raises:
             ObjectNotFoundError: there is no such object.
-            ObjectChangedError: ``etag`` was given and is not the object's any more.
+            ObjectChangedError: ``etag`` was given and is not the object's any more, or the object has gone.
         """
 
     @abstractmethod
@@ -103,20 +106,25 @@ class Bucket(ABC):
 
 def open_bucket(uri: str) -> Bucket:
     """The bucket at ``file:///folder`` (created on the first write), ``s3://bucket[/prefix]`` or a plain path."""
-    parts = urlsplit(uri)
-    if parts.scheme == "s3" and parts.netloc:
+    scheme, separator, rest = uri.partition("://")
+    if scheme == "s3" and rest.partition("/")[0]:
         return S3Bucket(uri)
-    if parts.scheme == "file" and parts.netloc in ("", "localhost") and parts.path:
-        return LocalBucket(Path(unquote(parts.path)))
-    if uri and "://" not in uri:
+    if scheme == "file" and rest.removeprefix("localhost").startswith("/"):
+        return LocalBucket(Path(unquote(rest.removeprefix("localhost"))))
+    if uri and not separator and not uri.startswith(("s3:", "file:")):
         return LocalBucket(Path(uri))
     raise PipelineError(f"Not a bucket: expected file:///folder, s3://bucket/prefix or a path. Received: {uri!r}")
 
 
 def open_object(uri: str) -> tuple[Bucket, str]:
     """Split an object's URI or path into its bucket and its key."""
-    folder, _, name = uri.rpartition("/")
-    return open_bucket(folder or ("/" if uri.startswith("/") else ".")), name
+    start = uri.rfind("/") + 1
+    if not uri[start:]:
+        raise PipelineError(
+            f"Not an object: expected file:///folder/name, s3://bucket/key or a path. Received: {uri!r}"
+        )
+    name = unquote(uri[start:]) if uri.startswith("file://") else uri[start:]
+    return open_bucket(uri[:start] or "."), name
 
 
 class LocalBucket(Bucket):
@@ -132,19 +140,29 @@ class LocalBucket(Bucket):
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         # Only the folder that the prefix names is walked, and keys are sorted as S3 sorts them: by their UTF-8 bytes.
         folder, _, _ = prefix.rpartition("/")
+        top = self._path(folder) if folder else self.root
         found = []
-        for directory, _, names in os.walk(self.root / folder):
+        # Links are followed: the photographs of a dataset often lie on another disk.
+        for directory, folders, names in os.walk(top, onerror=_raise_unless_absent, followlinks=True):
+            folders[:] = [name for name in folders if not name.startswith(".")]
             for name in names:
                 path = Path(directory, name)
                 key = path.relative_to(self.root).as_posix()
                 if key.startswith(prefix) and not name.startswith("."):
                     with contextlib.suppress(FileNotFoundError):  # removed while we were walking
                         status = path.stat()
-                        found.append(StoredObject(key, _local_etag(status), status.st_size))
-        yield from sorted(found, key=lambda item: os.fsencode(item.key))
+                        if stat.S_ISREG(status.st_mode):
+                            found.append(StoredObject(_utf8(key, self.root), _local_etag(status), status.st_size))
+        yield from sorted(found, key=lambda item: item.key.encode())
 
     def get(self, key: str, *, etag: str | None = None) -> bytes:
-        with self.open(key) as file:
+        try:
+            file = self.open(key)
+        except ObjectNotFoundError as error:
+            if etag is None:
+                raise
+            raise self._changed(key, etag) from error
+        with file:
             if etag is not None and _local_etag(os.fstat(file.fileno())) != etag:
                 raise self._changed(key, etag)
             return file.read()
@@ -158,28 +176,31 @@ class LocalBucket(Bucket):
     def put(self, key: str, data: bytes, *, if_match: str | None = None) -> str:
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
+        temporary = path.parent / f".tmp-{uuid.uuid4().hex}"
         try:
-            with open(descriptor, "wb") as file:
+            with temporary.open("xb") as file:
                 file.write(data)
                 file.flush()
+                # A file system's own clock ticks every few milliseconds: two writes within a tick would share an etag.
+                now = time.time_ns()
+                os.utime(file.fileno(), ns=(now, now))
                 os.fsync(file.fileno())
-                os.fchmod(file.fileno(), 0o666 & ~_umask())
                 etag = _local_etag(os.fstat(file.fileno()))
             with self._locked(path) if if_match is not None else contextlib.nullcontext():
                 if if_match is not None and self.etag(key) != if_match:
                     raise self._changed(key, if_match)
                 os.replace(temporary, path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
         return etag
 
     def etag(self, key: str) -> str:
         try:
-            return _local_etag(self._path(key).stat())
+            status = self._path(key).stat()
         except (FileNotFoundError, NotADirectoryError):
             return ABSENT
+        return _local_etag(status) if stat.S_ISREG(status.st_mode) else ABSENT
 
     def _path(self, key: str) -> Path:
         parts = PurePosixPath(key)
@@ -199,11 +220,24 @@ def _local_etag(status: os.stat_result) -> str:
     return f"{status.st_mtime_ns:x}-{status.st_size:x}"
 
 
-def _umask() -> int:
-    # mkstemp makes files private; the store is read by others, so it gets the mode that open() would have given.
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
+def _raise_unless_absent(error: OSError) -> None:
+    # A folder that is not there is an empty listing, as on S3. One that must not be read is not: what it holds would
+    # silently be missing.
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
+
+
+def _utf8(key: str, root: Path) -> str:
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        raise PipelineError(f"{root}: the file name {os.fsencode(key)!r} is not UTF-8. Rename or remove it.") from None
+    return key
+
+
+_S3_ADVICE = (
+    "Check the bucket's name, and the endpoint and the credentials in the environment (AWS_ENDPOINT_URL, AWS_…)."
+)
 
 
 class S3Bucket(Bucket):
@@ -217,11 +251,12 @@ class S3Bucket(Bucket):
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=self.prefix + prefix)
-        for page in pages:
-            for item in page.get("Contents", []):
-                if not item["Key"].endswith("/"):
-                    key = item["Key"].removeprefix(self.prefix)
-                    yield StoredObject(key, item["ETag"].strip('"'), item["Size"])
+        with self._errors(prefix, None):
+            for page in pages:
+                for item in page.get("Contents", []):
+                    if not item["Key"].endswith("/"):
+                        key = item["Key"].removeprefix(self.prefix)
+                        yield StoredObject(key, item["ETag"].strip('"'), item["Size"])
 
     def get(self, key: str, *, etag: str | None = None) -> bytes:
         condition = {} if etag is None else {"IfMatch": f'"{etag}"'}
@@ -232,7 +267,7 @@ class S3Bucket(Bucket):
     def open(self, key: str) -> IO[bytes]:
         with self._errors(key, None):
             head = self.client.head_object(Bucket=self.name, Key=self.prefix + key)
-        return io.BufferedReader(_RangeReader(self, key, head["ContentLength"]), buffer_size=1 << 16)
+        return io.BufferedReader(_RangeReader(self, key, head["ETag"], head["ContentLength"]), buffer_size=1 << 16)
 
     def put(self, key: str, data: bytes, *, if_match: str | None = None) -> str:
         condition = {}
@@ -251,20 +286,22 @@ class S3Bucket(Bucket):
         except ObjectNotFoundError:
             return ABSENT
 
-    def _range(self, key: str, start: int, stop: int) -> bytes:
-        with self._errors(key, None):
+    def _range(self, key: str, etag: str, start: int, stop: int) -> bytes:
+        with self._errors(key, etag):
             response = self.client.get_object(
-                Bucket=self.name, Key=self.prefix + key, Range=f"bytes={start}-{stop - 1}"
+                Bucket=self.name, Key=self.prefix + key, Range=f"bytes={start}-{stop - 1}", IfMatch=etag
             )
             return response["Body"].read()
 
     @contextlib.contextmanager
     def _errors(self, key: str, etag: str | None) -> Iterator[None]:
         """Translate the answers that mean something; let the others through with the object's name."""
-        from botocore.exceptions import ClientError
+        from botocore.exceptions import ClientError, NoCredentialsError, ParamValidationError
 
         try:
             yield
+        except (NoCredentialsError, ParamValidationError) as error:
+            raise PipelineError(f"{self.url(key)}: {error}. {_S3_ADVICE}") from error
         except ClientError as error:
             code = error.response.get("Error", {}).get("Code", "")
             if etag is not None and code in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
@@ -273,9 +310,7 @@ class S3Bucket(Bucket):
                 # A conditional write to an object that has gone is a change, not a missing input.
                 raise (self._not_found(key) if etag is None else self._changed(key, etag)) from error
             if code in ("NoSuchBucket", "AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch"):
-                raise PipelineError(
-                    f"{self.url(key)}: {error}. Check the bucket's name and the credentials."
-                ) from error
+                raise PipelineError(f"{self.url(key)}: {error}. {_S3_ADVICE}") from error
             error.add_note(f"while accessing {self.url(key)}")
             raise
 
@@ -283,8 +318,9 @@ class S3Bucket(Bucket):
 class _RangeReader(io.RawIOBase):
     """Seekable reads by ranged GET, so that a reader of one Parquet column does not fetch the others."""
 
-    def __init__(self, bucket: S3Bucket, key: str, size: int) -> None:
-        self._bucket, self._key, self._size, self._position = bucket, key, size, 0
+    def __init__(self, bucket: S3Bucket, key: str, etag: str, size: int) -> None:
+        # The etag makes every range come from one version: an object written meanwhile raises ObjectChangedError.
+        self._bucket, self._key, self._etag, self._size, self._position = bucket, key, etag, size, 0
 
     def readable(self) -> bool:
         return True
@@ -304,10 +340,16 @@ class _RangeReader(io.RawIOBase):
         stop = min(self._position + len(buffer), self._size)
         if stop <= self._position:
             return 0
-        data = self._bucket._range(self._key, self._position, stop)
+        data = self._bucket._range(self._key, self._etag, self._position, stop)
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
+
+    def readall(self) -> bytes:
+        # The inherited one asks for a few KiB at a time, each a request.
+        data = bytearray(max(self._size - self._position, 0))
+        self.readinto(memoryview(data))
+        return bytes(data)
 
 
 def _s3_client() -> "S3Client":

@@ -1,0 +1,73 @@
+# Everything runs in .venv, from the locks, and keeps what it makes under data/. `make help` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+PYTHON ?= python3
+ROOT := $(CURDIR)
+BIN := $(ROOT)/.venv/bin
+
+# Photographs in the Flickr8k layout to try the pipeline on; without any, the demo draws its own.
+DATA ?=
+ENCODER ?= random
+
+# Without bytecode each start of TensorFlow or Airflow takes three times as long.
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPATH := $(ROOT)
+export AIRFLOW_HOME ?= $(ROOT)/data/airflow
+export AIRFLOW__CORE__DAGS_FOLDER := $(ROOT)/dags
+export AIRFLOW__CORE__PLUGINS_FOLDER := $(ROOT)/plugins
+export AIRFLOW__CORE__LOAD_EXAMPLES := False
+export AIRFLOW__CORE__PARALLELISM := 4
+export AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL := 1
+export AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL := 30
+export AIRFLOW__API__HOST := 127.0.0.1
+export AIRFLOW__API__PORT ?= 8080
+export AIRFLOW__CORE__EXECUTION_API_SERVER_URL := http://127.0.0.1:$(AIRFLOW__API__PORT)/execution/
+export AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS := admin:admin
+export AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE := $(AIRFLOW_HOME)/passwords.json
+
+.PHONY: help demo up test lint lock clean
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+demo: .venv/installed $(AIRFLOW_HOME)/ready  ## train and caption through Airflow; DATA=folder ENCODER=imagenet|random|file for your own
+	@[ -n "$(DATA)" ] || $(BIN)/python -m pipeline demo-data data/demo
+	@$(BIN)/airflow dags test retrain_captioner --conf '{"dataset": "$(or $(abspath $(DATA)),$(ROOT)/data/demo)", "encoder": "$(if $(wildcard $(ENCODER)),$(abspath $(ENCODER)),$(ENCODER))"}'
+	@$(BIN)/python -m pipeline demo-inbox
+	@$(BIN)/airflow dags test caption_new_images
+	@$(BIN)/python -m pipeline status --captions 15 --under "$(notdir $(or $(abspath $(DATA)),demo))/"
+
+up: .venv/installed $(AIRFLOW_HOME)/ready  ## start Airflow on 127.0.0.1:8080 with both DAGs; Ctrl-C stops it
+	@$(BIN)/python scripts/up.py
+
+test: .venv/installed-dev  ## run all tests
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: .venv/installed-dev  ## check style, imports and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+lock:  ## compile the locks again from requirements.in and requirements-dev.in (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes requirements.in -o requirements.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes requirements-dev.in -o requirements-dev.txt
+
+clean:  ## remove the environment and the caches; data/ stays
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.12 …")'
+	@echo "installing the packages into .venv (a few minutes, once)"
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements.txt
+	@touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements.txt -r requirements-dev.txt
+	@touch $@
+
+$(AIRFLOW_HOME)/ready: .venv/installed
+	@mkdir -p $(AIRFLOW_HOME)
+	@$(BIN)/airflow db migrate > $(AIRFLOW_HOME)/migrate.log 2>&1 || { cat $(AIRFLOW_HOME)/migrate.log; exit 1; }
+	@$(BIN)/airflow pools set gpu 1 "the accelerator, or all cores where there is none" > /dev/null
+	@touch $@

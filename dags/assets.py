@@ -1,0 +1,8 @@
+"""What the DAGs make, for Airflow's lineage: who is scheduled by what."""
+
+from airflow.sdk import Asset
+
+DATASET = Asset("captioning_dataset", uri="x-captioning://dataset")
+FEATURES = Asset("image_features", uri="x-captioning://features")
+CHAMPION = Asset("champion_captioner", uri="x-captioning://champion")
+CAPTIONS = Asset("image_captions", uri="x-captioning://captions")

@@ -1,0 +1,88 @@
+"""The one operator of both DAGs: a command of ``python -m pipeline`` in a child process."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from airflow.providers.standard.hooks.subprocess import SubprocessHook
+from airflow.sdk import BaseOperator, Context
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from pipeline.settings import PROJECT
+
+GPU = "gpu"
+"""Pool and queue of the tasks that hold the accelerator, or all cores where there is none."""
+
+BAD_INPUT = 2
+"""The command's exit status for what no retry mends."""
+
+
+class PipelineOperator(BaseOperator):
+    """Run ``python -m pipeline ARGUMENTS`` and return the JSON of its last line of output.
+
+    Keras runs in a process of its own because the task's process is a fork: a lock that some thread of the parent held
+    would stay locked in it for ever, and a GPU's memory is given back only when a process ends. The command in the
+    task's log is one that a person can paste.
+
+    A result that is a dictionary is also pushed key by key, and becomes the extra of the outlets' asset events.
+
+    :param arguments: the command and its options, templated; a mapped task may instead be given ``shard``
+    :param shard: a last argument, by which a mapped task is named in the UI
+    """
+
+    template_fields: Sequence[str] = ("arguments", "shard")
+    ui_color = "#e8f1fb"
+
+    def __init__(self, *, arguments: Sequence[Any], shard: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.arguments = arguments
+        self.shard = shard
+        self.hook = SubprocessHook()
+
+    def execute(self, context: Context) -> Any:
+        """Run the command in the task's process and follow its output."""
+        arguments = [str(argument) for argument in self.arguments] + ([self.shard] if self.shard else [])
+        environment = {**os.environ, **aws_environment(self.log), "PYTHONUNBUFFERED": "1"}
+        command = [sys.executable, "-m", "pipeline", *arguments]
+        finished = self.hook.run_command(command, env=environment, cwd=str(PROJECT))
+        if finished.exit_code == BAD_INPUT:
+            raise AirflowFailException(finished.output)
+        if finished.exit_code != 0:
+            raise AirflowException(f"The command exited with status {finished.exit_code}: {finished.output}")
+        result = json.loads(finished.output)
+        if isinstance(result, dict):
+            for outlet in self.outlets:
+                context["outlet_events"][outlet].extra = result
+            for key, value in result.items():
+                context["ti"].xcom_push(key, value)
+        return result
+
+    def on_kill(self) -> None:
+        """Stop the command when Airflow stops the task."""
+        self.hook.send_sigterm()
+
+
+def aws_environment(log: Any) -> dict[str, str]:
+    """The Airflow connection ``aws_default`` as the variables that boto3 reads; empty where there is none."""
+    from airflow.sdk import Connection
+    from airflow.sdk.exceptions import AirflowNotFoundException
+
+    try:
+        Connection.get("aws_default")
+    except AirflowNotFoundException:
+        return {}
+    from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+
+    hook = S3Hook(aws_conn_id="aws_default")
+    credentials = hook.get_credentials(region_name=hook.region_name)
+    variables = {
+        "AWS_ACCESS_KEY_ID": credentials.access_key,
+        "AWS_SECRET_ACCESS_KEY": credentials.secret_key,
+        "AWS_SESSION_TOKEN": credentials.token,
+        "AWS_DEFAULT_REGION": hook.region_name,
+        "AWS_ENDPOINT_URL": hook.conn_config.endpoint_url,
+    }
+    log.info("S3 as the connection aws_default says")
+    return {name: value for name, value in variables.items() if value}

@@ -1,0 +1,171 @@
+"""
+### Retrain the captioner
+
+Reads captioned photographs, extracts the features that are missing, trains the merge model, evaluates it on the test
+split, and lets the gate decide whether it becomes the champion that captions the nights.
+
+Trigger it with the form. Retraining on photographs that are known extracts nothing, and a model that was trained from
+the very same inputs before is not trained again: choose another seed to get another.
+
+* `consider` says in its log, and in the run's record, why a candidate was promoted or not.
+* The report is `models/<version>/report.html` in the store; `evaluate` logs its address.
+* To promote by hand, or to go back: `python -m pipeline promote VERSION`, `python -m pipeline rollback`.
+"""
+
+from datetime import timedelta
+
+from airflow.sdk import DAG, Param, task
+from airflow.sdk.exceptions import AirflowSkipException
+from dags.assets import CHAMPION, DATASET, FEATURES
+from dags.pipeline_operator import GPU, PipelineOperator
+
+from pipeline.recipe import Recipe
+from pipeline.settings import Settings
+
+settings = Settings()
+
+# The form shows the recipe's own fields: names, defaults, bounds and descriptions stand in one place.
+recipe_params = {
+    name: Param(field.pop("default"), section="Recipe", **field)
+    for name, field in Recipe.model_json_schema()["properties"].items()
+}
+
+with DAG(
+    dag_id="retrain_captioner",
+    description="Ingest, extract, train, evaluate, promote",
+    doc_md=__doc__,
+    schedule=None,
+    catchup=False,
+    max_active_runs=1,
+    tags=["captioning"],
+    default_args={
+        "retries": 3,
+        "retry_delay": timedelta(seconds=30),
+        "retry_exponential_backoff": True,
+        "max_retry_delay": timedelta(minutes=10),
+        "execution_timeout": timedelta(hours=1),
+    },
+    params={
+        "dataset": Param(
+            settings.dataset,
+            type="string",
+            minLength=1,
+            title="Captioned photographs",
+            description="Folder in the Flickr8k layout, or a CSV or Parquet table (image, caption[, split]); path or URI",
+            section="Data",
+        ),
+        "min_count": Param(
+            10,
+            type="integer",
+            minimum=1,
+            title="Minimum word count",
+            description="How often a word must be seen in the training captions to enter the vocabulary",
+            section="Data",
+        ),
+        "encoder": Param(
+            settings.encoder,
+            type="string",
+            minLength=1,
+            title="Image encoder",
+            description="`imagenet` (ResNet50, weights downloaded), `random` (untrained, to try the pipeline), "
+            "a .h5 file of ResNet50 weights, or a .keras model; path or URI",
+            section="Data",
+        ),
+        **recipe_params,
+        "beam_width": Param(
+            3,
+            type="integer",
+            minimum=1,
+            maximum=50,
+            title="Beam width",
+            description="Of the evaluation, beside greedy search",
+            section="Evaluation and promotion",
+        ),
+        "promotion": Param(
+            "auto",
+            enum=["auto", "never"],
+            title="Promotion",
+            description="`auto`: through the gate; `never`: the model stays a candidate",
+            section="Evaluation and promotion",
+        ),
+        "tolerance": Param(
+            0.015,
+            type="number",
+            minimum=0,
+            title="Tolerance",
+            description="CIDEr by which a new champion may lie below the present one (.015 is a seed's noise)",
+            section="Evaluation and promotion",
+        ),
+        "floor": Param(
+            0.1,
+            type="number",
+            minimum=0,
+            title="Floor",
+            description="CIDEr that a champion must reach",
+            section="Evaluation and promotion",
+        ),
+    },
+) as dag:
+    ingest = PipelineOperator(task_id="ingest", arguments=["ingest", "{{ params.dataset }}"], outlets=[DATASET])
+    vocabulary = PipelineOperator(
+        task_id="vocabulary",
+        arguments=["vocabulary", ingest.output["dataset"], "--min-count", "{{ params.min_count }}"],
+    )
+    encoder = PipelineOperator(task_id="encoder", arguments=["encoder", "{{ params.encoder }}"], pool=GPU, queue=GPU)
+    plan = PipelineOperator(
+        task_id="plan_extraction",
+        arguments=["plan", ingest.output["dataset"], encoder.output["encoder_id"], "--run", "{{ run_id }}"],
+    )
+    extract = PipelineOperator.partial(
+        task_id="extract",
+        arguments=["extract"],
+        pool=GPU,
+        queue=GPU,
+        outlets=[FEATURES],
+        map_index_template="{{ task.shard }}",
+    ).expand(shard=plan.output)
+    train = PipelineOperator(
+        task_id="train",
+        arguments=[
+            "train",
+            ingest.output["dataset"],
+            vocabulary.output["vocabulary"],
+            encoder.output["encoder_id"],
+            *(f"--set={name}={{{{ params.{name} }}}}" for name in recipe_params),
+        ],
+        pool=GPU,
+        queue=GPU,
+        # Where nothing is pending, no extraction runs.
+        trigger_rule="none_failed",
+        execution_timeout=timedelta(hours=24),
+    )
+    evaluate = PipelineOperator(
+        task_id="evaluate",
+        arguments=["evaluate", train.output["version"], "--beam-width", "{{ params.beam_width }}"],
+        pool=GPU,
+        queue=GPU,
+    )
+    consider = PipelineOperator(
+        task_id="consider",
+        arguments=[
+            "consider",
+            train.output["version"],
+            "--run={{ run_id }}",
+            "--policy={{ params.promotion }}",
+            "--tolerance={{ params.tolerance }}",
+            "--floor={{ params.floor }}",
+        ],
+        pool=GPU,
+        queue=GPU,
+    )
+
+    @task(outlets=[CHAMPION])
+    def announce(decision: dict, *, outlet_events) -> None:
+        """Tell those who wait for a champion; skipped where the candidate did not become one."""
+        if not decision["promoted"]:
+            raise AirflowSkipException(decision["reason"])
+        outlet_events[CHAMPION].extra = decision
+
+    extract >> train
+    evaluate >> consider
+    announce(consider.output)

@@ -1,0 +1,298 @@
+"""The command line. A command's log goes to standard error, its result, as one line of JSON, to standard output.
+
+Exit status 0 is success; 2 is bad input or configuration, which no retry mends; anything else may be tried again.
+Each command imports what it needs, so that the help answers at once.
+"""
+
+import json
+import logging
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from pipeline.errors import PipelineError
+from pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from pipeline.storage import Bucket
+
+app = typer.Typer(
+    name="pipeline",
+    help="Caption photographs: train, evaluate and promote a captioner, and caption what is new in a bucket.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+night = typer.Typer(help="The steps of the nightly job, in the order in which they run.", no_args_is_help=True)
+app.add_typer(night, name="night")
+
+DatasetUri = Annotated[str, typer.Argument(help="URI of a dataset.parquet, as `ingest` prints it")]
+EncoderId = Annotated[str, typer.Argument(help="id of a published encoder, as `encoder` prints it")]
+Version = Annotated[str, typer.Argument(help="version of a model, as `status` lists it")]
+Shard = Annotated[str, typer.Argument(help="name of a planned shard")]
+Run = Annotated[str, typer.Argument(help="name of the run; Airflow's run id, for example")]
+RunOption = Annotated[str, typer.Option("--run", help="name of the run that asks")]
+
+
+def main() -> None:
+    """Run the command line; a ``PipelineError`` is printed without a traceback and exits with 2."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        app(prog_name="python -m pipeline")
+    except PipelineError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+
+
+@app.command()
+def ingest(
+    source: Annotated[
+        str, typer.Argument(help="folder in the Flickr8k layout, or a CSV or Parquet table; path or URI")
+    ],
+    name: Annotated[str | None, typer.Option(help="name of the dataset; by default that of the folder or file")] = None,
+    max_dropped_fraction: Annotated[
+        float, typer.Option(min=0, max=1, help="share of captions that may be dropped")
+    ] = 0.05,
+) -> None:
+    """Read captioned photographs into a validated dataset table."""
+    from pipeline import dataset
+
+    name = name or Path(source.rstrip("/")).stem
+    report = dataset.ingest(source, _store(), name=name, max_dropped_fraction=max_dropped_fraction)
+    _print(report.model_dump(exclude={"dropped_rows"}))
+
+
+@app.command()
+def vocabulary(
+    dataset_uri: DatasetUri,
+    min_count: Annotated[int, typer.Option(min=1, help="how often a word must be seen in the training captions")] = 10,
+) -> None:
+    """Count the words of the training captions and number those seen often enough."""
+    from pipeline import dataset
+    from pipeline.storage import open_object
+    from pipeline.vocabulary import Vocabulary
+
+    training = dataset.load(dataset_uri).split("train")
+    words = Vocabulary.build(
+        (c for captions in training["captions"].to_pylist() for c in captions), min_count=min_count
+    )
+    bucket, _ = open_object(dataset_uri)
+    key = f"vocabulary-{min_count}.json"
+    bucket.put(key, words.to_json().encode())
+    _print({"vocabulary": bucket.url(key), "words": len(words)})
+
+
+@app.command()
+def encoder(
+    spec: Annotated[str, typer.Argument(help="imagenet, random, a .h5 file of ResNet50 weights, or a .keras model")],
+) -> None:
+    """Put an image encoder in the store."""
+    from pipeline import encoder as encoders
+
+    _print({"encoder_id": encoders.publish(spec, _store())})
+
+
+@app.command()
+def plan(dataset_uri: DatasetUri, encoder_id: EncoderId, run: RunOption = "manual") -> None:
+    """Cut a dataset's images that have no features yet into shards, and print their names."""
+    import pyarrow as pa
+
+    from pipeline import dataset, features
+
+    data = dataset.load(dataset_uri)
+    images = pa.table({"key": data.table["image_key"], "etag": data.table["etag"]})
+    size = Settings().shard_size
+    _print(features.plan(images, run=run, source=data.source, encoder_id=encoder_id, store=_store(), shard_size=size))
+
+
+@app.command()
+def extract(shard: Shard) -> None:
+    """Extract the features of a planned shard."""
+    from dataclasses import asdict
+
+    from pipeline import features
+
+    _print(asdict(features.extract(shard, store=_store(), batch_size=Settings().batch_size)))
+
+
+@app.command()
+def train(
+    dataset_uri: DatasetUri,
+    vocabulary_uri: Annotated[str, typer.Argument(help="URI of the vocabulary, as `vocabulary` prints it")],
+    encoder_id: EncoderId,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="set a field of the recipe: embedding, embedding_size, units, dropout, epochs, patience, batch_size, "
+            "learning_rate, seed",
+        ),
+    ] = None,
+) -> None:
+    """Train a captioner and put it in the store as a candidate."""
+    from pipeline import training
+    from pipeline.recipe import Recipe
+
+    model = training.train(
+        dataset_uri,
+        vocabulary_uri,
+        encoder_id=encoder_id,
+        recipe=Recipe.parse(assignments or []),
+        store=_store(),
+        max_failed_fraction=Settings().max_failed_fraction,
+    )
+    _print({"version": model.version, "best_epoch": model.best_epoch, "epochs": len(model.curves)})
+
+
+@app.command()
+def evaluate(
+    version: Version,
+    beam_width: Annotated[int, typer.Option(min=1, max=50, help="beam width beside greedy search")] = 3,
+) -> None:
+    """Caption the test split, score the captions, and write metrics.json and report.html."""
+    from pipeline import evaluation
+
+    metrics = evaluation.evaluate(
+        version, store=_store(), beam_width=beam_width, max_failed_fraction=Settings().max_failed_fraction
+    )
+    _print({"version": version, **metrics.summary, "report": _store().url(evaluation.report_key(version))})
+
+
+@app.command()
+def consider(
+    version: Version,
+    policy: Annotated[
+        Literal["auto", "never"], typer.Option(help="auto: promote through the gate; never: leave it a candidate")
+    ] = "auto",
+    tolerance: Annotated[float, typer.Option(min=0, help="CIDEr by which it may lie below the champion")] = 0.015,
+    floor: Annotated[float, typer.Option(min=0, help="CIDEr that it must reach")] = 0.1,
+    run: RunOption = "manual",
+) -> None:
+    """Let the gate decide whether a candidate becomes champion, and write the retraining's record."""
+    from pipeline import registry
+
+    settings = Settings()
+    decision = registry.consider(
+        version,
+        run=run,
+        policy=registry.Policy(policy),
+        tolerance=tolerance,
+        floor=floor,
+        store=_store(),
+        batch_size=settings.batch_size,
+        max_failed_fraction=settings.max_failed_fraction,
+    )
+    _print(decision.model_dump())
+
+
+@app.command()
+def promote(version: Version) -> None:
+    """Make a model the champion, whatever its scores."""
+    from pipeline import registry
+
+    _print({"champion": registry.promote(version, _store()).version})
+
+
+@app.command()
+def rollback() -> None:
+    """Give the place back to the champion before."""
+    from pipeline import registry
+
+    _print({"champion": registry.roll_back(_store()).version})
+
+
+@app.command()
+def status(
+    captions: Annotated[int, typer.Option(min=0, help="how many captions to show")] = 0,
+    under: Annotated[str, typer.Option(help="show only captions of images whose key begins so")] = "",
+) -> None:
+    """Show the champion, the models, the last runs, and some captions."""
+    from pipeline import status as report
+
+    report.show(_store(), limit=captions, under=under)
+
+
+@app.command()
+def demo_data(
+    directory: Annotated[Path, typer.Argument(help="folder to draw them into")],
+    images: Annotated[int, typer.Option(min=50, help="how many pictures")] = 600,
+    seed: Annotated[int, typer.Option(help="other seeds draw other pictures")] = 0,
+) -> None:
+    """Draw a data set whose truth is known, in the Flickr8k layout, to try the pipeline without a download."""
+    from pipeline import demo_data as demo
+
+    _print({"directory": str(directory), "images": demo.draw(directory, images=images, seed=seed)})
+
+
+@app.command()
+def demo_inbox(
+    count: Annotated[int, typer.Option(min=1, help="how many photographs, at most")] = 60,
+) -> None:
+    """Copy test photographs of the newest model's dataset into the inbox, as if they had just arrived."""
+    from pipeline import demo_inbox as demo
+
+    _print(demo.fill(_store(), Settings().inbox, count=count))
+
+
+@night.command("list")
+def night_list(run: Run) -> None:
+    """List the inbox and fix the champion for the whole night."""
+    from pipeline import captions
+
+    _print(captions.list_inbox(run, inbox=Settings().inbox, store=_store()))
+
+
+@night.command("plan-extraction")
+def night_plan_extraction(run: Run) -> None:
+    """Plan the shards of images without features, and print their names."""
+    from pipeline import captions
+
+    _print(captions.plan_extraction(run, store=_store(), shard_size=Settings().shard_size))
+
+
+@night.command("plan-captions")
+def night_plan_captions(
+    run: Run,
+    date: Annotated[
+        str | None, typer.Option(help="YYYY-MM-DD of the captions' partition; by default today, UTC")
+    ] = None,
+) -> None:
+    """Plan the shards of images without a caption of the champion, and print their names."""
+    from pipeline import captions
+
+    date = date or datetime.now(UTC).strftime("%Y-%m-%d")
+    _print(captions.plan_captions(run, store=_store(), date=date, shard_size=Settings().shard_size))
+
+
+@night.command("caption")
+def night_caption(shard: Shard) -> None:
+    """Write the captions of a planned shard."""
+    from pipeline import captions
+
+    settings = Settings()
+    _print(captions.caption(shard, store=_store(), beam_width=settings.beam_width, sidecars=settings.sidecars))
+
+
+@night.command("publish")
+def night_publish(run: Run) -> None:
+    """Count the night, and fail where an image is unaccounted for or too many failed."""
+    from pipeline import captions
+
+    _print(captions.publish(run, store=_store(), max_failed_fraction=Settings().max_failed_fraction))
+
+
+def _store() -> "Bucket":
+    from pipeline.storage import open_bucket
+
+    return open_bucket(Settings().store)
+
+
+def _print(result: Any) -> None:
+    sys.stderr.flush()
+    sys.stdout.write(json.dumps(result) + "\n")

@@ -1,0 +1,177 @@
+"""The image encoder: a Keras model that maps RGB pictures to pooled feature vectors, and its identity.
+
+An encoder is stored once under ``encoders/<encoder_id>.keras``, so that every later run, on any machine, extracts with
+the very weights that the captioner was trained on. Its id holds a hash of those weights: features of different weights
+can't be mixed.
+"""
+
+import contextlib
+import hashlib
+import logging
+import re
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import PipelineError
+from pipeline.storage import Bucket, open_object
+
+if TYPE_CHECKING:
+    import keras
+
+log = logging.getLogger(__name__)
+
+DEFAULT_SIZE = 224
+"""Height and width in pixels of a ResNet50's pictures, and of those of a model that leaves its input size open."""
+
+RANDOM_SEED = 0
+"""Of the weights of the encoder ``random``, which serves to try the pipeline without a download."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A loaded encoder.
+
+    Attributes:
+        encoder_id: its name and the hash of its weights.
+        size: (height, width) of its pictures.
+        dimension: length of a feature vector, D.
+    """
+
+    encoder_id: str
+    size: tuple[int, int]
+    dimension: int
+    model: "keras.Model"
+
+    def encode(self, pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Features of a batch: (N, height, width, 3) RGB 0..255 to (N, D) float32."""
+        return np.asarray(self.model.predict_on_batch(pictures.astype(np.float32)), np.float32)
+
+
+def publish(spec: str, store: Bucket) -> str:
+    """Build the encoder that ``spec`` names, put it in the store unless it is there, and return its id.
+
+    Args:
+        spec: ``imagenet`` (ResNet50 with the weights that Keras downloads), ``random`` (ResNet50, seeded, untrained),
+            a ``.h5`` file of ResNet50 weights without its top, or a ``.keras`` model; files by path or URI.
+        store: where encoders lie.
+
+    Raises:
+        PipelineError: the spec names no such thing, or the model does not map (N, H, W, 3) to (N, D).
+    """
+    model, name = _build(spec)
+    encoder = _checked(model, f"{name}-{_weights_hash(model)}")
+    key = _key(encoder.encoder_id)
+    if not store.exists(key):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "encoder.keras")
+            model.save(path)
+            store.put(key, path.read_bytes())
+    log.info(
+        "encoder %s: %s pixels to %d features", encoder.encoder_id, "×".join(map(str, encoder.size)), encoder.dimension
+    )
+    return encoder.encoder_id
+
+
+def load(encoder_id: str, store: Bucket) -> Encoder:
+    """The encoder published under this id. Raises ``PipelineError`` where there is none."""
+    model = _load_keras_model(store.get(_key(encoder_id)), store.url(_key(encoder_id)))
+    return _checked(model, encoder_id)
+
+
+def _key(encoder_id: str) -> str:
+    return f"encoders/{encoder_id}.keras"
+
+
+def _build(spec: str) -> tuple["keras.Model", str]:
+    if spec == "imagenet":
+        return _resnet50("imagenet"), "resnet50-imagenet"
+    if spec == "random":
+        return _resnet50(None), "resnet50-random"
+    suffix = Path(spec).suffix
+    if suffix not in (".keras", ".h5"):
+        raise PipelineError(f"No such encoder: expected imagenet, random, or a .keras or .h5 file. Received: {spec!r}")
+    bucket, key = open_object(spec)
+    data = bucket.get(key)
+    name = re.sub(r"[^a-z0-9]+", "-", Path(key).stem.lower()).strip("-")
+    if suffix == ".keras":
+        return _load_keras_model(data, spec), name
+    # Keras tells its two formats of weights, the old of its downloads and the present one, by the file's name.
+    with _as_file(data, ".weights.h5" if key.endswith(".weights.h5") else ".h5") as path:
+        try:
+            return _resnet50(path), f"resnet50-{name.removeprefix('resnet50-')}"
+        except (ValueError, OSError, KeyError) as error:
+            raise PipelineError(
+                f"{spec} does not hold the weights of a ResNet50 without its top (`include_top=False`): {error}"
+            ) from error
+
+
+def _resnet50(weights: str | None) -> "keras.Model":
+    """ResNet50 (He et al. 2015, https://arxiv.org/abs/1512.03385), pooled to 2048-d, its preprocessing inside."""
+    import keras
+
+    if weights is None:
+        keras.utils.set_random_seed(RANDOM_SEED)
+    backbone = keras.applications.ResNet50(
+        include_top=False, weights=weights, pooling="avg", input_shape=(DEFAULT_SIZE, DEFAULT_SIZE, 3)
+    )
+    pictures = keras.Input((DEFAULT_SIZE, DEFAULT_SIZE, 3), name="pictures")
+    # What keras.applications.resnet50.preprocess_input does, as layers, so that the saved model needs no code of ours:
+    # RGB to BGR, less the ImageNet means.
+    bgr = keras.ops.flip(pictures, axis=-1)
+    centred = keras.layers.Rescaling(1.0, offset=[-103.939, -116.779, -123.68])(bgr)
+    return keras.Model(pictures, backbone(centred), name="resnet50")
+
+
+def _load_keras_model(data: bytes, origin: str) -> "keras.Model":
+    import keras
+
+    with _as_file(data, ".keras") as path:
+        try:
+            # Safe mode is the default, said aloud: a model from elsewhere must not bring code that runs here.
+            return keras.saving.load_model(path, compile=False, safe_mode=True)
+        except (ValueError, TypeError, OSError, KeyError, zipfile.BadZipFile) as error:
+            raise PipelineError(
+                f"{origin} can't be loaded as a Keras model in safe mode: {error}. Save it with `model.save(…)` in "
+                "Keras 3, of built-in layers only (no Lambda, no custom class)."
+            ) from error
+
+
+@contextlib.contextmanager
+def _as_file(data: bytes, suffix: str) -> Iterator[str]:
+    """Keras loads from paths only."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"model{suffix}")
+        path.write_bytes(data)
+        yield str(path)
+
+
+def _checked(model: "keras.Model", encoder_id: str) -> Encoder:
+    inputs, outputs = model.inputs, model.outputs
+    if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].shape[-1] != 3:
+        shapes = f"{[tuple(i.shape) for i in inputs]} to {[tuple(o.shape) for o in outputs]}"
+        raise PipelineError(f"An encoder maps (N, H, W, 3) to (N, D); {encoder_id} maps {shapes}.")
+    if len(outputs[0].shape) != 2 or outputs[0].shape[-1] is None:
+        raise PipelineError(
+            f"An encoder's output is (N, D); that of {encoder_id} is {tuple(outputs[0].shape)}: "
+            "end the model in GlobalAveragePooling2D."
+        )
+    _, height, width, _ = inputs[0].shape
+    return Encoder(encoder_id, (height or DEFAULT_SIZE, width or DEFAULT_SIZE), outputs[0].shape[-1], model)
+
+
+def _weights_hash(model: "keras.Model") -> str:
+    import keras
+
+    digest = hashlib.sha256()
+    for variable in model.variables:
+        array = keras.ops.convert_to_numpy(variable)
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,104 @@
+"""Examples to learn from and to judge by: a dataset's split, its features, and its captions as numbers."""
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import features as feature_store
+from pipeline.dataset import Dataset
+from pipeline.storage import Bucket
+from pipeline.vocabulary import PAD, Vocabulary
+
+log = logging.getLogger(__name__)
+
+MAX_LENGTH_PERCENTILE = 99.5
+"""Captions longer than this share of the training captions are cut, and none longer is written: a few run-on
+sentences would otherwise pad their batches and set the decoder's limit."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of a split whose features could be extracted.
+
+    Attributes:
+        table: their rows of the dataset.
+        vectors: (N, D) float32, in the table's order.
+    """
+
+    table: pa.Table
+    vectors: npt.NDArray[np.float32]
+
+    @property
+    def references(self) -> dict[str, list[str]]:
+        """The raw captions by row number."""
+        return {str(row): captions for row, captions in enumerate(self.table["captions"].to_pylist())}
+
+
+def split_features(
+    dataset: Dataset, split: str, *, encoder_id: str, store: Bucket, max_failed_fraction: float
+) -> Split:
+    """A split with its features; images that could not be read are left out, up to ``max_failed_fraction``."""
+    table = dataset.split(split)
+    images = pa.table({"key": table["image_key"], "etag": table["etag"]})
+    rows = feature_store.look_up(images, encoder_id=encoder_id, store=store)
+    ok = pa.array([status == "ok" for status in rows["status"].to_pylist()])
+    failed = rows.filter(pc.invert(ok))
+    names = list(zip(failed["key"].to_pylist(), failed["error"].to_pylist(), strict=True))
+    feature_store.check_failures(names, len(rows), allowed_fraction=max_failed_fraction)
+    if names:
+        log.warning("%d of the %d images of %s could not be read and are left out", len(names), len(rows), split)
+    return Split(table.filter(ok), feature_store.read_vectors(rows.filter(ok), encoder_id=encoder_id, store=store))
+
+
+Batch = tuple[dict[str, npt.NDArray[np.generic]], npt.NDArray[np.int32], npt.NDArray[np.float32]]
+"""Inputs, the next words (B, T), and their weights (B, T): 0 where there is padding."""
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Captions as ids, each with the row of its image.
+
+    Attributes:
+        features: (N, D) float32, a row an image.
+        image: (C,) the row of each caption's image.
+        ids: of each caption, from ``<start>`` to ``<end>``.
+    """
+
+    features: npt.NDArray[np.float32]
+    image: npt.NDArray[np.intp]
+    ids: Sequence[Sequence[int]]
+
+    def batches(self, size: int, rng: np.random.Generator | None = None) -> Iterator[Batch]:
+        """All captions once, in batches of similar length. With ``rng``, shuffled; else in order of length."""
+        lengths = np.array([len(ids) for ids in self.ids])
+        order = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
+        order = order[np.argsort(lengths[order], kind="stable")]
+        groups = [order[start : start + size] for start in range(0, len(order), size)]
+        if rng is not None:
+            rng.shuffle(groups)
+        for group in groups:
+            # Few different lengths, so that a compiled step is compiled few times.
+            longest = math.ceil((lengths[group].max() - 1) / 4) * 4 + 1
+            ids = np.full((len(group), longest), PAD, np.int32)
+            for row, caption in enumerate(group):
+                ids[row, : lengths[caption]] = self.ids[caption]
+            inputs = {"features": self.features[self.image[group]], "words": ids[:, :-1]}
+            yield inputs, ids[:, 1:], (ids[:, 1:] != PAD).astype(np.float32)
+
+
+def encode_captions(split: Split, vocabulary: Vocabulary, longest: int | None = None) -> tuple[Captions, int]:
+    """A split's captions as ids, cut to ``longest`` words (by default such that few are), and ``longest``."""
+    ids, image = [], []
+    for row, captions in enumerate(split.table["captions"].to_pylist()):
+        ids += [vocabulary.encode(caption) for caption in captions]
+        image += [row] * len(captions)
+    if longest is None:
+        longest = math.ceil(float(np.percentile([len(caption) - 2 for caption in ids], MAX_LENGTH_PERCENTILE)))
+    ids = [caption if len(caption) - 2 <= longest else caption[: longest + 1] for caption in ids]
+    return Captions(split.vectors, np.array(image), ids), longest

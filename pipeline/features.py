@@ -1,0 +1,270 @@
+"""The feature store: each image's vector, computed once for whoever asks first.
+
+Work is cut into shards. A shard is a list of (key, etag); its plan lies under ``plans/<shard>.parquet`` and its result,
+one row an image, under ``features/<encoder_id>/<shard>.parquet``, written with one atomic put. The shard's name is a
+hash of its content, so a retry writes the same object, and what is pending is the listing less the rows that exist.
+"""
+
+import hashlib
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline import runs, tables
+from pipeline.errors import PipelineError
+from pipeline.images import BadImageError, decode
+from pipeline.progress import track
+from pipeline.storage import Bucket, ObjectChangedError, ObjectNotFoundError, open_bucket
+
+if TYPE_CHECKING:
+    from pipeline.encoder import Encoder
+
+log = logging.getLogger(__name__)
+
+MAX_SHARDS = 1000
+"""Airflow maps one task over at most 1,024 items: beyond this many shards, shards grow instead."""
+
+DECODE_THREADS = 8
+
+IMAGES = pa.schema([("key", pa.string()), ("etag", pa.string())])
+"""A listing: images by key, each with the etag that it had when it was listed."""
+
+INDEX = pa.schema([*IMAGES, ("status", pa.string()), ("error", pa.string()), ("shard", pa.string())])
+"""The feature store without its vectors: what is done, what failed, and in which shard it lies."""
+
+
+def schema(dimension: int) -> pa.Schema:
+    """A shard of features: ``status`` is ok or failed; then ``feature`` is null and ``error`` says why."""
+    feature = pa.list_(pa.float16(), dimension)
+    return pa.schema([*IMAGES, ("status", pa.string()), ("error", pa.string()), ("feature", feature)])
+
+
+def plan(images: pa.Table, *, run: str, source: str, encoder_id: str, store: Bucket, shard_size: int) -> list[str]:
+    """Cut what has no row yet into shards and write their plans.
+
+    Args:
+        run: who asks; the counts are noted under its name.
+        images: the listing, of schema ``IMAGES``.
+        source: URI of the bucket that holds the images.
+        encoder_id: whose features are wanted.
+        store: the store.
+        shard_size: images a shard; more where there would be over ``MAX_SHARDS`` shards.
+
+    Returns:
+        The shards' names; empty when nothing is pending.
+    """
+    done = index(encoder_id, store).select(["key", "etag"])
+    pending = images.join(done, keys=["key", "etag"], join_type="left anti").sort_by("key")
+    log.info("%d images: %d have a row, %d are pending", len(images), len(images) - len(pending), len(pending))
+    shards = write_plans(pending, {"source": source, "encoder_id": encoder_id}, store=store, shard_size=shard_size)
+    runs.write(run, "extraction", {"images": len(images), "pending": len(pending), "shards": shards}, store)
+    return shards
+
+
+def write_plans(pending: pa.Table, about: dict[str, str], *, store: Bucket, shard_size: int) -> list[str]:
+    """Write ``pending``, sliced, as ``plans/<shard>.parquet`` with ``about`` as metadata; return the shards' names."""
+    shard_size = max(shard_size, -(-len(pending) // MAX_SHARDS))
+    shards = []
+    for start in range(0, len(pending), shard_size):
+        part = pending.slice(start, shard_size).combine_chunks()
+        digest = hashlib.sha256(repr((sorted(about.items()), part.to_pydict())).encode())
+        shards.append(digest.hexdigest()[:16])
+        tables.write(part, _plan_key(shards[-1]), store, about=about)
+    return shards
+
+
+def read_plan(shard: str, store: Bucket) -> tuple[pa.Table, dict[str, str]]:
+    """A planned shard's rows and what is said about them."""
+    table = tables.read(_plan_key(shard), store)
+    return table, tables.about(table)
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What the extraction of one shard did; ``seconds`` is wall time without loading the encoder."""
+
+    shard: str
+    images: int
+    failed: int
+    seconds: float
+
+    @property
+    def images_per_second(self) -> float:
+        """The rate, for logs and records."""
+        return self.images / max(self.seconds, 1e-9)
+
+
+def extract(shard: str, *, store: Bucket, batch_size: int) -> Extraction:
+    """Encode a planned shard's images and write its features; does nothing where they are written already."""
+    from pipeline import encoder as encoders
+
+    images, about = read_plan(shard, store)
+    key = _features_key(about["encoder_id"], shard)
+    if store.exists(key):
+        log.info("%s exists: nothing to do", store.url(key))
+        return Extraction(shard, 0, 0, 0.0)
+    encoder = encoders.load(about["encoder_id"], store)
+    start = time.monotonic()
+    read = partial(_read_picture, open_bucket(about["source"]), encoder.size)
+    rows = list(zip(images["key"].to_pylist(), images["etag"].to_pylist(), strict=True))
+    vectors, errors = _encode(rows, read, encoder, batch_size)
+    table = pa.table(
+        [
+            images["key"],
+            images["etag"],
+            pa.array(["ok" if error is None else "failed" for error in errors], pa.string()),
+            pa.array(errors, pa.string()),
+            pa.FixedSizeListArray.from_arrays(
+                pa.array(vectors.reshape(-1)), encoder.dimension, mask=pa.array([e is not None for e in errors])
+            ),
+        ],
+        schema=schema(encoder.dimension),
+    )
+    tables.write(table, key, store)
+    done = Extraction(shard, len(rows), sum(e is not None for e in errors), time.monotonic() - start)
+    log.info("%s: %d images, %d failed, %.1f a second", shard, done.images, done.failed, done.images_per_second)
+    return done
+
+
+def index(encoder_id: str, store: Bucket) -> pa.Table:
+    """Every row of an encoder's features, without the vectors: a table of schema ``INDEX``."""
+    parts = [INDEX.empty_table()]
+    for item in store.list(f"features/{encoder_id}/"):
+        table = tables.read(item.key, store, columns=INDEX.names[:-1])
+        shard = item.key.rpartition("/")[2].removesuffix(".parquet")
+        parts.append(table.append_column("shard", pa.array([shard] * len(table), pa.string())))
+    return pa.concat_tables(parts)
+
+
+def look_up(images: pa.Table, *, encoder_id: str, store: Bucket) -> pa.Table:
+    """The images' rows of the index, one an image, in the images' order.
+
+    Raises:
+        PipelineError: an image has no row.
+    """
+    order = images.select(["key", "etag"]).append_column("position", pa.array(range(len(images)), pa.int64()))
+    # Two planners at once may have put an image in two shards; either row serves.
+    rows = index(encoder_id, store).group_by(["key", "etag"], use_threads=False)
+    rows = rows.aggregate([(name, "first") for name in ("status", "error", "shard")])
+    rows = rows.rename_columns(INDEX.names)
+    found = order.join(rows, keys=["key", "etag"], join_type="inner").sort_by("position").drop_columns("position")
+    if len(found) < len(images):
+        raise PipelineError(
+            f"{len(images) - len(found)} of {len(images)} images have no features of {encoder_id} in {store.uri}: "
+            "plan and extract them first."
+        )
+    return found
+
+
+def read_vectors(rows: pa.Table, *, encoder_id: str, store: Bucket) -> npt.NDArray[np.float32]:
+    """The feature vectors of index rows whose status is ok: float32 of shape (rows, D), in the rows' order."""
+    wanted: dict[str, dict[tuple[str, str], int]] = {}
+    for position, (key, etag, shard) in enumerate(
+        zip(*(rows[name].to_pylist() for name in ("key", "etag", "shard")), strict=True)
+    ):
+        wanted.setdefault(shard, {})[key, etag] = position
+    vectors: npt.NDArray[np.float32] | None = None
+    for shard, positions in wanted.items():
+        table = tables.read(_features_key(encoder_id, shard), store, columns=["key", "etag", "feature"])
+        identities = zip(table["key"].to_pylist(), table["etag"].to_pylist(), strict=True)
+        here = [(row, positions[identity]) for row, identity in enumerate(identities) if identity in positions]
+        taken = table["feature"].combine_chunks().take(pa.array([row for row, _ in here]))
+        values = np.asarray(taken.flatten()).reshape(len(here), -1)
+        if vectors is None:
+            vectors = np.zeros((len(rows), values.shape[1]), np.float32)
+        vectors[[position for _, position in here]] = values
+    if vectors is None:
+        raise PipelineError(
+            f"No image to read features of {encoder_id} for: every one of them failed, or none is left."
+        )
+    return vectors
+
+
+def check_failures(failed: Sequence[tuple[str, str]], total: int, *, allowed_fraction: float) -> None:
+    """Raise ``PipelineError`` where more images failed than allowed: (key, error) of those that did, out of ``total``.
+
+    The allowed number is rounded up, so that one bad picture among a handful of new ones is no alarm.
+    """
+    if len(failed) > math.ceil(total * allowed_fraction):
+        examples = "; ".join(f"{key}: {error}" for key, error in failed[:5])
+        raise PipelineError(
+            f"{len(failed)} of {total} images failed, more than the allowed {allowed_fraction:.0%}: {examples}. "
+            "Mend or remove them, or raise max_failed_fraction."
+        )
+
+
+def _plan_key(shard: str) -> str:
+    return f"plans/{shard}.parquet"
+
+
+def _features_key(encoder_id: str, shard: str) -> str:
+    return f"features/{encoder_id}/{shard}.parquet"
+
+
+Picture = npt.NDArray[np.uint8] | str
+"""A decoded picture, or why there is none."""
+
+
+def _read_picture(bucket: Bucket, size: tuple[int, int], image: tuple[str, str]) -> Picture:
+    key, etag = image
+    try:
+        return decode(bucket.get(key, etag=etag), size)
+    except BadImageError as error:
+        return str(error)
+    except (ObjectNotFoundError, ObjectChangedError):
+        # Under its new etag it is another image, which the next listing will find.
+        return "removed or replaced since it was listed"
+
+
+def _encode(
+    rows: list[tuple[str, str]], read: Callable[[tuple[str, str]], Picture], encoder: "Encoder", batch_size: int
+) -> tuple[npt.NDArray[np.float16], list[str | None]]:
+    vectors = np.zeros((len(rows), encoder.dimension), np.float16)
+    errors: list[str | None] = [None] * len(rows)
+    batch: list[tuple[int, npt.NDArray[np.uint8]]] = []
+
+    def flush() -> None:
+        encoded = encoder.encode(np.stack([picture for _, picture in batch]))
+        for (row, _), vector in zip(batch, encoded, strict=True):
+            with np.errstate(over="ignore"):
+                vectors[row] = vector
+            if not np.isfinite(vectors[row]).all():
+                errors[row] = "its features are not finite in 16 bits"
+        batch.clear()
+
+    pictures = _ahead(rows, read, window=4 * batch_size)
+    for row, picture in enumerate(track(pictures, total=len(rows), unit="images", log=log)):
+        if isinstance(picture, str):
+            errors[row] = picture
+            log.warning("%s: %s", rows[row][0], picture)
+        else:
+            batch.append((row, picture))
+        if len(batch) == batch_size:
+            flush()
+    if batch:
+        flush()
+    return vectors, errors
+
+
+def _ahead(
+    rows: Iterable[tuple[str, str]], read: Callable[[tuple[str, str]], Picture], *, window: int
+) -> Iterator[Picture]:
+    """Read and decode in threads, at most ``window`` pictures ahead of the encoder, in order."""
+    with ThreadPoolExecutor(DECODE_THREADS) as pool:
+        pending: deque[Future[Picture]] = deque()
+        for row in rows:
+            pending.append(pool.submit(read, row))
+            if len(pending) >= window:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

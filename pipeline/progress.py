@@ -1,0 +1,28 @@
+"""Progress of long work: a bar at a terminal, a line now and then in a log."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+LOG_INTERVAL = 15.0
+"""Seconds between two lines of progress in a log."""
+
+
+def track(items: Iterable[Item], *, total: int, unit: str, log: logging.Logger) -> Iterator[Item]:
+    """Yield ``items`` and show how many of ``total`` are done, the rate, and the time left."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        yield from tqdm(items, total=total, unit=f" {unit}", leave=False)
+        return
+    start = last = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - last >= LOG_INTERVAL or done == total:
+            last, rate = now, done / max(now - start, 1e-9)
+            log.info("%d of %d %s, %.1f a second, %.0f s left", done, total, unit, rate, (total - done) / rate)

@@ -1,0 +1,39 @@
+"""The recipe of a captioner: the one place for its defaults and bounds, read by training, command line and DAG."""
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import PipelineError
+
+
+class Recipe(BaseModel):
+    """How a captioner is built and trained; written into its metadata."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    embedding: str = Field(
+        "glove", description="Word vectors: `glove` (packaged, 50-d), `learned`, or the path of a GloVe text file"
+    )
+    embedding_size: int = Field(50, ge=1, le=1024, description="Length of a word's vector; GloVe's must have this one")
+    units: int = Field(256, ge=8, le=4096, description="Width of the image's projection, the LSTM and the merged layer")
+    dropout: float = Field(0.3, ge=0, lt=1, description="Share of the units dropped while training")
+    epochs: int = Field(15, ge=1, le=1000, description="Passes over the training captions, at most")
+    patience: int = Field(3, ge=1, description="Epochs without a better CIDEr on dev after which training stops")
+    batch_size: int = Field(256, ge=1, le=65536, description="Captions in one step")
+    learning_rate: float = Field(2e-3, gt=0, le=1, description="Adam's; decayed to zero over the epochs by a cosine")
+    seed: int = Field(0, ge=0, description="Of the weights, the order of the captions and the dropout")
+
+    @classmethod
+    def parse(cls, assignments: Sequence[str]) -> "Recipe":
+        """The recipe with some of its fields set, each given as ``NAME=VALUE``.
+
+        Raises:
+            PipelineError: an unknown name, a value of the wrong kind or out of bounds; all of them are said at once.
+        """
+        fields = dict(assignment.partition("=")[::2] for assignment in assignments)
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise PipelineError(f"Not a recipe: {wrong}. The fields are {', '.join(cls.model_fields)}.") from error

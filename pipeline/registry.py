@@ -1,0 +1,152 @@
+"""The champion: which model captions the nights, and how another takes its place."""
+
+import logging
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from pipeline import runs
+from pipeline.captioner import load_metadata
+from pipeline.errors import PipelineError
+from pipeline.evaluation import cider_on, load_metrics
+from pipeline.storage import ABSENT, Bucket
+
+log = logging.getLogger(__name__)
+
+KIND = "retrain_captioner"
+
+CHAMPION = "models/champion.json"
+
+
+class Promotion(BaseModel):
+    """One entry of the champion's history."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: str
+    promoted_at: AwareDatetime
+
+
+class Champion(BaseModel):
+    """The content of ``models/champion.json``."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: str
+    history: list[Promotion] = Field(description="every promotion that was not taken back, the newest last")
+
+
+class Policy(StrEnum):
+    """What may happen to a candidate: the gate decides, or it stays one."""
+
+    AUTO = "auto"
+    NEVER = "never"
+
+
+class Decision(BaseModel):
+    """Whether a candidate became the champion, and why."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: str
+    promoted: bool
+    reason: str
+
+
+def champion(store: Bucket) -> Champion:
+    """The present champion. Raises ``PipelineError`` where there is none yet."""
+    if (found := _read(store)[0]) is None:
+        raise PipelineError(
+            f"No model has been promoted in {store.uri}: trigger retrain_captioner, or promote a model by hand with "
+            "`python -m pipeline promote VERSION`."
+        )
+    return found
+
+
+def consider(
+    version: str,
+    *,
+    run: str,
+    policy: Policy,
+    tolerance: float,
+    floor: float,
+    store: Bucket,
+    batch_size: int,
+    max_failed_fraction: float,
+) -> Decision:
+    """Let the gate decide on a candidate, promote it if it passes, and write the retraining's record.
+
+    It passes when its CIDEr is neither below ``floor`` nor below the champion's by more than ``tolerance``. Both are
+    scored on the test split of the candidate's dataset, with beam search; a champion that was evaluated on another
+    dataset is scored again on this one.
+    """
+    metrics = load_metrics(version, store)
+    cider = metrics.cider
+    current, _ = _read(store)
+    if policy is Policy.NEVER:
+        promoted, reason = False, f"the policy is never; CIDEr {cider:.3f}"
+    elif cider < floor:
+        promoted, reason = False, f"CIDEr {cider:.3f} is below the floor of {floor:.3f}"
+    elif current is None:
+        promoted, reason = True, f"the first champion, CIDEr {cider:.3f}"
+    elif current.version == version:
+        promoted, reason = False, f"it is the champion already, CIDEr {cider:.3f}"
+    else:
+        theirs = load_metrics(current.version, store)
+        reference = theirs.cider
+        if theirs.dataset != metrics.dataset:
+            reference = cider_on(
+                metrics.dataset,
+                current.version,
+                beam_width=metrics.beam_width,
+                store=store,
+                batch_size=batch_size,
+                max_failed_fraction=max_failed_fraction,
+            )
+        promoted = cider >= reference - tolerance
+        reason = (
+            f"CIDEr {cider:.3f} against {reference:.3f} of the champion {current.version}, tolerance {tolerance:.3f}"
+        )
+    if promoted:
+        promote(version, store)
+    log.info("%s %s: %s", version, "is the new champion" if promoted else "was not promoted", reason)
+    decision = Decision(version=version, promoted=promoted, reason=reason)
+    record = {"kind": KIND, **decision.model_dump(), "dataset": metrics.dataset, **metrics.summary}
+    runs.finish(run, {**record, "finished_at": datetime.now(UTC).isoformat()}, store)
+    return decision
+
+
+def promote(version: str, store: Bucket) -> Champion:
+    """Make a model the champion, whatever its scores.
+
+    Raises:
+        PipelineError: there is no such model.
+        ObjectChangedError: somebody else promoted at the same moment.
+    """
+    load_metadata(version, store)
+    current, etag = _read(store)
+    if current is not None and current.version == version:
+        return current
+    history = current.history if current else []
+    promoted = Champion(version=version, history=[*history, Promotion(version=version, promoted_at=datetime.now(UTC))])
+    store.put(CHAMPION, promoted.model_dump_json(indent=2).encode(), if_match=etag)
+    return promoted
+
+
+def roll_back(store: Bucket) -> Champion:
+    """Give the place back to the champion before. Raises ``PipelineError`` where there was none."""
+    current, etag = _read(store)
+    if current is None or len(current.history) < 2:
+        raise PipelineError(f"There is no earlier champion in {store.uri} to roll back to.")
+    history = current.history[:-1]
+    previous = Champion(version=history[-1].version, history=history)
+    store.put(CHAMPION, previous.model_dump_json(indent=2).encode(), if_match=etag)
+    return previous
+
+
+def _read(store: Bucket) -> tuple[Champion | None, str]:
+    etag = store.etag(CHAMPION)
+    if etag == ABSENT:
+        return None, ABSENT
+    return Champion.model_validate_json(store.get(CHAMPION, etag=etag)), etag

@@ -1,0 +1,72 @@
+"""What there is: the champion, the models, the last runs, and captions, as tables for a terminal."""
+
+import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+
+from pipeline import captions, registry, runs, tables
+from pipeline.captioner import list_models
+from pipeline.errors import PipelineError
+from pipeline.evaluation import load_metrics, report_key
+from pipeline.storage import Bucket, ObjectNotFoundError
+
+RUNS = 5
+"""Runs of each kind that are shown."""
+
+
+def show(store: Bucket, *, limit: int, under: str) -> None:
+    """Print the state of a store and ``limit`` of the champion's captions of images whose key begins with ``under``."""
+    # File URIs are long: where the output is no terminal they must not be folded.
+    console = Console(soft_wrap=True)
+    try:
+        champion = registry.champion(store).version
+    except PipelineError as error:
+        champion = None
+        console.print(str(error), markup=False)
+    _show_models(console, store, champion)
+    _show_runs(console, store)
+    if champion and limit:
+        _show_captions(console, store, champion, limit, under)
+    console.print(f"captions: {store.url('captions')}", markup=False)
+    if champion:
+        console.print(f"report:   {store.url(report_key(champion))}", markup=False)
+
+
+def _show_models(console: Console, store: Bucket, champion: str | None) -> None:
+    table = Table("model", "", "encoder", "CIDEr", "BLEU-4", title="Models (scores by beam search)")
+    for model in list_models(store):
+        try:
+            scores = load_metrics(model.version, store).summary
+            numbers = (f"{scores['CIDEr']:.3f}", f"{scores['BLEU-4']:.3f}")
+        except ObjectNotFoundError:
+            numbers = ("not evaluated", "")
+        table.add_row(model.version, "champion" if model.version == champion else "", model.encoder_id, *numbers)
+    if table.row_count:
+        console.print(table)
+
+
+def _show_runs(console: Console, store: Bucket) -> None:
+    for record, _ in zip(runs.finished(registry.KIND, store), range(RUNS), strict=False):
+        console.print(f"retraining {record['run']}: {record['version']}: {record['reason']}", markup=False)
+    for record, _ in zip(runs.finished(captions.KIND, store), range(RUNS), strict=False):
+        console.print(
+            f"night {record['run']}: {record['listed']} images listed = {record['captioned']} captioned + "
+            f"{record['failed']} failed + {record['already_done']} done before; "
+            f"features of {record['extracted']} extracted",
+            markup=False,
+        )
+        for error, count in record["errors"].items():
+            console.print(f"    {count} × {error}", markup=False)
+
+
+def _show_captions(console: Console, store: Bucket, version: str, limit: int, under: str) -> None:
+    parts = [
+        tables.read(item.key, store, columns=["image_key", "caption", "status", "error"])
+        for item in store.list(f"captions/model={version}/")
+    ]
+    table = Table("image", "caption", title=f"Captions by {version}")
+    if parts:
+        rows = [row for row in pa.concat_tables(parts).to_pylist() if row["image_key"].startswith(under)]
+        for row in sorted(rows, key=lambda row: row["image_key"])[:limit]:
+            table.add_row(row["image_key"], row["caption"] if row["status"] == "ok" else f"failed: {row['error']}")
+    console.print(table)

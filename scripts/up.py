@@ -1,0 +1,90 @@
+"""Start Airflow in the foreground: `make up` sets the environment, this waits, says where to log in, and stops it."""
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+HOST, PORT = os.environ["AIRFLOW__API__HOST"], os.environ["AIRFLOW__API__PORT"]
+URL = f"http://{HOST}:{PORT}"
+PASSWORDS = Path(os.environ["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"])
+LOG = Path(os.environ["AIRFLOW_HOME"], "standalone.log")
+START_TIMEOUT = 180  # seconds
+
+
+def main() -> int:
+    """Run until Ctrl-C (or SIGTERM); the exit status is 0 unless Airflow failed by itself."""
+    if is_up():
+        sys.stderr.write(f"Something answers on {URL} already: stop it, or choose another AIRFLOW__API__PORT.\n")
+        return 2
+    password = admin_password()
+    with LOG.open("w") as log:
+        # In a session of its own, Ctrl-C reaches Airflow once, from us, and not also from the terminal. It stops all
+        # its parts on SIGINT only, and a shell may have told us to ignore that.
+        airflow = subprocess.Popen(
+            [str(Path(sys.executable).with_name("airflow")), "standalone"],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509 - one thread
+        )
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            print(f"starting Airflow (log: {LOG}) …", flush=True)  # noqa: T201
+            deadline = time.monotonic() + START_TIMEOUT
+            while not is_up() and airflow.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.5)
+            if not is_up():
+                sys.stderr.write(f"Airflow did not start: read {LOG}\n")
+                return 1
+            print(f"Airflow is at {URL}, user admin, password {password} — Ctrl-C stops it", flush=True)  # noqa: T201
+            return airflow.wait()
+        except KeyboardInterrupt:
+            return 0
+        finally:
+            stop(airflow)
+
+
+def stop(airflow: "subprocess.Popen[bytes]") -> None:
+    """Ask for a clean stop, and insist where that takes too long."""
+    if airflow.poll() is None:
+        print("stopping …", flush=True)  # noqa: T201
+        airflow.send_signal(signal.SIGINT)
+        try:
+            airflow.wait(60)
+        except subprocess.TimeoutExpired:
+            sys.stderr.write("Airflow did not stop within a minute: killing it\n")
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(airflow.pid, signal.SIGKILL)
+
+
+def is_up() -> bool:
+    """Whether the API server answers."""
+    try:
+        with urllib.request.urlopen(f"{URL}/api/v2/version", timeout=2) as answer:  # noqa: S310 - always http
+            return answer.status == 200
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+
+
+def admin_password() -> str:
+    """The password of the user admin, made up on the first start and kept in a file that only its owner can read."""
+    if not PASSWORDS.exists():
+        descriptor = os.open(PASSWORDS, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump({"admin": secrets.token_urlsafe(9)}, file)
+    return str(json.loads(PASSWORDS.read_text())["admin"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""What the tests share: buckets of both kinds, and the real photographs and encoder where they are to be had."""
+
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.storage import Bucket, open_bucket
+
+# Before any test imports Keras.
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The URL of an S3 server, at which the environment points: this process's boto3 and child processes use it."""
+    import boto3
+    from moto.s3.responses import S3Response
+    from moto.server import ThreadedMotoServer
+
+    # S3 decides on a conditional write and does it in one step; moto looks first and writes later.
+    lock, put_object = threading.Lock(), S3Response.put_object
+
+    def put_object_atomically(response: S3Response) -> object:
+        with lock:
+            return put_object(response)
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(S3Response, "put_object", put_object_atomically)
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
+            patch.delenv(name, raising=False)
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        boto3.setup_default_session()  # one made earlier would keep what the environment said then
+        yield os.environ["AWS_ENDPOINT_URL"]
+    boto3.DEFAULT_SESSION = None
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_bucket_name(s3_server: str) -> str:
+    """An S3 bucket, in which each test takes a prefix of its own."""
+    import boto3
+
+    name = f"test-{uuid.uuid4().hex}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture(params=["file", "s3"])
+def new_bucket(request: pytest.FixtureRequest) -> Callable[[], Bucket]:
+    """Makes empty buckets, all of one kind; a test that takes it runs once for each kind."""
+    if request.param == "file":
+        folder = request.getfixturevalue("tmp_path")
+        return lambda: open_bucket((folder / uuid.uuid4().hex).as_uri())
+    name = request.getfixturevalue("s3_bucket_name")
+    return lambda: open_bucket(f"s3://{name}/{uuid.uuid4().hex}")
+
+
+@pytest.fixture
+def bucket(new_bucket: Callable[[], Bucket]) -> Bucket:
+    """An empty bucket; a test that takes it runs once for each kind."""
+    return new_bucket()
+
+
+@pytest.fixture(scope="session")
+def flickr8k() -> Path:
+    """The folder of the real photographs and captions, in the Flickr8k layout."""
+    return _resource("CAPTION_TEST_FLICKR8K", SHARED / "flickr8k")
+
+
+@pytest.fixture(scope="session")
+def real_encoder() -> Path:
+    """A ``.keras`` file of an image encoder with trained weights."""
+    return _resource("CAPTION_TEST_ENCODER", SHARED / "encoders" / "efficientnet_lite2.keras")
+
+
+def _resource(variable: str, default: Path) -> Path:
+    path = Path(os.environ.get(variable, default))
+    if not path.exists():
+        pytest.skip(f"{path} is not there; {variable} may name another place")
+    return path

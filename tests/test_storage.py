@@ -1,0 +1,533 @@
+"""One contract for both kinds of bucket, and what is particular to each."""
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import PipelineError
+from pipeline.storage import (
+    ABSENT,
+    Bucket,
+    LocalBucket,
+    ObjectChangedError,
+    ObjectNotFoundError,
+    S3Bucket,
+    open_bucket,
+    open_object,
+)
+
+ODD_KEYS = [
+    "a b.txt",
+    "plus+plus.txt",
+    "100%.txt",
+    "%41.txt",
+    "question?.txt",
+    "hash#0.txt",
+    "ampersand&=.txt",
+    "apostrophe's.txt",
+    "Übermut/Łódź/猫 🐈.txt",
+]
+
+# --- the contract ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "data", [b"", bytes(range(256)), b"\r\n\n\x00\xff" * 600_000], ids=["empty", "all bytes", "3 MB"]
+)
+def test_bytes_come_back_as_they_went(bucket: Bucket, data: bytes) -> None:
+    """Get, open and the listed size give exactly the bytes that were put."""
+    bucket.put("folder/object", data)
+    assert bucket.get("folder/object") == data
+    with bucket.open("folder/object") as file:
+        assert file.read() == data
+    assert [item.size for item in bucket.list()] == [len(data)]
+
+
+def test_a_listing_is_ordered_by_the_keys_bytes(bucket: Bucket) -> None:
+    """Keys come in the order of their UTF-8 bytes, in which a folder is no unit."""
+    keys = ["a/z", "a-b", "a/b/c", "a", "B", "é", "z", "a0"]
+    keys.remove("a")  # on a file system "a" cannot be both an object and a folder
+    for key in keys:
+        bucket.put(key, b"")
+    assert [item.key for item in bucket.list()] == sorted(keys, key=str.encode)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "expected"),
+    [
+        ("", ["one/a", "one/b/c", "one-more", "two"]),
+        ("one", ["one/a", "one/b/c", "one-more"]),
+        ("one/", ["one/a", "one/b/c"]),
+        ("one/b", ["one/b/c"]),
+        ("one/b/c", ["one/b/c"]),
+        ("two/", []),
+        ("three/four", []),
+    ],
+)
+def test_a_prefix_selects_keys(bucket: Bucket, prefix: str, expected: list[str]) -> None:
+    """A prefix selects the keys that begin with it, whether or not it ends at a folder."""
+    for key in ("one/a", "one/b/c", "one-more", "two"):
+        bucket.put(key, b"")
+    assert [item.key for item in bucket.list(prefix)] == sorted(expected)
+
+
+def test_an_empty_bucket_lists_nothing(bucket: Bucket) -> None:
+    """Nothing was ever written: the listing is empty and no object is there."""
+    assert list(bucket.list()) == []
+    assert not bucket.exists("object")
+
+
+def test_a_listing_has_no_page_limit(bucket: Bucket) -> None:
+    """More objects than S3 lists in one answer (1,000) are all listed, once each."""
+    keys = [f"shards/{number:04}" for number in range(1005)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda key: bucket.put(key, b""), keys))
+    assert [item.key for item in bucket.list("shards/")] == keys
+
+
+@pytest.mark.parametrize("key", ODD_KEYS)
+def test_odd_keys_work_everywhere(bucket: Bucket, key: str) -> None:
+    """A key with characters that URLs and shells treat specially is listed, read and addressed as itself."""
+    etag = bucket.put(key, b"bytes", if_match=ABSENT)
+    (item,) = bucket.list()
+    assert (item.key, item.etag) == (key, etag)
+    assert bucket.get(key, etag=etag) == b"bytes"
+    folder, name = open_object(bucket.url(key))
+    assert folder.get(name) == b"bytes"
+
+
+def test_etags_agree(bucket: Bucket) -> None:
+    """Put, etag and the listing name one and the same etag."""
+    etag = bucket.put("object", b"bytes")
+    assert etag == bucket.etag("object")
+    assert [item.etag for item in bucket.list()] == [etag]
+
+
+def test_the_etag_changes_with_the_bytes(bucket: Bucket) -> None:
+    """Objects written quickly one after another, of one size, have different etags."""
+    etags = [bucket.put("object", b"%03d" % number) for number in range(100)]
+    assert len(set(etags)) == 100
+
+
+def test_get_refuses_a_stale_etag(bucket: Bucket) -> None:
+    """Bytes other than the listed ones are never returned under the listed etag."""
+    before = bucket.put("object", b"one")
+    after = bucket.put("object", b"two")
+    assert bucket.get("object", etag=after) == b"two"
+    with pytest.raises(ObjectChangedError, match="object"):
+        bucket.get("object", etag=before)
+
+
+@pytest.mark.parametrize("read", [Bucket.get, Bucket.open])
+@pytest.mark.parametrize("key", ["missing.txt", "folder", "object/below"])
+def test_a_missing_object_is_named(bucket: Bucket, read: Callable[..., object], key: str) -> None:
+    """Reading what is not there raises an error with the whole URI; a folder is no object."""
+    bucket.put("folder/object", b"")
+    bucket.put("object", b"")
+    with pytest.raises(ObjectNotFoundError) as error:
+        getattr(bucket, read.__name__)(key)
+    assert bucket.url(key) in str(error.value)
+    assert bucket.etag(key) == ABSENT
+    assert not bucket.exists(key)
+
+
+def test_a_missing_object_has_changed_for_whoever_knows_its_etag(bucket: Bucket) -> None:
+    """An object that has gone since it was listed is reported as changed."""
+    with pytest.raises(ObjectChangedError):
+        bucket.get("object", etag="0123456789abcdef")
+
+
+def test_put_absent_writes_once(bucket: Bucket) -> None:
+    """With ABSENT, the first put succeeds and the second leaves the object alone."""
+    etag = bucket.put("object", b"first", if_match=ABSENT)
+    with pytest.raises(ObjectChangedError, match="object"):
+        bucket.put("object", b"second", if_match=ABSENT)
+    assert bucket.get("object", etag=etag) == b"first"
+
+
+def test_put_replaces_only_what_was_expected(bucket: Bucket) -> None:
+    """With an etag, put succeeds while it is current and leaves the object alone afterwards."""
+    first = bucket.put("object", b"first")
+    second = bucket.put("object", b"second", if_match=first)
+    with pytest.raises(ObjectChangedError):
+        bucket.put("object", b"third", if_match=first)
+    assert bucket.get("object", etag=second) == b"second"
+
+
+def test_put_expecting_an_object_that_is_not_there_fails(bucket: Bucket) -> None:
+    """With an etag, put does not bring back an object that was removed."""
+    with pytest.raises(ObjectChangedError):
+        bucket.put("object", b"bytes", if_match="0123456789abcdef")
+    assert not bucket.exists("object")
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_exactly_one_of_many_conditional_writers_wins(bucket: Bucket, existing: bool) -> None:
+    """Of writers that expect the same state, one succeeds, the others are told, and its bytes are the object's."""
+    expected = bucket.put("object", b"before") if existing else ABSENT
+
+    def write(number: int) -> bytes | None:
+        data = b"%02d" % number
+        try:
+            bucket.put("object", data, if_match=expected)
+        except ObjectChangedError:
+            return None
+        return data
+
+    with ThreadPoolExecutor(12) as pool:
+        written = [data for data in pool.map(write, range(24)) if data is not None]
+    assert written == [bucket.get("object")]
+
+
+def test_unconditional_puts_replace(bucket: Bucket) -> None:
+    """Without a condition the last put wins."""
+    bucket.put("object", b"a longer first version")
+    bucket.put("object", b"second")
+    assert bucket.get("object") == b"second"
+
+
+def test_open_is_seekable(bucket: Bucket) -> None:
+    """An opened object is read from any position, relative to its start, to the position and to its end."""
+    data = os.urandom(200_000)
+    bucket.put("object", data)
+    with bucket.open("object") as file:
+        assert file.seekable()
+        assert file.seek(150_000) == 150_000
+        assert file.read(10) == data[150_000:150_010]
+        assert file.seek(-20, os.SEEK_CUR) == 149_990
+        assert file.read(5) == data[149_990:149_995]
+        assert file.seek(-3, os.SEEK_END) == 199_997
+        assert file.read(10) == data[-3:]
+        assert file.read(10) == b""
+        file.seek(100)
+        assert file.read() == data[100:]
+
+
+def test_one_parquet_column_is_read_through_open(bucket: Bucket) -> None:
+    """A Parquet reader gets one column out of several."""
+    put_wide_table(bucket, "table.parquet")
+    with bucket.open("table.parquet") as file:
+        table = pq.read_table(file, columns=["small"])
+    assert table.to_pydict() == {"small": list(range(1000))}
+
+
+def test_buckets_do_not_see_each_other(new_bucket: Callable[[], Bucket]) -> None:
+    """An object of one bucket is not in another, and one bucket inside another is seen under its path only."""
+    one, two = new_bucket(), new_bucket()
+    one.put("object", b"")
+    assert list(two.list()) == []
+    assert not two.exists("object")
+    inner, longer = open_bucket(f"{two.uri}/inner"), open_bucket(f"{two.uri}/inner-too")
+    longer.put("object", b"")
+    assert list(inner.list()) == []
+    inner.put("a/b", b"bytes")
+    assert [item.key for item in inner.list()] == ["a/b"]
+    assert two.get("inner/a/b") == b"bytes"
+
+
+def test_a_trailing_slash_means_nothing(bucket: Bucket) -> None:
+    """A bucket's URI may end in a slash."""
+    bucket.put("a/b", b"bytes")
+    same = open_bucket(f"{bucket.uri}/")
+    assert same.uri == bucket.uri
+    assert same.get("a/b") == b"bytes"
+
+
+def put_wide_table(bucket: Bucket, key: str) -> int:
+    """Put a table with a small and a large column, and return its size in bytes."""
+    sink = pa.BufferOutputStream()
+    large = [np.random.default_rng(row).bytes(2000) for row in range(1000)]
+    pq.write_table(pa.table({"small": range(1000), "large": large}), sink)
+    data = bytes(sink.getvalue())
+    bucket.put(key, data)
+    return len(data)
+
+
+# --- URIs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "",
+        "s3://",
+        "s3:///key",
+        "s3:/bucket",
+        "file:/folder",
+        "file://host/folder",
+        "file://",
+        "http://host/a",
+        "gs://b",
+    ],
+)
+def test_what_is_no_bucket_is_refused(uri: str) -> None:
+    """A URI of another kind, or a mistyped one, is refused with the forms that are understood."""
+    with pytest.raises(PipelineError, match=r"expected file:///folder, s3://bucket/prefix or a path") as error:
+        open_bucket(uri)
+    assert repr(uri) in str(error.value)
+
+
+@pytest.mark.parametrize("uri", ["", "s3://bucket", "s3://bucket/folder/", "file:///folder/", "folder/"])
+def test_what_is_no_object_is_refused(uri: str) -> None:
+    """A URI without an object's name is refused with what was received."""
+    with pytest.raises(PipelineError, match="Not a") as error:
+        open_object(uri)
+    assert uri[:5] in str(error.value)
+
+
+@pytest.mark.parametrize("form", ["{path}", "file://{path}", "file://localhost{path}"])
+def test_a_folder_has_several_names(tmp_path: Path, form: str) -> None:
+    """A plain path and both forms of a file URI name the same folder, and the same object in it."""
+    (tmp_path / "object").write_bytes(b"bytes")
+    uri = form.format(path=tmp_path)
+    assert open_bucket(uri).uri == tmp_path.as_uri()
+    bucket, key = open_object(f"{uri}/object")
+    assert bucket.get(key) == b"bytes"
+
+
+def test_a_file_uri_is_percent_decoded(tmp_path: Path) -> None:
+    """The URI that Python gives a folder with odd characters names that folder."""
+    folder = tmp_path / "50% of #1 é"
+    open_bucket(folder.as_uri()).put("object", b"bytes")
+    assert (folder / "object").read_bytes() == b"bytes"
+
+
+def test_a_relative_path_names_an_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path without a folder lies in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    bucket, key = open_object("object")
+    assert (bucket.uri, key) == (tmp_path.as_uri(), "object")
+
+
+def test_importing_storage_does_not_load_boto3() -> None:
+    """Work on a local store does not wait for boto3."""
+    script = "import sys, pipeline.storage; pipeline.storage.open_bucket('.'); print('boto3' in sys.modules)"
+    child = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert child.stdout == "False\n"
+
+
+# --- local folders --------------------------------------------------------------------------------------------------
+
+
+def test_no_half_written_file_is_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until a write is complete the old object is there, also when the write fails, and nothing is left behind."""
+    bucket = LocalBucket(tmp_path)
+    bucket.put("object", b"old")
+    seen = []
+
+    def fail(descriptor: int) -> None:
+        seen.append((bucket.get("object"), [item.key for item in bucket.list()]))
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("pipeline.storage.os.fsync", fail)
+    with pytest.raises(OSError, match="no space left"):
+        bucket.put("object", b"new")
+    assert seen == [(b"old", ["object"])]
+    assert bucket.get("object") == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["object"]
+
+
+def test_hidden_files_are_not_listed(tmp_path: Path) -> None:
+    """Files and folders whose name begins with a dot, locks among them, are no objects of a listing."""
+    bucket = LocalBucket(tmp_path)
+    bucket.put("shown.jpg", b"", if_match=ABSENT)
+    (tmp_path / "._shown.jpg").touch()
+    (tmp_path / ".thumbnails").mkdir()
+    (tmp_path / ".thumbnails" / "shown.jpg").touch()
+    assert [item.key for item in bucket.list()] == ["shown.jpg"]
+
+
+def test_links_are_followed(tmp_path: Path) -> None:
+    """Files and folders elsewhere are listed where a link stands for them; a broken link is not."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "b.jpg").write_bytes(b"bytes")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "images").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "root" / "a.jpg").symlink_to(tmp_path / "elsewhere" / "b.jpg")
+    (tmp_path / "root" / "broken.jpg").symlink_to(tmp_path / "gone")
+    bucket = LocalBucket(tmp_path / "root")
+    assert [item.key for item in bucket.list()] == ["a.jpg", "images/b.jpg"]
+    assert bucket.get("images/b.jpg") == b"bytes"
+
+
+def test_only_regular_files_are_listed(tmp_path: Path) -> None:
+    """A named pipe, which would block its reader, is no object."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert list(LocalBucket(tmp_path).list()) == []
+
+
+def test_a_file_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    """Such a name could not be written into any table: the listing says which it is."""
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")).touch()
+    with pytest.raises(PipelineError, match=r"caf\\xe9\.jpg.*Rename"):
+        list(LocalBucket(tmp_path).list())
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a listing may not look at is an error, not an absence."""
+    scandir = os.scandir
+
+    def refuse(path: Path | str) -> object:
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    (tmp_path / "locked").mkdir()
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError):
+        list(LocalBucket(tmp_path).list())
+
+
+@pytest.mark.parametrize("key", ["", "/etc/passwd", "../outside", "folder/../../outside"])
+def test_keys_stay_inside_the_folder(tmp_path: Path, key: str) -> None:
+    """A key that would lead out of the bucket is refused, for reading, writing and asking."""
+    bucket = LocalBucket(tmp_path / "root")
+    for use in (bucket.get, bucket.open, bucket.etag, lambda key: bucket.put(key, b"")):
+        with pytest.raises(PipelineError, match="Not a key"):
+            use(key)
+    assert not (tmp_path / "outside").exists()
+
+
+def test_a_prefix_stays_inside_the_folder(tmp_path: Path) -> None:
+    """A listing does not lead out of the bucket either."""
+    (tmp_path / "outside").touch()
+    with pytest.raises(PipelineError, match="Not a key"):
+        list(LocalBucket(tmp_path / "root").list("../"))
+
+
+def test_files_get_the_usual_mode(tmp_path: Path) -> None:
+    """A stored file may be read by whom the umask allows, as any other new file."""
+    LocalBucket(tmp_path).put("object", b"")
+    (tmp_path / "other").touch()
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("object", "other")}
+    assert len(modes) == 1
+
+
+# --- S3 -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_s3_bucket_is_a_bucket(s3_server: str, s3_bucket_name: str) -> None:
+    """Without a prefix, keys are those of the S3 bucket."""
+    whole = open_bucket(f"s3://{s3_bucket_name}")
+    open_bucket(f"s3://{s3_bucket_name}/whole").put("a/b", b"bytes")
+    assert [item.key for item in whole.list("whole/")] == ["whole/a/b"]
+    assert whole.get("whole/a/b") == b"bytes"
+    assert whole.url("whole/a/b") == f"s3://{s3_bucket_name}/whole/a/b"
+
+
+def test_nothing_but_the_bytes_is_sent(s3_bucket_name: str) -> None:
+    """The body of a put is the object: no checksum trailer that a store could keep as part of it."""
+    bucket = S3Bucket(f"s3://{s3_bucket_name}/sent")
+    sent = []
+    bucket.client.meta.events.register("before-send.s3.PutObject", lambda request, **_: sent.append(request))
+    bucket.put("object", b"bytes")
+    (request,) = sent
+    body = request.body if isinstance(request.body, bytes) else request.body.getvalue()
+    headers = {name.lower(): str(value) for name, value in request.headers.items()}
+    assert body == b"bytes"
+    assert not [name for name in headers if name.startswith(("x-amz-checksum", "x-amz-trailer", "x-amz-sdk-checksum"))]
+    assert "aws-chunked" not in headers.get("content-encoding", "")
+
+
+def test_a_column_is_read_without_fetching_the_others(s3_bucket_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading a small column of a Parquet object fetches a small part of it, in few requests."""
+    bucket = S3Bucket(f"s3://{s3_bucket_name}/wide")
+    size = put_wide_table(bucket, "table.parquet")
+    fetched = []
+    fetch = bucket._range
+    monkeypatch.setattr(
+        bucket, "_range", lambda key, etag, start, stop: fetched.append(stop - start) or fetch(key, etag, start, stop)
+    )
+    with bucket.open("table.parquet") as file:
+        pq.read_table(file, columns=["small"])
+    assert sum(fetched) < size / 4
+    assert len(fetched) <= 6
+
+
+def test_a_whole_object_is_read_in_one_request(s3_bucket_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading an opened object to its end does not fetch it in crumbs."""
+    bucket = S3Bucket(f"s3://{s3_bucket_name}/whole-object")
+    bucket.put("object", bytes(1_000_000))
+    fetched = []
+    fetch = bucket._range
+    monkeypatch.setattr(
+        bucket, "_range", lambda key, etag, start, stop: fetched.append(stop - start) or fetch(key, etag, start, stop)
+    )
+    with bucket.open("object") as file:
+        assert len(file.read()) == 1_000_000
+    assert fetched == [1_000_000]
+
+
+def test_an_opened_object_stays_one_version(s3_bucket_name: str) -> None:
+    """A reader never mixes two versions: after a rewrite it is told."""
+    bucket = S3Bucket(f"s3://{s3_bucket_name}/versions")
+    bucket.put("object", b"1" * 200_000)
+    with bucket.open("object") as file:
+        assert file.read(10) == b"1" * 10
+        bucket.put("object", b"2" * 200_000)
+        file.seek(150_000)
+        with pytest.raises(ObjectChangedError):
+            file.read(10)
+
+
+def test_folder_markers_are_not_objects(s3_bucket_name: str) -> None:
+    """The empty objects with which consoles make folders are not listed."""
+    bucket = S3Bucket(f"s3://{s3_bucket_name}/markers")
+    bucket.client.put_object(Bucket=s3_bucket_name, Key="markers/folder/", Body=b"")
+    bucket.put("folder/object", b"")
+    assert [item.key for item in bucket.list()] == ["folder/object"]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda bucket: list(bucket.list()),
+        lambda bucket: bucket.get("object"),
+        lambda bucket: bucket.put("object", b""),
+        lambda bucket: bucket.put("object", b"", if_match=ABSENT),
+    ],
+    ids=["list", "get", "put", "conditional put"],
+)
+@pytest.mark.parametrize("name", ["no-such-bucket", "Not A Bucket"])
+def test_a_wrong_bucket_name_is_a_persons_to_mend(s3_server: str, name: str, use: Callable[[Bucket], object]) -> None:
+    """A bucket that is not there, or cannot be, is bad configuration: the error names it and says what to check."""
+    with pytest.raises(PipelineError, match=rf"(?s)s3://{name}/.*Check the bucket's name"):
+        use(open_bucket(f"s3://{name}/prefix"))
+
+
+def test_missing_credentials_are_a_persons_to_mend(s3_bucket_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without credentials the error says where they are looked for."""
+    import boto3
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    with pytest.raises(PipelineError, match="credentials"):
+        open_bucket(f"s3://{s3_bucket_name}").get("object")
+
+
+def test_other_s3_errors_keep_their_kind(s3_bucket_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that may pass is not turned into bad configuration, and says which object it met."""
+    from botocore.exceptions import ClientError
+
+    bucket = S3Bucket(f"s3://{s3_bucket_name}")
+
+    def fail(**_: object) -> None:
+        raise ClientError({"Error": {"Code": "InternalError", "Message": "try again"}}, "GetObject")
+
+    monkeypatch.setattr(bucket.client, "get_object", fail)
+    with pytest.raises(ClientError) as error:
+        bucket.get("folder/object")
+    assert error.value.__notes__ == [f"while accessing {bucket.url('folder/object')}"]
