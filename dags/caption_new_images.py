@@ -15,6 +15,7 @@ from datetime import timedelta
 
 import pendulum
 from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable
+
 from dags.assets import CAPTIONS, CHAMPION, FEATURES
 from dags.pipeline_operator import GPU, PipelineOperator
 

@@ -16,9 +16,9 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, Param, task
 from airflow.sdk.exceptions import AirflowSkipException
+
 from dags.assets import CHAMPION, DATASET, FEATURES
 from dags.pipeline_operator import GPU, PipelineOperator
-
 from pipeline.recipe import Recipe
 from pipeline.settings import Settings
 
@@ -51,7 +51,7 @@ with DAG(
             type="string",
             minLength=1,
             title="Captioned photographs",
-            description="Folder in the Flickr8k layout, or a CSV or Parquet table (image, caption[, split]); path or URI",
+            description="Folder in the Flickr8k layout, or CSV or Parquet table (image, caption[, split]); path or URI",
             section="Data",
         ),
         "min_count": Param(

@@ -7,6 +7,7 @@ Each command imports what it needs, so that the help answers at once.
 import json
 import logging
 import os
+import re
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,7 +63,7 @@ def ingest(
     """Read captioned photographs into a validated dataset table."""
     from pipeline import dataset
 
-    name = name or Path(source.rstrip("/")).stem
+    name = name or re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(source).name.removesuffix(".csv").removesuffix(".parquet"))
     report = dataset.ingest(source, _store(), name=name, max_dropped_fraction=max_dropped_fraction)
     _print(report.model_dump(exclude={"dropped_rows"}))
 
@@ -100,14 +101,18 @@ def encoder(
 @app.command()
 def plan(dataset_uri: DatasetUri, encoder_id: EncoderId, run: RunOption = "manual") -> None:
     """Cut a dataset's images that have no features yet into shards, and print their names."""
-    import pyarrow as pa
-
     from pipeline import dataset, features
 
     data = dataset.load(dataset_uri)
-    images = pa.table({"key": data.table["image_key"], "etag": data.table["etag"]})
-    size = Settings().shard_size
-    _print(features.plan(images, run=run, source=data.source, encoder_id=encoder_id, store=_store(), shard_size=size))
+    shards = features.plan(
+        dataset.images(data.table),
+        run=run,
+        source=data.source,
+        encoder_id=encoder_id,
+        store=_store(),
+        shard_size=Settings().shard_size,
+    )
+    _print(shards)
 
 
 @app.command()

@@ -104,6 +104,11 @@ class Dataset:
         return self.table.filter(pc.equal(self.table["split"], name))
 
 
+def images(table: "pa.Table") -> "pa.Table":
+    """The photographs of a dataset's rows as a listing: ``key`` and ``etag``, string."""
+    return table.select(["image_key", "etag"]).rename_columns(["key", "etag"])
+
+
 def ingest(source: str, store: Bucket, *, name: str, max_dropped_fraction: float = 0.05) -> IngestReport:
     """Read captioned photographs into ``datasets/<name>/<fingerprint>/dataset.parquet``.
 
@@ -236,8 +241,7 @@ class _Photographs:
 def _read(source: str) -> tuple[Bucket, _Annotations]:
     if source.lower().endswith(_TABLE_SUFFIXES):
         bucket, key = open_object(source)
-        rows = _csv_rows(bucket, key) if key.lower().endswith(".csv") else _parquet_rows(bucket, key)
-        return bucket, _read_table(key, rows, _Photographs(bucket.list()))
+        return bucket, _read_table(bucket, key)
     bucket = open_bucket(source)
     return bucket, _read_flickr8k(bucket)
 
@@ -249,9 +253,9 @@ def _read_flickr8k(bucket: Bucket) -> _Annotations:
     captioned = set()
     for line, text in _lines(bucket, annotations.file, annotations):
         # 1000268201_693b08cb0e.jpg#0<TAB>A child in a pink dress is climbing up a set of stairs .
-        match = re.fullmatch(r"(?s)(.+)#([0-9]+)\t(.*)", text)
+        match = re.fullmatch(r"([^\t]+)#([0-9]{1,9})\t(.*)", text)
         if match is None:
-            annotations.drop(line, "not IMAGE#K<TAB>CAPTION", text)
+            annotations.drop(line, "malformed", text)
             continue
         image, number, caption = match.groups()
         captioned.add(image)
@@ -300,27 +304,185 @@ def _lines(bucket: Bucket, key: str, annotations: _Annotations) -> Iterator[tupl
             yield number, text
 
 
-def _read_table(key: str, rows: Iterator[tuple[int, list[Any]]], photographs: _Photographs) -> _Annotations:
+def _read_table(bucket: Bucket, key: str) -> _Annotations:
+    photographs = _Photographs(bucket.list())
     annotations = _Annotations(key)
-    _, header = next(rows)
-    for line, values in rows:
-        text = ", ".join(map(str, values))
-        if "\ufffd" in text and any(isinstance(value, _Undecodable) for value in values):
+    rows = _csv_rows if key.lower().endswith(".csv") else _parquet_rows
+    for line, cells in rows(bucket, key):
+        text = ", ".join(map(str, cells.values()))
+        image, caption, split = (_text(cells.get(column)) for column in ("image", "caption", "split"))
+        if not _is_utf8(text):
             annotations.drop(line, "not UTF-8", text)
-            continue
-        cells = dict(zip(header, values, strict=False))
-        if len(values) != len(header) or not all(isinstance(value, str) for value in cells.values()):
-            annotations.drop(line, "not a row of texts", text)
-            continue
-        photograph = photographs.find(cells["image"].strip())
-        split = cells.get("split", "").strip().lower()
-        if split and split not in _SPLIT_NAMES:
+        elif image is None or caption is None or (split is None and "split" in cells):
+            annotations.drop(line, "malformed", text)
+        elif split and split.lower() not in _SPLIT_NAMES:
             annotations.drop(line, "unknown split", text)
-            continue
-        if photograph is not None:
-            if "split" not in cells:
-                annotations.splits[photograph.key] = {_split_by_hash(posixpath.basename(photograph.key))}
-            elif split:
-                annotations.splits[photograph.key].add(_SPLIT_NAMES[split])
-        annotations.rows.append(_Row(line, text, photograph, line, cells["caption"].strip()))
+        else:
+            photograph = photographs.find(image)
+            if photograph is not None and split is None:
+                annotations.splits[photograph.key].add(_split_by_hash(photograph.key))
+            elif photograph is not None and split:
+                annotations.splits[photograph.key].add(_SPLIT_NAMES[split.lower()])
+            annotations.rows.append(_Row(line, text, photograph, line, caption))
     return annotations
+
+
+def _csv_rows(bucket: Bucket, key: str) -> Iterator[tuple[int, dict[Any, Any]]]:
+    """The line on which each row begins, and its cells by column."""
+    # Undecodable bytes are carried through, so that they cost their row only.
+    text = bucket.get(key).decode("utf-8-sig", errors="surrogateescape")
+    # Strict: otherwise a quotation mark that is never closed would swallow the rows below it into one caption.
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        _check_columns(header, bucket.url(key))
+        line = reader.line_num + 1
+        for values in reader:
+            if len(values) == len(header):
+                yield line, dict(zip(header, values, strict=True))
+            elif values:
+                yield line, dict(enumerate(values))  # which cell is which, nobody knows
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise PipelineError(
+            f"{bucket.url(key)}, line {reader.line_num}: {error}. Put texts that hold a comma or a quotation mark "
+            "between quotation marks, and double those inside them."
+        ) from error
+
+
+def _parquet_rows(bucket: Bucket, key: str) -> Iterator[tuple[int, dict[Any, Any]]]:
+    """The number of each row, from 1, and its cells by column."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with bucket.open(key) as file:
+            parquet = pq.ParquetFile(file)
+            _check_columns(parquet.schema_arrow.names, bucket.url(key))
+            table = parquet.read(columns=["image", "caption", "split"])  # those of them that are there
+    except pa.ArrowInvalid as error:
+        raise PipelineError(f"{bucket.url(key)} is no Parquet file that can be read: {error}") from error
+    # A missing value is no text at all.
+    rows = ({name: "" if cell is None else cell for name, cell in row.items()} for row in table.to_pylist())
+    yield from enumerate(rows, 1)
+
+
+def _check_columns(names: list[str], table: str) -> None:
+    if missing := [name for name in ("image", "caption") if name not in names]:
+        raise PipelineError(
+            f"{table} has no column {' and no column '.join(missing)}. Expected image, caption and perhaps split. "
+            f"Received: {_printable(', '.join(names)) or 'none'}"
+        )
+
+
+def _text(cell: object) -> str | None:
+    return cell.strip() if isinstance(cell, str) else None
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _printable(text: str) -> str:
+    return text.encode(errors="surrogateescape").decode(errors="replace")
+
+
+def _split_by_hash(key: str) -> str:
+    """Train for four fifths of all names, dev and test for a tenth each; a name's split never changes."""
+    digest = hashlib.sha256(posixpath.basename(key).encode()).digest()
+    share = int.from_bytes(digest[:8]) / 2**64
+    return "train" if share < 0.8 else "dev" if share < 0.9 else "test"
+
+
+def _assemble(annotations: _Annotations) -> "tuple[pa.Table, list[Dropped]]":
+    """One row an image out of what can be used, and what cannot, by file and line."""
+    import pyarrow as pa
+
+    captions: defaultdict[StoredObject, dict[int, str]] = defaultdict(dict)
+    dropped = list(annotations.dropped)
+    for row in annotations.rows:
+        splits = annotations.splits.get(row.photograph.key, set()) if row.photograph else set()
+        if not row.caption:
+            reason = "empty caption"
+        elif row.photograph is None:
+            reason = "image missing"
+        elif row.number in captions[row.photograph]:
+            reason = "duplicate"
+        elif len(splits) != 1:
+            reason = "image in two splits" if splits else "image in no split"
+        else:
+            captions[row.photograph][row.number] = row.caption
+            continue
+        dropped.append(_dropped(annotations.file, row.line, reason, row.text))
+
+    names: dict[str, str] = {}
+    rows = []
+    for photograph in (photograph for photograph, texts in captions.items() if texts):
+        image_id = posixpath.basename(photograph.key)
+        if image_id in names:
+            raise _ambiguous(image_id, [names[image_id], photograph.key])
+        names[image_id] = photograph.key
+        (split,) = annotations.splits[photograph.key]
+        texts = [text for _, text in sorted(captions[photograph].items())]
+        rows.append((image_id, photograph.key, photograph.etag, split, texts))
+    columns = zip(*sorted(rows), strict=True) if rows else [[]] * 5
+    text = pa.string()
+    schema = pa.schema({"image_id": text, "image_key": text, "etag": text, "split": text, "captions": pa.list_(text)})
+    return pa.table(list(map(list, columns)), schema=schema), sorted(dropped, key=lambda row: (row.file, row.line))
+
+
+def _dropped(file: str, line: int, reason: str, text: str) -> Dropped:
+    text = _printable(text)
+    return Dropped(file=file, line=line, reason=reason, text=text if len(text) <= 100 else f"{text[:99]}…")
+
+
+def _ambiguous(name: str, keys: list[str]) -> PipelineError:
+    return PipelineError(f"{len(keys)} files are named {name}: {', '.join(keys)}. Rename or remove all but one.")
+
+
+def _check_dropped(file: str, dropped: list[Dropped], kept: int, bucket: Bucket, allowed: float) -> None:
+    rows = [row for row in dropped if row.file == file]
+    total = kept + len(rows)
+    if not total:
+        raise PipelineError(f"{bucket.url(file)} holds no captions.")
+    if len(rows) / total <= allowed:
+        return
+    reasons = Counter(row.reason for row in rows).most_common()
+    offenders = [f"  line {row.line}, {row.reason}: {row.text}" for row in rows[:_SHOWN]]
+    raise PipelineError(
+        f"{len(rows)} of the {total} captions in {bucket.url(file)} cannot be used ({len(rows) / total:.1%}; allowed "
+        f"are {allowed:.1%}): {', '.join(f'{reason} {count}' for reason, count in reasons)}. The first are\n"
+        + "\n".join(offenders)
+        + f"\nMend these rows, put the missing image files below {bucket.uri}, or allow more by max_dropped_fraction."
+    )
+
+
+def _check_table(table: "pa.Table", origin: str) -> None:
+    """Check what every reader of a dataset relies on."""
+    import pandera.pandas as pandera
+    from pandera.errors import SchemaErrors
+
+    filled = pandera.Check.str_length(min_value=1)
+    schema = pandera.DataFrameSchema(
+        {
+            "image_id": pandera.Column(str, filled, unique=True),
+            "image_key": pandera.Column(str, filled, unique=True),
+            "etag": pandera.Column(str, filled),
+            "split": pandera.Column(str, pandera.Check.isin(SPLITS)),
+            "captions": pandera.Column(
+                object, pandera.Check(lambda texts: len(texts) > 0 and all(texts), element_wise=True)
+            ),
+        },
+        strict=True,
+    )
+    try:
+        schema.validate(table.to_pandas(), lazy=True)
+    except SchemaErrors as errors:
+        cases = errors.failure_cases[["column", "check", "failure_case"]].head(_SHOWN).to_string(index=False)
+        raise PipelineError(
+            f"{origin} is not a valid dataset table. Ingest it again. What is wrong:\n{cases}"
+        ) from None

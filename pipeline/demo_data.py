@@ -1,19 +1,20 @@
 """A drawn captioning data set whose truth is known, in the Flickr8k layout: the whole pipeline with no download.
 
-Every picture is one ball on some ground, with four attributes; every caption states some of them. The attributes are
-those that global average pooling keeps even behind an encoder that was never trained (area, colour and texture, but
-neither shape nor place). The ball's place, the exact hues, the light and the noise vary freely, so that a captioner
-has to learn the words from the pixels; ``attributes`` and ``read_truth`` then say which of its words are true.
+Every picture is one ball on some ground, with four attributes; every caption states at least three of them. The
+attributes are such that global average pooling keeps them even behind an encoder that was never trained (area, colour
+and texture, but neither shape nor place). The ball's place, the exact hues, the light and the noise vary freely, so
+that a captioner has to learn the words from the pixels; ``attributes`` and ``read_truth`` then say which of the words
+that it writes are true.
 """
 
 import csv
 import io
 import logging
-import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,63 +25,65 @@ from pipeline.storage import LocalBucket
 
 logger = logging.getLogger(__name__)
 
-WORDS = {
+WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     "size": {"small": ("small", "little"), "large": ("large", "big")},
     "colour": {"red": ("red",), "yellow": ("yellow",), "blue": ("blue",), "black": ("black",)},
     "pattern": {
-        "plain": ("plain", "unmarked"),
+        "plain": ("plain",),
         "striped": ("striped", "stripy"),
         "dotted": ("dotted", "spotted"),
         "chequered": ("chequered", "checked"),
     },
-    "ground": {
-        "grass": ("grass", "lawn"),
-        "snow": ("snow",),
-        "sand": ("sand", "beach"),
-        "water": ("water", "lake"),
-    },
+    "ground": {"grass": ("grass", "lawn"), "snow": ("snow",), "sand": ("sand", "beach"), "water": ("water", "lake")},
 }
-"""For each attribute, its values and the words that state each. A word states one value only, whatever stands around
-it (colours are the ball's; the ground is never named by a colour), so recombined captions can be read as well."""
+"""For each attribute its values, and for each value the words that state it. No word states two values, and grounds
+have names where another data set might have a second colour: so any mixture of these words reads one way only."""
 
 TEMPLATES = (
-    "a {size} {colour} {pattern} ball lies on the {ground} .",
-    "a {pattern} {colour} ball is lying on the {ground} .",
-    "there is a {size} {pattern} ball on the {ground} .",
-    "on the {ground} lies a {size} {colour} ball .",
-    "the {pattern} ball on the {ground} is {size} and {colour} .",
-    "somebody left a {colour} {pattern} ball on the {ground} .",
-    "a ball on the {ground} , {size} , {colour} and {pattern} .",
-    "a {size} ball rests on the {ground} ; it is {colour} and {pattern} .",
+    "A {size} {colour} {pattern} ball lies on the {ground} .",
+    "A {pattern} {colour} ball is lying on the {ground} .",
+    "There is a {size} {pattern} ball on the {ground} .",
+    "On the {ground} lies a {size} {colour} ball .",
+    "The {pattern} ball on the {ground} is {size} and {colour} .",
+    "Somebody left a {colour} {pattern} ball on the {ground} .",
+    "A ball on the {ground} , {size} , {colour} and {pattern} .",
+    "A {size} ball rests on the {ground} ; it is {colour} and {pattern} .",
 )
+"""The sentences; the captions of one picture are filled into different ones."""
 
 CAPTIONS_PER_IMAGE = 5
 
-_SIDE = 224  # pixels, width and height
-_RADIUS = {"small": (38, 44), "large": (72, 80)}  # pixels, from and to
+# What follows is drawn so that a linear probe on the pooled features of an untrained ResNet50 reads every attribute of
+# unseen pictures: balls big enough for their pattern, patterns of unlike scale, and grounds calmer than any pattern.
+_SIDE = 224  # pixels, the pictures' width and height
+_RADIUS = {"small": (60, 64), "large": (92, 98)}  # pixels, from and to
+_PERIOD = {"striped": 18, "dotted": 16, "chequered": 40}  # pixels, after which the pattern repeats
 _COLOURS = {"red": (205, 25, 35), "yellow": (250, 205, 10), "blue": (25, 50, 190), "black": (25, 25, 28)}
+_MARKS = np.array([250, 248, 240])  # the second colour of every ball that is not plain
+
+_Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Ground:
-    """Mean colour, and the noise laid over it: cells of (height, width) pixels, and its amplitude."""
+    """Mean colour, and the noise over it: the (height, width) of its grains in pixels, and its standard deviation."""
 
-    rgb: tuple[int, int, int]
+    colour: tuple[int, int, int]
     grain: tuple[int, int]
-    amplitude: float
+    deviation: float
 
 
 _GROUNDS = {
-    "grass": _Ground((70, 140, 55), (14, 3), 14),
+    "grass": _Ground((70, 140, 55), (14, 4), 8),
     "snow": _Ground((240, 243, 248), (40, 60), 6),
-    "sand": _Ground((214, 186, 140), (2, 2), 9),
-    "water": _Ground((80, 175, 205), (5, 40), 12),
+    "sand": _Ground((214, 186, 140), (2, 2), 5),
+    "water": _Ground((80, 175, 205), (5, 40), 8),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class _Scene:
-    """One picture's truth, its captions, and the seed of everything about its pixels that no caption speaks of."""
+    """One picture's file name, its truth, its captions, and the seed of whatever no caption speaks of."""
 
     image: str
     truth: dict[str, str]
@@ -89,11 +92,12 @@ class _Scene:
 
 
 def draw(directory: Path, *, images: int = 600, seed: int = 0) -> int:
-    """Write the data set, or complete it where an earlier run was interrupted, and return its number of pictures.
+    """Write the data set, or complete one that an interruption left unfinished; return the number of pictures.
 
     ``directory`` gets ``images/*.jpg`` (RGB, 224×224), ``Flickr8k.token.txt`` (``NAME.jpg#K<TAB>CAPTION``, five a
-    picture), ``Flickr_8k.{train,dev,test}Images.txt`` (80, 10 and 10 %) and ``truth.csv`` (image and its attributes).
-    The same ``images`` and ``seed`` give the same data set; a file that already has its bytes is left untouched.
+    picture), ``Flickr_8k.{train,dev,test}Images.txt`` (80, 10 and 10 %, a file name a line) and ``truth.csv`` (the
+    file name, then a column an attribute). The same ``images`` and ``seed`` draw the same data set, and a file that
+    has its bytes already is left untouched, so that its etag stays. No two seeds share a file name.
 
     Raises:
         PipelineError: fewer than ten images, or ``directory`` holds something else.
@@ -102,18 +106,18 @@ def draw(directory: Path, *, images: int = 600, seed: int = 0) -> int:
         raise PipelineError(f"A data set to be split 80/10/10 needs at least 10 images. Received: images={images}")
     scenes = [_scene(index, seed) for index in range(images)]
     bucket = LocalBucket(directory)
-    _claim(bucket, _truth(scenes))
+    _claim(bucket, _truth_csv(scenes))
     for scene in scenes:
         _write(bucket, f"images/{scene.image}", _jpeg(_paint(scene)))
-    for key, text in _annotations(scenes):
-        _write(bucket, key, text.encode())
-    logger.info("%s: %d pictures (seed %d)", bucket.uri, images, seed)
+    for key, lines in _annotations(scenes):
+        _write(bucket, key, "".join(f"{line}\n" for line in lines).encode())
+    logger.info("%s holds %d drawn pictures (seed %d)", bucket.uri, images, seed)
     return images
 
 
 def attributes(caption: str) -> set[tuple[str, str]]:
-    """What a caption states, as (attribute, value): ``{("size", "large"), ("colour", "red")}``."""
-    words = set(caption.lower().split())
+    """What a caption states, as (attribute, value) pairs such as ``("colour", "red")``; contradictions give both."""
+    words = set(caption.lower().replace(".", " ").replace(",", " ").split())
     return {
         (attribute, value)
         for attribute, values in WORDS.items()
@@ -123,81 +127,61 @@ def attributes(caption: str) -> set[tuple[str, str]]:
 
 
 def read_truth(directory: Path) -> dict[str, set[tuple[str, str]]]:
-    """What is true of each picture of ``directory``, by file name: the counterpart of ``attributes``."""
-    with (directory / "truth.csv").open(encoding="utf-8", newline="") as file:
-        return {row.pop("image"): set(row.items()) for row in csv.DictReader(file)}
+    """What is true of each picture of a drawn data set, by file name: ``attributes(caption) & truth[name]`` is right.
+
+    Raises:
+        PipelineError: ``directory`` holds no ``truth.csv``.
+    """
+    text = LocalBucket(directory).get("truth.csv").decode()
+    return {row.pop("image"): set(row.items()) for row in csv.DictReader(io.StringIO(text))}
 
 
 def _scene(index: int, seed: int) -> _Scene:
     rng = random.Random(f"{seed}/{index}")
     truth = {attribute: rng.choice(list(values)) for attribute, values in WORDS.items()}
-    captions = []
-    for template in rng.sample(TEMPLATES, CAPTIONS_PER_IMAGE):
-        words = {attribute: rng.choice(WORDS[attribute][value]) for attribute, value in truth.items()}
-        captions.append(template.format(**words).capitalize())
+    captions = [
+        template.format_map({attribute: rng.choice(WORDS[attribute][value]) for attribute, value in truth.items()})
+        for template in rng.sample(TEMPLATES, CAPTIONS_PER_IMAGE)
+    ]
     return _Scene(f"ball-{seed}-{index:04d}.jpg", truth, captions, rng.getrandbits(64))
 
 
-def _paint(scene: _Scene) -> npt.NDArray[np.uint8]:
-    """The picture as uint8 of shape (224, 224, 3)."""
-    rng = np.random.default_rng(scene.seed)
-    y, x = np.mgrid[:_SIDE, :_SIDE].astype(np.float32)
-
-    ground = _GROUNDS[scene.truth["ground"]]
-    canvas = _hue(ground.rgb, rng) + ground.amplitude * _noise(ground.grain, rng)[..., None]
-
-    radius = rng.uniform(*_RADIUS[scene.truth["size"]])
-    centre_y, centre_x = rng.uniform(radius + 6, _SIDE - radius - 6, size=2)
-    v, u = y - centre_y, x - centre_x
-    shadow = _inside(np.hypot((u - 0.15 * radius) / 1.05, (v - 0.75 * radius) / 0.45) - radius, blur=16)
-    canvas = canvas * (1 - 0.35 * shadow[..., None])
-
-    marks = MARK_STRENGTH * _marks(scene.truth["pattern"], u, v, rng)[..., None]
-    colour = _hue(_COLOURS[scene.truth["colour"]], rng)
-    ball = colour * (1 - marks) + _MARK_COLOUR * marks
-    light = 1.08 - 0.35 * np.clip(np.hypot(u + 0.4 * radius, v + 0.45 * radius) / (1.6 * radius), 0, 1) ** 2
-    ball = ball * light[..., None]
-    disc = _inside(np.hypot(u, v) - radius)[..., None]
-    canvas = canvas * (1 - disc) + ball * disc
-
-    canvas = canvas * rng.uniform(0.92, 1.05) + rng.normal(0, 3, canvas.shape)
-    return np.clip(canvas, 0, 255).astype(np.uint8)
+def _truth_csv(scenes: list[_Scene]) -> bytes:
+    buffer = io.StringIO()
+    table = csv.DictWriter(buffer, ["image", *WORDS], lineterminator="\n")
+    table.writeheader()
+    table.writerows({"image": scene.image, **scene.truth} for scene in scenes)
+    return buffer.getvalue().encode()
 
 
-MARK_STRENGTH = 1.0
-_MARK_COLOUR = np.array([250, 248, 240], np.float32)
-PERIOD = {"striped": 20, "dotted": 20, "chequered": 28}
+def _annotations(scenes: list[_Scene]) -> Iterator[tuple[str, list[str]]]:
+    """The text files of the Flickr8k layout: name and lines of each."""
+    yield (
+        "Flickr8k.token.txt",
+        [f"{scene.image}#{k}\t{caption}" for scene in scenes for k, caption in enumerate(scene.captions)],
+    )
+    names = [scene.image for scene in scenes]
+    dev, test = len(names) * 8 // 10, len(names) * 9 // 10
+    yield "Flickr_8k.trainImages.txt", names[:dev]
+    yield "Flickr_8k.devImages.txt", names[dev:test]
+    yield "Flickr_8k.testImages.txt", names[test:]
 
 
-def _marks(pattern: str, u, v, rng):
-    """Where the ball bears its second colour: float of shape (224, 224), 0..1."""
-    if pattern == "plain":
-        return np.zeros_like(u)
-    angle = rng.uniform(-0.2, 0.2)
-    u, v = u * math.cos(angle) + v * math.sin(angle), v * math.cos(angle) - u * math.sin(angle)
-    period = PERIOD[pattern]
-    # The distance from the nearest line of a grid, in pixels.
-    du, dv = (np.abs((t + rng.uniform(0, period)) % period - period / 2) for t in (u, v))
-    if pattern == "striped":
-        return _inside(dv - period / 4)
-    if pattern == "dotted":
-        return _inside(np.hypot(du, dv) - 0.28 * period)
-    a, b = _inside(du - period / 4), _inside(dv - period / 4)
-    return a + b - 2 * a * b
+def _claim(bucket: LocalBucket, truth: bytes) -> None:
+    """Write ``truth.csv`` before anything else: it is what tells, after an interruption, that the folder is ours."""
+    key = "truth.csv"
+    if not bucket.root.exists() or (bucket.root.is_dir() and not any(bucket.list())):
+        bucket.put(key, truth)
+    elif not bucket.exists(key) or bucket.get(key) != truth:
+        raise PipelineError(
+            f"{bucket.root} holds something else than the drawn data set of this size and seed, and is left as it is: "
+            "name an empty folder, or the size and seed that it was drawn with."
+        )
 
 
-def _inside(distance, blur: float = 1):
-    """1 inside a shape and 0 outside of it, from the signed distance in pixels to its edge, ``blur`` pixels soft."""
-    return np.clip(0.5 - distance / blur, 0, 1)
-
-
-def _hue(rgb, rng):
-    return np.array(rgb, np.float32) + rng.uniform(-10, 10, 3).astype(np.float32)
-
-
-def _noise(grain, rng):
-    cells = rng.normal(size=(_SIDE // grain[0] + 2, _SIDE // grain[1] + 2)).astype(np.float32)
-    return np.asarray(Image.fromarray(cells).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC))
+def _write(bucket: LocalBucket, key: str, data: bytes) -> None:
+    if not bucket.exists(key) or bucket.get(key) != data:
+        bucket.put(key, data)
 
 
 def _jpeg(pixels: npt.NDArray[np.uint8]) -> bytes:
@@ -206,9 +190,56 @@ def _jpeg(pixels: npt.NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def _truth(scenes: list[_Scene]) -> bytes:
-    buffer = io.StringIO()
-    table = csv.DictWriter(buffer, ["image", *WORDS], lineterminator="\n")
-    table.writeheader()
-    table.writerows({"image": scene.image, **scene.truth} for scene in scenes)
-    return buffer.getvalue().encode()
+def _paint(scene: _Scene) -> npt.NDArray[np.uint8]:
+    """The picture: RGB, uint8 of shape (224, 224, 3)."""
+    rng = np.random.default_rng(scene.seed)
+    radius = rng.uniform(*_RADIUS[scene.truth["size"]])
+    middle = rng.uniform(radius + 6, _SIDE - radius - 6, size=2)
+    y, x = np.mgrid[:_SIDE, :_SIDE] - middle[:, None, None]  # pixels from the ball's middle
+
+    ground = _GROUNDS[scene.truth["ground"]]
+    canvas = _vary(ground.colour, rng) + ground.deviation * _noise(ground.grain, rng)
+    canvas *= 1 - 0.35 * _inside(np.hypot((x - 0.15 * radius) / 1.05, (y - 0.75 * radius) / 0.45) - radius, blur=16)
+
+    marks = _marks(scene.truth["pattern"], y, x, rng)
+    ball = _vary(_COLOURS[scene.truth["colour"]], rng) * (1 - marks) + _MARKS * marks
+    from_highlight = np.hypot(x + 0.4 * radius, y + 0.45 * radius) / (1.6 * radius)
+    ball *= (1.08 - 0.35 * from_highlight.clip(0, 1) ** 2)[..., None]
+
+    disc = _inside(np.hypot(x, y) - radius)
+    canvas = canvas * (1 - disc) + ball * disc
+    canvas = canvas * rng.uniform(0.92, 1.05) + rng.normal(0, 3, canvas.shape)  # exposure and the sensor's noise
+    return canvas.clip(0, 255).astype(np.uint8)
+
+
+def _marks(pattern: str, y: _Floats, x: _Floats, rng: np.random.Generator) -> _Floats:
+    """Where a ball bears its second colour: 0..1, of shape (224, 224, 1)."""
+    if pattern == "plain":
+        return np.zeros((_SIDE, _SIDE, 1))
+    period = _PERIOD[pattern]
+    angle = rng.uniform(-0.2, 0.2)  # radians
+    across, along = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    # How far each pixel is from the nearest line of a grid, both ways.
+    dx, dy = (np.abs((line + rng.uniform(0, period)) % period - period / 2) for line in (across, along))
+    if pattern == "dotted":
+        return _inside(np.hypot(dx, dy) - 0.28 * period)
+    rows, columns = _inside(dy - period / 4), _inside(dx - period / 4)
+    return rows if pattern == "striped" else rows + columns - 2 * rows * columns
+
+
+def _inside(distance: _Floats, blur: float = 1) -> _Floats:
+    """1 inside a shape and 0 outside, from the signed distance to its edge in pixels; the edge is ``blur`` wide.
+
+    (height, width) → (height, width, 1)
+    """
+    return (0.5 - distance / blur).clip(0, 1)[..., None]
+
+
+def _vary(colour: tuple[int, int, int], rng: np.random.Generator) -> _Floats:
+    return np.array(colour) + rng.uniform(-10, 10, size=3)
+
+
+def _noise(grain: tuple[int, int], rng: np.random.Generator) -> _Floats:
+    """Smooth noise of shape (224, 224, 1) and a standard deviation of about 1."""
+    cells = rng.normal(size=(_SIDE // grain[0] + 2, _SIDE // grain[1] + 2)).astype(np.float32)
+    return np.asarray(Image.fromarray(cells).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC))[..., None]

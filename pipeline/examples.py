@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import dataset as datasets
 from pipeline import features as feature_store
-from pipeline.dataset import Dataset
 from pipeline.storage import Bucket
 from pipeline.vocabulary import PAD, Vocabulary
 
@@ -41,12 +41,11 @@ class Split:
 
 
 def split_features(
-    dataset: Dataset, split: str, *, encoder_id: str, store: Bucket, max_failed_fraction: float
+    dataset: datasets.Dataset, split: str, *, encoder_id: str, store: Bucket, max_failed_fraction: float
 ) -> Split:
     """A split with its features; images that could not be read are left out, up to ``max_failed_fraction``."""
     table = dataset.split(split)
-    images = pa.table({"key": table["image_key"], "etag": table["etag"]})
-    rows = feature_store.look_up(images, encoder_id=encoder_id, store=store)
+    rows = feature_store.look_up(datasets.images(table), encoder_id=encoder_id, store=store)
     ok = pa.array([status == "ok" for status in rows["status"].to_pylist()])
     failed = rows.filter(pc.invert(ok))
     names = list(zip(failed["key"].to_pylist(), failed["error"].to_pylist(), strict=True))

@@ -33,8 +33,7 @@ def _any_of(words: str) -> str:
 
 
 # The Java lexer takes the longest match of all its rules, a regular expression the first alternative that matches:
-# hence the order. {L} is a letter of any script,
-# {A} a letter or a digit.
+# hence the order. {L} is a letter of any script, {A} a letter or a digit.
 _TOKEN = re.compile(
     r"""
       </?[A-Za-z!?][^<>]*>                                            # <unk>
@@ -90,7 +89,7 @@ _REWRITTEN = str.maketrans(
         **{"£": "#", "€": "$", "¢": "cents", "¼": "1/4", "½": "1/2", "¾": "3/4", "⅓": "1/3", "⅔": "2/3"},
     }
 )
-# What the COCO toolkit drops and the expression above lets through as a token of its own.
+# What the COCO toolkit drops; it means the brackets too, but writes them in upper case, which never occurs.
 _PUNCTUATION = {"!", "?", "-", "'", "`", "``", "''", "--", "...", ".", ",", ":", ";"}
 
 
@@ -108,8 +107,4 @@ def tokenize(caption: str) -> str:
 
 def tokenize_java(captions: Sequence[str]) -> list[str]:
     """The same of many captions at once, by Stanford's own tokenizer. Raises ``JavaError``."""
-    arguments = ["-cp", str(java.jar("tokenizer.ptbtokenizer", "stanford-corenlp-3.4.1.jar"))]
-    arguments += ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
-    lines = [" ".join(caption.split()) for caption in captions]
-    answer = java.run(arguments, lines, expected=len(lines))
-    return [" ".join(word for word in line.split(" ") if word and word not in _PUNCTUATION) for line in answer]
+    return [" ".join(token for token in tokens if token not in _PUNCTUATION) for tokens in java.tokenize(captions)]

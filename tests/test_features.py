@@ -57,9 +57,7 @@ def listing(bucket):
 
 def plan(images, source, encoder_id, store, shard_size=5, run="r"):
     """Plan an extraction with small shards."""
-    return features.plan(
-        images, run=run, source=source.uri, encoder_id=encoder_id, store=store, shard_size=shard_size
-    )
+    return features.plan(images, run=run, source=source.uri, encoder_id=encoder_id, store=store, shard_size=shard_size)
 
 
 def test_extracts_every_image_once(photographs, store, small_encoder):

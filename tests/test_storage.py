@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -334,6 +335,40 @@ def test_no_half_written_file_is_visible(tmp_path: Path, monkeypatch: pytest.Mon
     assert seen == [(b"old", ["object"])]
     assert bucket.get("object") == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["object"]
+
+
+def test_conditional_writers_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between a writer's look at the object and its write, no other conditional writer gets in."""
+    replace = os.replace
+
+    def replace_late(*paths: Path) -> None:
+        time.sleep(0.02)
+        replace(*paths)
+
+    monkeypatch.setattr("pipeline.storage.os.replace", replace_late)
+
+    def write(number: int) -> bool:
+        try:
+            LocalBucket(tmp_path).put("object", b"%d" % number, if_match=ABSENT)
+        except ObjectChangedError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(write, range(8))) == 1
+
+
+def test_the_etag_does_not_rely_on_the_file_systems_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two writes of one size within a tick of the file system's clock have different etags."""
+    utime, times = os.utime, []
+    monkeypatch.setattr(
+        "pipeline.storage.os.utime", lambda file, *, ns: times.append(ns) or utime(file, ns=(10**18, 10**18))
+    )
+    bucket = LocalBucket(tmp_path)
+    assert bucket.put("object", b"one") == bucket.put("object", b"two")  # as on a clock that stands still
+    monkeypatch.undo()
+    assert bucket.put("object", b"one") != bucket.put("object", b"two")
+    assert len(set(times)) == 2
 
 
 def test_hidden_files_are_not_listed(tmp_path: Path) -> None:
