@@ -31,11 +31,7 @@ help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
 demo: .venv/installed $(AIRFLOW_HOME)/ready  ## train and caption through Airflow; DATA=folder ENCODER=imagenet|random|file for your own
-	@[ -n "$(DATA)" ] || $(BIN)/python -m pipeline demo-data data/demo
-	@$(BIN)/airflow dags test retrain_captioner --conf '{"dataset": "$(or $(abspath $(DATA)),$(ROOT)/data/demo)", "encoder": "$(if $(wildcard $(ENCODER)),$(abspath $(ENCODER)),$(ENCODER))"}'
-	@$(BIN)/python -m pipeline demo-inbox
-	@$(BIN)/airflow dags test caption_new_images
-	@$(BIN)/python -m pipeline status --captions 15 --under "$(notdir $(or $(abspath $(DATA)),demo))/"
+	@$(BIN)/python scripts/demo.py --data "$(DATA)" --encoder "$(ENCODER)"
 
 up: .venv/installed $(AIRFLOW_HOME)/ready  ## start Airflow on 127.0.0.1:8080 with both DAGs; Ctrl-C stops it
 	@$(BIN)/python scripts/up.py

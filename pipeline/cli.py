@@ -226,7 +226,7 @@ def status(
 @app.command()
 def demo_data(
     directory: Annotated[Path, typer.Argument(help="folder to draw them into")],
-    images: Annotated[int, typer.Option(min=50, help="how many pictures")] = 600,
+    images: Annotated[int, typer.Option(min=10, help="how many pictures")] = 600,
     seed: Annotated[int, typer.Option(help="other seeds draw other pictures")] = 0,
 ) -> None:
     """Draw a data set whose truth is known, in the Flickr8k layout, to try the pipeline without a download."""

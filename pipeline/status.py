@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from pipeline import captions, registry, runs, tables
 from pipeline.captioner import list_models
@@ -10,30 +10,34 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation import load_metrics, report_key
 from pipeline.storage import Bucket, ObjectNotFoundError
 
+WIDTH = 140
+"""Columns of the tables where the output is no terminal."""
+
 RUNS = 5
 """Runs of each kind that are shown."""
 
 
 def show(store: Bucket, *, limit: int, under: str) -> None:
     """Print the state of a store and ``limit`` of the champion's captions of images whose key begins with ``under``."""
-    # File URIs are long: where the output is no terminal they must not be folded.
-    console = Console(soft_wrap=True)
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH
     try:
         champion = registry.champion(store).version
     except PipelineError as error:
         champion = None
-        console.print(str(error), markup=False)
+        console.print(str(error), markup=False, soft_wrap=True)
     _show_models(console, store, champion)
     _show_runs(console, store)
     if champion and limit:
         _show_captions(console, store, champion, limit, under)
-    console.print(f"captions: {store.url('captions')}", markup=False)
+    console.print(f"captions: {store.url('captions')}", markup=False, soft_wrap=True)
     if champion:
-        console.print(f"report:   {store.url(report_key(champion))}", markup=False)
+        console.print(f"report:   {store.url(report_key(champion))}", markup=False, soft_wrap=True)
 
 
 def _show_models(console: Console, store: Bucket, champion: str | None) -> None:
-    table = Table("model", "", "encoder", "CIDEr", "BLEU-4", title="Models (scores by beam search)")
+    table = Table(Column("model", no_wrap=True), "", "encoder", "CIDEr", "BLEU-4", title="Models (scores by beam search)")
     for model in list_models(store):
         try:
             scores = load_metrics(model.version, store).summary
@@ -47,16 +51,17 @@ def _show_models(console: Console, store: Bucket, champion: str | None) -> None:
 
 def _show_runs(console: Console, store: Bucket) -> None:
     for record, _ in zip(runs.finished(registry.KIND, store), range(RUNS), strict=False):
-        console.print(f"retraining {record['run']}: {record['version']}: {record['reason']}", markup=False)
+        console.print(f"retraining {record['run']}: {record['version']}: {record['reason']}", markup=False, soft_wrap=True)
     for record, _ in zip(runs.finished(captions.KIND, store), range(RUNS), strict=False):
         console.print(
             f"night {record['run']}: {record['listed']} images listed = {record['captioned']} captioned + "
             f"{record['failed']} failed + {record['already_done']} done before; "
             f"features of {record['extracted']} extracted",
             markup=False,
+            soft_wrap=True,
         )
         for error, count in record["errors"].items():
-            console.print(f"    {count} × {error}", markup=False)
+            console.print(f"    {count} × {error}", markup=False, soft_wrap=True)
 
 
 def _show_captions(console: Console, store: Bucket, version: str, limit: int, under: str) -> None:

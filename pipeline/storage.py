@@ -135,7 +135,7 @@ class LocalBucket(Bucket):
         super().__init__(self.root.as_uri())
 
     def url(self, key: str) -> str:
-        return f"{self.uri}/{quote(key)}"
+        return f"{self.uri}/{quote(key, safe='/=+@,')}"
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         # Only the folder that the prefix names is walked, and keys are sorted as S3 sorts them: by their UTF-8 bytes.

@@ -1,6 +1,10 @@
 """What the tests share: buckets of both kinds, and the real photographs and encoder where they are to be had."""
 
 import os
+import shutil
+import subprocess
+import sys
+import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -14,7 +18,19 @@ from pipeline.storage import Bucket, open_bucket
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+PROJECT = Path(__file__).resolve().parents[1]
+
+# Before any test imports Airflow; child processes find the same.
+os.environ.update(
+    {
+        "AIRFLOW_HOME": tempfile.mkdtemp(prefix="airflow-"),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(PROJECT / "dags"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "PYTHONPATH": str(PROJECT),
+    }
+)
+
+SHARED = PROJECT.parent / "shared"
 
 
 @pytest.fixture(scope="session")
@@ -91,3 +107,19 @@ def _resource(variable: str, default: Path) -> Path:
     if not path.exists():
         pytest.skip(f"{path} is not there; {variable} may name another place")
     return path
+
+
+@pytest.fixture(scope="session")
+def airflow_home() -> Path:
+    """Airflow's folder for these tests, its database made, with the pool that the DAGs need."""
+    home = Path(os.environ["AIRFLOW_HOME"])
+    airflow = Path(sys.executable).with_name("airflow")
+    for arguments in (["db", "migrate"], ["pools", "set", "gpu", "1", "the accelerator"]):
+        subprocess.run([airflow, *arguments], check=True, capture_output=True)
+    return home
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_airflow_home_left() -> Iterator[None]:
+    yield
+    shutil.rmtree(os.environ["AIRFLOW_HOME"], ignore_errors=True)
