@@ -23,6 +23,6 @@ def track(items: Iterable[Item], *, total: int, unit: str, log: logging.Logger) 
     for done, item in enumerate(items, 1):
         yield item
         now = time.monotonic()
-        if now - last >= LOG_INTERVAL or done == total:
+        if now - last >= LOG_INTERVAL:
             last, rate = now, done / max(now - start, 1e-9)
             log.info("%d of %d %s, %.1f a second, %.0f s left", done, total, unit, rate, (total - done) / rate)

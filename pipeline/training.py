@@ -115,8 +115,9 @@ def train(
             len(captions.ids) / seconds,
             seconds * (recipe.epochs - epoch),
         )
-        # Captions are what is wanted: a lower loss does not mean better ones, so CIDEr chooses.
-        best_epoch = max(curves, key=lambda point: point["dev_cider"])["epoch"]
+        # Captions are what is wanted: a lower loss does not mean better ones, so CIDEr chooses. Between equals, such as
+        # the zeros of the first epochs on a small dataset, the loss does: it tells that the model still learns.
+        best_epoch = max(curves, key=lambda point: (point["dev_cider"], -point["dev_loss"]))["epoch"]
         if best_epoch == epoch:
             best_weights = model.get_weights()
         elif epoch - best_epoch >= recipe.patience:

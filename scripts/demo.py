@@ -11,6 +11,8 @@ from pathlib import Path
 BIN = Path(sys.executable).parent
 PROJECT = Path(__file__).resolve().parents[1]
 DRAWN = PROJECT / "data" / "demo"
+# Of few captions: smaller steps, and more passes over them, than the defaults for tens of thousands.
+DRAWN_RECIPE = {"batch_size": 64, "epochs": 30, "patience": 6}
 LOG = Path(os.environ["AIRFLOW_HOME"], "demo.log")
 CAPTIONS_SHOWN = 15
 
@@ -29,7 +31,8 @@ def main() -> None:
     else:
         data = DRAWN
         pipeline("demo-data", str(data))
-    run_dag("retrain_captioner", {"dataset": str(data), "encoder": encoder})
+    recipe = {} if options.data else DRAWN_RECIPE
+    run_dag("retrain_captioner", {"dataset": str(data), "encoder": encoder, **recipe})
     inbox = pipeline("demo-inbox")
     run_dag("caption_new_images", {})
     subprocess.run(
@@ -37,7 +40,7 @@ def main() -> None:
     )
 
 
-def run_dag(dag_id: str, conf: dict[str, str]) -> None:
+def run_dag(dag_id: str, conf: dict[str, str | int]) -> None:
     """Run a DAG in this process's place, as a scheduler would, and show what its tasks say of their progress."""
     say(f"\n{dag_id} {json.dumps(conf) if conf else ''}")
     command = [str(BIN / "airflow"), "dags", "test", dag_id, "--conf", json.dumps(conf)]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import toy
 
 from pipeline.storage import Bucket, open_bucket
 
@@ -100,6 +101,21 @@ def flickr8k() -> Path:
 def real_encoder() -> Path:
     """A ``.keras`` file of an image encoder with trained weights."""
     return _resource("CAPTION_TEST_ENCODER", SHARED / "encoders" / "efficientnet_lite2.keras")
+
+
+@pytest.fixture(scope="session")
+def toy_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ``.keras`` file of the toy encoder."""
+    return toy.save_encoder(tmp_path_factory.mktemp("encoder") / "means.keras")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, toy_encoder: Path) -> toy.Trained:
+    """The toy world with a trained model, made once: only to be read and copied from."""
+    folder = tmp_path_factory.mktemp("trained")
+    store = open_bucket(str(folder / "store"))
+    inputs = toy.prepare(open_bucket(str(folder / "source")), store, toy_encoder)
+    return toy.Trained(store, inputs, toy.train(inputs, store))
 
 
 def _resource(variable: str, default: Path) -> Path:

@@ -1,0 +1,120 @@
+"""A toy world that trains in seconds: pictures of one colour, captions that name it, an encoder that sees the mean."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline import dataset, encoder, features, training
+from pipeline.captioner import Metadata
+from pipeline.recipe import Recipe
+from pipeline.storage import Bucket, open_object
+from pipeline.vocabulary import Vocabulary
+
+COLOURS = {"red": (200, 40, 40), "green": (40, 180, 40), "blue": (40, 40, 200), "yellow": (210, 210, 40)}
+
+SPLITS = ("train", "train", "train", "train", "dev", "test")
+"""Of the pictures of each colour."""
+
+RECIPE = Recipe(
+    embedding="learned", embedding_size=8, units=16, dropout=0, epochs=15, patience=15, batch_size=8, learning_rate=0.03
+)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a training starts from: the pictures, and the URIs and the id that ``train`` takes."""
+
+    source: Bucket
+    dataset: str
+    vocabulary: str
+    encoder_id: str
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A store with a dataset, its features and a model trained on them."""
+
+    store: Bucket
+    inputs: Inputs
+    model: Metadata
+
+
+def picture(colour: str, seed: int = 0) -> bytes:
+    """A small JPEG of nearly the colour; other seeds give other pictures."""
+    shade = np.random.default_rng(seed).integers(-25, 26, 3) + COLOURS[colour]
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), tuple(map(int, shade))).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def draw(bucket: Bucket, *, seed: int = 0, broken: tuple[str, ...] = ()) -> str:
+    """Put pictures (those named in ``broken`` damaged) and the table of their captions; return the table's URI."""
+    lines = ["image,caption,split"]
+    for colour in COLOURS:
+        for number, split in enumerate(SPLITS):
+            name = f"{colour}-{number}.jpg"
+            data = picture(colour, seed + number)
+            bucket.put(f"pictures/{name}", data[:50] if name in broken else data)
+            lines += [f"{name},a {colour} square,{split}", f"{name},the whole picture is {colour},{split}"]
+    bucket.put("captions.csv", "\n".join(lines).encode())
+    return bucket.url("captions.csv")
+
+
+def save_encoder(path: Path) -> Path:
+    """Save an encoder whose features are the mean of each colour channel."""
+    import keras
+
+    pictures = keras.Input((8, 8, 3))
+    keras.Model(pictures, keras.layers.GlobalAveragePooling2D()(pictures)).save(path)
+    return path
+
+
+def prepare(source: Bucket, store: Bucket, encoder_file: Path, *, broken: tuple[str, ...] = ()) -> Inputs:
+    """Draw, ingest, and extract: all that comes before a training."""
+    uri = dataset.ingest(draw(source, broken=broken), store, name="toy").dataset
+    data = dataset.load(uri)
+    folder, _ = open_object(uri)
+    words = Vocabulary.build((c for captions in data.split("train")["captions"].to_pylist() for c in captions), min_count=1)
+    folder.put("vocabulary.json", words.to_json().encode())
+    encoder_id = encoder.publish(str(encoder_file), store)
+    images = dataset.images(data.table)
+    for shard in features.plan(
+        images, run="r", source=source.uri, encoder_id=encoder_id, store=store, shard_size=100
+    ):
+        features.extract(shard, store=store, batch_size=32)
+    return Inputs(source, uri, folder.url("vocabulary.json"), encoder_id)
+
+
+def train(inputs: Inputs, store: Bucket, recipe: Recipe = RECIPE) -> Metadata:
+    """Train on the inputs, with one unreadable picture in twenty allowed."""
+    return training.train(
+        inputs.dataset,
+        inputs.vocabulary,
+        encoder_id=inputs.encoder_id,
+        recipe=recipe,
+        store=store,
+        max_failed_fraction=0.05,
+    )
+
+
+def copy(source: Bucket, target: Bucket, *prefixes: str) -> None:
+    """Copy the objects whose keys begin with one of ``prefixes``."""
+    for prefix in prefixes:
+        for item in source.list(prefix):
+            target.put(item.key, source.get(item.key))
+
+
+def etags(bucket: Bucket, *prefixes: str) -> dict[str, str]:
+    """The etag of each object whose key begins with one of ``prefixes``."""
+    return {item.key: item.etag for prefix in prefixes for item in bucket.list(prefix)}
+
+
+def delete(bucket: Bucket, key: str) -> None:
+    """Delete an object; the pipeline itself never does."""
+    if bucket.uri.startswith("file:"):
+        (bucket.root / key).unlink()
+    else:
+        bucket.client.delete_object(Bucket=bucket.name, Key=bucket.prefix + key)
