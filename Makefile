@@ -13,6 +13,8 @@ ENCODER ?= random
 # Without bytecode each start of TensorFlow or Airflow takes three times as long.
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPATH := $(ROOT)
+# Airflow starts its parts by the name `airflow`.
+export PATH := $(BIN):$(PATH)
 export AIRFLOW_HOME ?= $(ROOT)/data/airflow
 export AIRFLOW__CORE__DAGS_FOLDER := $(ROOT)/dags
 export AIRFLOW__CORE__PLUGINS_FOLDER := $(ROOT)/plugins

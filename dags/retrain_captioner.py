@@ -67,7 +67,7 @@ with DAG(
             type="string",
             minLength=1,
             title="Image encoder",
-            description="`imagenet` (ResNet50, weights downloaded), `random` (untrained, to try the pipeline), "
+            description="imagenet (ResNet50, weights downloaded), random (untrained, to try the pipeline), "
             "a .h5 file of ResNet50 weights, or a .keras model; path or URI",
             section="Data",
         ),
@@ -85,7 +85,7 @@ with DAG(
             "auto",
             enum=["auto", "never"],
             title="Promotion",
-            description="`auto`: through the gate; `never`: the model stays a candidate",
+            description="auto: through the gate; never: the model stays a candidate",
             section="Evaluation and promotion",
         ),
         "tolerance": Param(

@@ -17,7 +17,7 @@ from pipeline.captioner import load, load_metadata
 from pipeline.errors import PipelineError
 from pipeline.features import IMAGES, INDEX
 from pipeline.images import is_image
-from pipeline.storage import Bucket, open_bucket
+from pipeline.storage import Bucket, ObjectNotFoundError, open_bucket
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +68,14 @@ def plan_extraction(run: str, *, store: Bucket, shard_size: int) -> list[str]:
 
 
 def plan_captions(run: str, *, store: Bucket, date: str, shard_size: int) -> list[str]:
-    """The shards of images that the champion has not captioned yet; ``date`` (YYYY-MM-DD) names their partition."""
+    """The shards of images that the champion has not captioned yet; ``date`` (YYYY-MM-DD) names their partition.
+
+    Repeated, it goes on in the partition that it began, and what the run has written stays counted as the run's.
+    """
     images, about = _listing(run, store)
+    earlier = _earlier_plan(run, about["listed_at"], store)
+    date = earlier.get("date", date)
+    written = [s for s in earlier.get("shards", []) if store.exists(_captions_key(about["version"], date, s))]
     rows = features.look_up(images, encoder_id=about["encoder_id"], store=store)
     done = _captioned(about["version"], store)
     # Images of one shard of features stay together, so that each of those is read once.
@@ -82,7 +88,9 @@ def plan_captions(run: str, *, store: Bucket, date: str, shard_size: int) -> lis
         store=store,
         shard_size=shard_size,
     )
-    runs.write(run, "captions", {"date": date, "already_done": len(rows) - len(pending), "shards": shards}, store)
+    already_done = len(rows) - len(pending) - sum(len(features.read_plan(shard, store)[0]) for shard in written)
+    plan = {"listed_at": about["listed_at"], "date": date, "already_done": already_done, "shards": [*written, *shards]}
+    runs.write(run, "captions", plan, store)
     log.info(
         "%d of %d images have a caption of %s, %d are pending",
         len(rows) - len(pending),
@@ -157,7 +165,7 @@ def publish(run: str, *, store: Bucket, max_failed_fraction: float) -> dict[str,
         "encoder_id": about["encoder_id"],
         "listed": len(images),
         "already_done": plan["already_done"],
-        "extracted": runs.read(run, "extraction", store)["pending"],
+        "extracted": runs.extracted(run, store)["extracted"],
         "captioned": len(rows) - len(failed),
         "failed": len(failed),
         "errors": dict(Counter(error for _, error in failed).most_common()),
@@ -165,6 +173,10 @@ def publish(run: str, *, store: Bucket, max_failed_fraction: float) -> dict[str,
         "finished_at": datetime.now(UTC).isoformat(),
     }
     runs.finish(run, record, store)
+    log.info(
+        "%d images listed: %d captioned, %d failed, %d done before; features of %d extracted",
+        *(record[name] for name in ("listed", "captioned", "failed", "already_done", "extracted")),
+    )
     counted = record["captioned"] + record["failed"] + record["already_done"]
     if counted != record["listed"]:
         raise PipelineError(
@@ -182,6 +194,15 @@ def _captioned(version: str, store: Bucket) -> pa.Table:
         for item in store.list(f"captions/model={version}/")
     ]
     return pa.concat_tables([IMAGES.empty_table(), *parts])
+
+
+def _earlier_plan(run: str, listed_at: str, store: Bucket) -> dict[str, Any]:
+    """What an earlier ``plan_captions`` of the run noted for the same listing; empty where there was none."""
+    try:
+        plan = runs.read(run, "captions", store)
+    except ObjectNotFoundError:
+        return {}
+    return plan if plan["listed_at"] == listed_at else {}
 
 
 def _captions_key(version: str, date: str, shard: str) -> str:

@@ -13,7 +13,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     embedding: str = Field(
-        "glove", description="Word vectors: `glove` (packaged, 50-d), `learned`, or the path of a GloVe text file"
+        "glove", description="Word vectors: glove (packaged, 50-d), learned, or the path of a GloVe text file"
     )
     embedding_size: int = Field(50, ge=1, le=1024, description="Length of a word's vector; GloVe's must have this one")
     units: int = Field(256, ge=8, le=4096, description="Width of the image's projection, the LSTM and the merged layer")

@@ -9,8 +9,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from pipeline import runs
 from pipeline.captioner import load_metadata
 from pipeline.errors import PipelineError
-from pipeline.evaluation import cider_on, load_metrics
-from pipeline.storage import ABSENT, Bucket
+from pipeline.evaluation import Metrics, cider_on, load_metrics
+from pipeline.storage import ABSENT, Bucket, ObjectNotFoundError
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +78,8 @@ def consider(
     """Let the gate decide on a candidate, promote it if it passes, and write the retraining's record.
 
     It passes when its CIDEr is neither below ``floor`` nor below the champion's by more than ``tolerance``. Both are
-    scored on the test split of the candidate's dataset, with beam search; a champion that was evaluated on another
-    dataset is scored again on this one.
+    scored on the test split of the candidate's dataset, with beam search of the same width; a champion that was not
+    evaluated so is scored again.
     """
     metrics = load_metrics(version, store)
     cider = metrics.cider
@@ -93,9 +93,8 @@ def consider(
     elif current.version == version:
         promoted, reason = False, f"it is the champion already, CIDEr {cider:.3f}"
     else:
-        theirs = load_metrics(current.version, store)
-        reference = theirs.cider
-        if theirs.dataset != metrics.dataset:
+        reference = _known_cider(current.version, metrics, store)
+        if reference is None:
             reference = cider_on(
                 metrics.dataset,
                 current.version,
@@ -112,8 +111,15 @@ def consider(
         promote(version, store)
     log.info("%s %s: %s", version, "is the new champion" if promoted else "was not promoted", reason)
     decision = Decision(version=version, promoted=promoted, reason=reason)
-    record = {"kind": KIND, **decision.model_dump(), "dataset": metrics.dataset, **metrics.summary}
-    runs.finish(run, {**record, "finished_at": datetime.now(UTC).isoformat()}, store)
+    record = {
+        "kind": KIND,
+        **decision.model_dump(),
+        "dataset": metrics.dataset,
+        **runs.extracted(run, store),
+        "scores": metrics.summary,
+        "finished_at": datetime.now(UTC).isoformat(),
+    }
+    runs.finish(run, record, store)
     return decision
 
 
@@ -143,6 +149,16 @@ def roll_back(store: Bucket) -> Champion:
     previous = Champion(version=history[-1].version, history=history)
     store.put(CHAMPION, previous.model_dump_json(indent=2).encode(), if_match=etag)
     return previous
+
+
+def _known_cider(version: str, metrics: Metrics, store: Bucket) -> float | None:
+    """A model's CIDEr, where it was evaluated on the dataset and with the beam width of ``metrics``."""
+    try:
+        known = load_metrics(version, store)
+    except ObjectNotFoundError:  # promoted by hand, without an evaluation
+        return None
+    alike = (known.dataset, known.beam_width) == (metrics.dataset, metrics.beam_width)
+    return known.cider if alike else None
 
 
 def _read(store: Bucket) -> tuple[Champion | None, str]:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline.storage import Bucket
+from pipeline.storage import Bucket, ObjectNotFoundError
 
 
 def folder(run: str) -> str:
@@ -21,6 +21,15 @@ def write(run: str, stage: str, document: Mapping[str, Any], store: Bucket) -> N
 def read(run: str, stage: str, store: Bucket) -> dict[str, Any]:
     """What a stage noted. Raises ``ObjectNotFoundError`` where it has not run."""
     return _decode(store.get(f"{folder(run)}/{stage}.json"))
+
+
+def extracted(run: str, store: Bucket) -> dict[str, int]:
+    """How many ``images`` the run asked the features of, and how many of them had to be ``extracted``."""
+    try:
+        plan = read(run, "extraction", store)
+    except ObjectNotFoundError:  # a step by hand, of a run that planned nothing
+        return {"images": 0, "extracted": 0}
+    return {"images": plan["images"], "extracted": plan["pending"]}
 
 
 def finish(run: str, record: Mapping[str, Any], store: Bucket) -> None:

@@ -37,7 +37,8 @@ def show(store: Bucket, *, limit: int, under: str) -> None:
 
 
 def _show_models(console: Console, store: Bucket, champion: str | None) -> None:
-    table = Table(Column("model", no_wrap=True), "", "encoder", "CIDEr", "BLEU-4", title="Models (scores by beam search)")
+    columns = (Column("model", no_wrap=True), "", "encoder", "CIDEr", "BLEU-4")
+    table = Table(*columns, title="Models (scores by beam search)")
     for model in list_models(store):
         try:
             scores = load_metrics(model.version, store).summary
@@ -51,7 +52,12 @@ def _show_models(console: Console, store: Bucket, champion: str | None) -> None:
 
 def _show_runs(console: Console, store: Bucket) -> None:
     for record, _ in zip(runs.finished(registry.KIND, store), range(RUNS), strict=False):
-        console.print(f"retraining {record['run']}: {record['version']}: {record['reason']}", markup=False, soft_wrap=True)
+        console.print(
+            f"retraining {record['run']}: features of {record['extracted']} of {record['images']} images extracted; "
+            f"{record['version']}: {record['reason']}",
+            markup=False,
+            soft_wrap=True,
+        )
     for record, _ in zip(runs.finished(captions.KIND, store), range(RUNS), strict=False):
         console.print(
             f"night {record['run']}: {record['listed']} images listed = {record['captioned']} captioned + "

@@ -77,13 +77,13 @@ def prepare(source: Bucket, store: Bucket, encoder_file: Path, *, broken: tuple[
     uri = dataset.ingest(draw(source, broken=broken), store, name="toy").dataset
     data = dataset.load(uri)
     folder, _ = open_object(uri)
-    words = Vocabulary.build((c for captions in data.split("train")["captions"].to_pylist() for c in captions), min_count=1)
+    words = Vocabulary.build(
+        (c for captions in data.split("train")["captions"].to_pylist() for c in captions), min_count=1
+    )
     folder.put("vocabulary.json", words.to_json().encode())
     encoder_id = encoder.publish(str(encoder_file), store)
     images = dataset.images(data.table)
-    for shard in features.plan(
-        images, run="r", source=source.uri, encoder_id=encoder_id, store=store, shard_size=100
-    ):
+    for shard in features.plan(images, run="r", source=source.uri, encoder_id=encoder_id, store=store, shard_size=100):
         features.extract(shard, store=store, batch_size=32)
     return Inputs(source, uri, folder.url("vocabulary.json"), encoder_id)
 

@@ -1,0 +1,93 @@
+"""Evaluation: the test split captioned, scored and shown."""
+
+import re
+
+import pytest
+import toy
+
+from pipeline import evaluation
+from pipeline.captioner import load_metadata
+from pipeline.errors import PipelineError
+from pipeline.evaluation import cider_on, evaluate, load_metrics, report_key
+from pipeline.storage import ObjectNotFoundError, open_bucket
+
+
+@pytest.fixture(autouse=True)
+def no_java(monkeypatch):
+    """Score without Java, in a fraction of the time: the metrics' own tests run it."""
+    monkeypatch.setattr("pipeline.java.available", lambda: False)
+
+
+@pytest.fixture
+def store(bucket, trained):
+    """A store with the toy world's model, its encoder and features."""
+    toy.copy(trained.store, bucket, "models/", "encoders/", "features/")
+    return bucket
+
+
+def adopt(version, dataset_uri, source, target):
+    """Copy a model under the name v2, as if it had been trained on another dataset."""
+    for name in ("model.keras", "vocabulary.json"):
+        target.put(f"models/v2/{name}", source.get(f"models/{version}/{name}"))
+    metadata = load_metadata(version, source).model_copy(update={"version": "v2", "dataset": dataset_uri})
+    target.put("models/v2/metadata.json", metadata.model_dump_json().encode())
+
+
+def test_metrics_and_report_are_written(trained, store):
+    """The toy model's captions score near the best there is, and the store holds what was returned and the page."""
+    version = trained.model.version
+    metrics = evaluate(version, store=store, beam_width=3, max_failed_fraction=0)
+    assert load_metrics(version, store) == metrics
+    assert (metrics.version, metrics.dataset, metrics.images) == (version, trained.inputs.dataset, 4)
+    assert set(metrics.scores) == set(metrics.diversity) == {"greedy", "beam"}
+    assert metrics.cider == metrics.summary["CIDEr"] > 3
+    assert metrics.summary["BLEU-1"] == pytest.approx(1)
+    assert metrics.diversity["beam"].distinct_captions == 1
+
+    page = store.get(report_key(version)).decode()
+    for text in (version, trained.inputs.encoder_id, "beam 3", "greedy", "red-5.jpg", "a yellow square"):
+        assert text in page
+    # Four pictures in each of three grids: best, worst, any.
+    assert len(re.findall("data:image/jpeg;base64,", page)) == 12
+
+
+def test_features_of_another_dataset_are_extracted(tmp_path, trained, bucket, toy_encoder):
+    """On a dataset that it has never seen, a model's CIDEr is what evaluating it there would give."""
+    source = open_bucket(str(tmp_path / "source"))
+    elsewhere = toy.prepare(source, open_bucket(str(tmp_path / "elsewhere")), toy_encoder)
+    toy.copy(trained.store, bucket, "encoders/")
+    adopt(trained.model.version, elsewhere.dataset, trained.store, bucket)
+    ask = {"beam_width": 2, "store": bucket, "max_failed_fraction": 0}
+
+    with pytest.raises(PipelineError, match="4 of 4 images have no features"):
+        evaluate("v2", **ask)
+    value = cider_on(elsewhere.dataset, "v2", batch_size=2, **ask)
+    # Only the test split is needed.
+    [shard] = bucket.list("features/")
+    assert evaluation.features.index(elsewhere.encoder_id, bucket).num_rows == 4
+    assert evaluate("v2", **ask).cider == pytest.approx(value)
+
+    assert cider_on(elsewhere.dataset, "v2", batch_size=2, **ask) == value
+    assert list(bucket.list("features/")) == [shard]
+
+
+def test_a_photograph_that_has_gone_is_grey(tmp_path, trained, toy_encoder):
+    """Features outlive their pictures: without these the scores are the same, and the report shows a grey square."""
+    source, store = open_bucket(str(tmp_path / "source")), open_bucket(str(tmp_path / "store"))
+    inputs = toy.prepare(source, store, toy_encoder)
+    adopt(trained.model.version, inputs.dataset, trained.store, store)
+    before = evaluate("v2", store=store, beam_width=1, max_failed_fraction=0)
+    pictures = store.get(report_key("v2")).count(b"data:image/jpeg")
+    for colour in toy.COLOURS:
+        toy.delete(source, f"pictures/{colour}-5.jpg")
+    assert evaluate("v2", store=store, beam_width=1, max_failed_fraction=0).scores == before.scores
+    thumbnails = re.findall(r"data:image/jpeg;base64,[\w+/=]+", store.get(report_key("v2")).decode())
+    assert (len(thumbnails), len(set(thumbnails))) == (pictures, 1)
+
+
+def test_without_evaluation_there_are_no_metrics(trained, bucket):
+    """Asking for the scores of a model that was not evaluated, or for those of no model, is an error."""
+    with pytest.raises(ObjectNotFoundError, match=r"models/v9/metrics\.json"):
+        load_metrics("v9", bucket)
+    with pytest.raises(PipelineError, match="no model 'v9'"):
+        evaluate("v9", store=bucket, beam_width=1, max_failed_fraction=0)
