@@ -11,13 +11,11 @@ The captions are Parquet under `captions/` in the store; `publish` returns the c
 It fails at once where no model has been promoted: trigger `retrain_captioner` first.
 """
 
-from datetime import timedelta
-
 import pendulum
 from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable
 
-from dags.assets import CAPTIONS, CHAMPION, FEATURES
-from dags.pipeline_operator import GPU, PipelineOperator
+from dags.assets import CAPTIONS, CHAMPION
+from dags.tasks import DEFAULT_ARGS, GPU, PipelineOperator, extract_features
 
 with DAG(
     dag_id="caption_new_images",
@@ -28,26 +26,13 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     tags=["captioning"],
-    default_args={
-        "retries": 3,
-        "retry_delay": timedelta(seconds=30),
-        "retry_exponential_backoff": True,
-        "max_retry_delay": timedelta(minutes=10),
-        "execution_timeout": timedelta(hours=1),
-    },
+    default_args=DEFAULT_ARGS,
 ) as dag:
     list_inbox = PipelineOperator(task_id="list_inbox", arguments=["night", "list", "{{ run_id }}"])
     plan_extraction = PipelineOperator(
         task_id="plan_extraction", arguments=["night", "plan-extraction", "{{ run_id }}"]
     )
-    extract = PipelineOperator.partial(
-        task_id="extract",
-        arguments=["extract"],
-        pool=GPU,
-        queue=GPU,
-        outlets=[FEATURES],
-        map_index_template="{{ task.shard }}",
-    ).expand(shard=plan_extraction.output)
+    extract = extract_features(plan_extraction.output)
     plan_captions = PipelineOperator(
         task_id="plan_captions",
         # A run that is cleared on another day goes on in the partition that it began.

@@ -17,8 +17,8 @@ from datetime import timedelta
 from airflow.sdk import DAG, Param, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from dags.assets import CHAMPION, DATASET, FEATURES
-from dags.pipeline_operator import GPU, PipelineOperator
+from dags.assets import CHAMPION, DATASET
+from dags.tasks import DEFAULT_ARGS, GPU, PipelineOperator, extract_features
 from pipeline.recipe import Recipe
 from pipeline.settings import Settings
 
@@ -38,13 +38,7 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     tags=["captioning"],
-    default_args={
-        "retries": 3,
-        "retry_delay": timedelta(seconds=30),
-        "retry_exponential_backoff": True,
-        "max_retry_delay": timedelta(minutes=10),
-        "execution_timeout": timedelta(hours=1),
-    },
+    default_args=DEFAULT_ARGS,
     params={
         "dataset": Param(
             settings.dataset,
@@ -116,14 +110,7 @@ with DAG(
         task_id="plan_extraction",
         arguments=["plan", ingest.output["dataset"], encoder.output["encoder_id"], "--run", "{{ run_id }}"],
     )
-    extract = PipelineOperator.partial(
-        task_id="extract",
-        arguments=["extract"],
-        pool=GPU,
-        queue=GPU,
-        outlets=[FEATURES],
-        map_index_template="{{ task.shard }}",
-    ).expand(shard=plan.output)
+    extract = extract_features(plan.output)
     train = PipelineOperator(
         task_id="train",
         arguments=[

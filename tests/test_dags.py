@@ -123,12 +123,12 @@ class TestOperator:
     @pytest.fixture
     def run(self, airflow_home, monkeypatch):
         """Runs an operator whose command is replaced by Python code, and returns its result and what it pushed."""
-        from dags import pipeline_operator
+        from dags import tasks
 
-        monkeypatch.setattr(pipeline_operator, "aws_environment", lambda log: {"FROM_CONNECTION": "yes"})
+        monkeypatch.setattr(tasks, "aws_environment", lambda log: {"FROM_CONNECTION": "yes"})
 
         def run(code, **kwargs):
-            operator = pipeline_operator.PipelineOperator(task_id="t", arguments=["x"], **kwargs)
+            operator = tasks.PipelineOperator(task_id="t", arguments=["x"], **kwargs)
             real = operator.hook.run_command
             monkeypatch.setattr(
                 operator.hook, "run_command", lambda command, **options: real([sys.executable, "-c", code], **options)
@@ -169,7 +169,7 @@ class TestOperator:
         """Login, password, endpoint and region of aws_default are what boto3 finds in the command's environment."""
         import logging
 
-        from dags.pipeline_operator import aws_environment
+        from dags.tasks import aws_environment
 
         monkeypatch.delenv("AIRFLOW_CONN_AWS_DEFAULT", raising=False)
         assert aws_environment(logging.getLogger()) == {}

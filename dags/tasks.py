@@ -1,19 +1,30 @@
-"""The one operator of both DAGs: a command of ``python -m pipeline`` in a child process."""
+"""What both DAGs are made of: tasks that run a command of ``python -m pipeline`` in a child process."""
 
 import json
 import os
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 from airflow.providers.standard.hooks.subprocess import SubprocessHook
-from airflow.sdk import BaseOperator, Context
+from airflow.sdk import BaseOperator, Context, XComArg
+from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from dags.assets import FEATURES
 from pipeline.settings import PROJECT
 
 GPU = "gpu"
 """Pool and queue of the tasks that hold the accelerator, or all cores where there is none."""
+
+DEFAULT_ARGS = {
+    "retries": 3,
+    "retry_delay": timedelta(seconds=30),
+    "retry_exponential_backoff": True,
+    "max_retry_delay": timedelta(minutes=10),
+    "execution_timeout": timedelta(hours=1),
+}
 
 BAD_INPUT = 2
 """The command's exit status for what no retry mends."""
@@ -62,6 +73,18 @@ class PipelineOperator(BaseOperator):
     def on_kill(self) -> None:
         """Stop the command when Airflow stops the task."""
         self.hook.send_sigterm()
+
+
+def extract_features(shards: XComArg) -> MappedOperator:
+    """The task that extracts the features of planned shards, one instance a shard; it is the same in both DAGs."""
+    return PipelineOperator.partial(
+        task_id="extract",
+        arguments=["extract"],
+        pool=GPU,
+        queue=GPU,
+        outlets=[FEATURES],
+        map_index_template="{{ task.shard }}",
+    ).expand(shard=shards)
 
 
 def aws_environment(log: Any) -> dict[str, str]:
