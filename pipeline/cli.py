@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from pydantic import ValidationError
 
 from pipeline.errors import PipelineError
 from pipeline.settings import Settings
@@ -110,7 +111,7 @@ def plan(dataset_uri: DatasetUri, encoder_id: EncoderId, run: RunOption = "manua
         source=data.source,
         encoder_id=encoder_id,
         store=_store(),
-        shard_size=Settings().shard_size,
+        shard_size=_settings().shard_size,
     )
     _print(shards)
 
@@ -122,7 +123,7 @@ def extract(shard: Shard) -> None:
 
     from pipeline import features
 
-    _print(asdict(features.extract(shard, store=_store(), batch_size=Settings().batch_size)))
+    _print(asdict(features.extract(shard, store=_store(), batch_size=_settings().batch_size)))
 
 
 @app.command()
@@ -150,7 +151,7 @@ def train(
         encoder_id=encoder_id,
         recipe=Recipe.parse(assignments or []),
         store=_store(),
-        max_failed_fraction=Settings().max_failed_fraction,
+        max_failed_fraction=_settings().max_failed_fraction,
     )
     _print({"version": model.version, "best_epoch": model.best_epoch, "epochs": len(model.curves)})
 
@@ -164,7 +165,7 @@ def evaluate(
     from pipeline import evaluation
 
     metrics = evaluation.evaluate(
-        version, store=_store(), beam_width=beam_width, max_failed_fraction=Settings().max_failed_fraction
+        version, store=_store(), beam_width=beam_width, max_failed_fraction=_settings().max_failed_fraction
     )
     _print({"version": version, **metrics.summary, "report": _store().url(evaluation.report_key(version))})
 
@@ -182,7 +183,7 @@ def consider(
     """Let the gate decide whether a candidate becomes champion, and write the retraining's record."""
     from pipeline import registry
 
-    settings = Settings()
+    settings = _settings()
     decision = registry.consider(
         version,
         run=run,
@@ -242,7 +243,7 @@ def demo_inbox(
     """Copy test photographs of the newest model's dataset into the inbox, as if they had just arrived."""
     from pipeline import demo_inbox as demo
 
-    _print(demo.fill(_store(), Settings().inbox, count=count))
+    _print(demo.fill(_store(), _settings().inbox, count=count))
 
 
 @night.command("list")
@@ -250,7 +251,7 @@ def night_list(run: Run) -> None:
     """List the inbox and fix the champion for the whole night."""
     from pipeline import captions
 
-    _print(captions.list_inbox(run, inbox=Settings().inbox, store=_store()))
+    _print(captions.list_inbox(run, inbox=_settings().inbox, store=_store()))
 
 
 @night.command("plan-extraction")
@@ -258,21 +259,24 @@ def night_plan_extraction(run: Run) -> None:
     """Plan the shards of images without features, and print their names."""
     from pipeline import captions
 
-    _print(captions.plan_extraction(run, store=_store(), shard_size=Settings().shard_size))
+    _print(captions.plan_extraction(run, store=_store(), shard_size=_settings().shard_size))
 
 
 @night.command("plan-captions")
 def night_plan_captions(
     run: Run,
     date: Annotated[
-        str | None, typer.Option(help="YYYY-MM-DD of the captions' partition; by default today, UTC")
+        datetime | None,
+        typer.Option(
+            formats=["%Y-%m-%d"], metavar="YYYY-MM-DD", help="partition of the captions; by default today's, UTC"
+        ),
     ] = None,
 ) -> None:
     """Plan the shards of images without a caption of the champion, and print their names."""
     from pipeline import captions
 
-    date = date or datetime.now(UTC).strftime("%Y-%m-%d")
-    _print(captions.plan_captions(run, store=_store(), date=date, shard_size=Settings().shard_size))
+    day = (date or datetime.now(UTC)).strftime("%Y-%m-%d")
+    _print(captions.plan_captions(run, store=_store(), date=day, shard_size=_settings().shard_size))
 
 
 @night.command("caption")
@@ -280,7 +284,7 @@ def night_caption(shard: Shard) -> None:
     """Write the captions of a planned shard."""
     from pipeline import captions
 
-    settings = Settings()
+    settings = _settings()
     _print(captions.caption(shard, store=_store(), beam_width=settings.beam_width, sidecars=settings.sidecars))
 
 
@@ -289,13 +293,21 @@ def night_publish(run: Run) -> None:
     """Count the night, and fail where an image is unaccounted for or too many failed."""
     from pipeline import captions
 
-    _print(captions.publish(run, store=_store(), max_failed_fraction=Settings().max_failed_fraction))
+    _print(captions.publish(run, store=_store(), max_failed_fraction=_settings().max_failed_fraction))
+
+
+def _settings() -> Settings:
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = "; ".join(f"CAPTION_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
+        raise PipelineError(f"The environment holds wrong settings: {wrong}.") from error
 
 
 def _store() -> "Bucket":
     from pipeline.storage import open_bucket
 
-    return open_bucket(Settings().store)
+    return open_bucket(_settings().store)
 
 
 def _print(result: Any) -> None:

@@ -69,9 +69,9 @@ def progress(line: str) -> str | None:
         return f"  {' '.join(word.strip(chr(39)) for word in command[1].split(', '))[:100]}"
     if re.match(r"\d\d:\d\d:\d\d [A-Z]+ ", event):
         return f"    {event}"
-    if event.startswith("error: ") or entry.get("level") in ("error", "critical"):
-        return f"    {event}"
-    return None
+    if entry.get("exception"):
+        return f"    {entry['exception'][0]['exc_value']}"
+    return f"    {event}" if entry.get("level") in ("error", "critical") else None
 
 
 def pipeline(*arguments: str) -> dict[str, str]:

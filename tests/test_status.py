@@ -1,0 +1,90 @@
+"""What `status` shows."""
+
+import pytest
+import toy
+
+from pipeline import captions, evaluation, features, registry, status
+from pipeline.storage import open_bucket
+
+
+@pytest.fixture
+def shown(capsys):
+    """Show a store, and return what was printed."""
+
+    def show(store, limit=0, under=""):
+        status.show(store, limit=limit, under=under)
+        return capsys.readouterr().out
+
+    return show
+
+
+def consider(version, store, run):
+    """Evaluate a model and let the gate decide on it."""
+    evaluation.evaluate(version, store=store, beam_width=2, max_failed_fraction=0)
+    registry.consider(
+        version,
+        run=run,
+        policy=registry.Policy.AUTO,
+        tolerance=0.015,
+        floor=0.1,
+        store=store,
+        batch_size=2,
+        max_failed_fraction=0,
+    )
+
+
+def night(run, inbox, store):
+    """All five steps of a night."""
+    captions.list_inbox(run, inbox=inbox.uri, store=store)
+    for shard in captions.plan_extraction(run, store=store, shard_size=100):
+        features.extract(shard, store=store, batch_size=8)
+    for shard in captions.plan_captions(run, store=store, date="2026-01-02", shard_size=100):
+        captions.caption(shard, store=store, beam_width=2, sidecars=False)
+    captions.publish(run, store=store, max_failed_fraction=0.5)
+
+
+def test_an_empty_store(bucket, shown):
+    """Where there is nothing yet, the status says how to begin and where captions will be."""
+    text = shown(bucket, limit=5)
+    assert "No model has been promoted" in text
+    assert "trigger retrain_captioner" in text
+    assert f"captions: {bucket.url('captions')}" in text
+
+
+def test_a_used_store(bucket, shown, trained, tmp_path, monkeypatch):
+    """The champion, every model with its scores, the runs with their counts, errors by kind, and the captions."""
+    monkeypatch.setattr("pipeline.java.available", lambda: False)
+    version = trained.model.version
+    toy.copy(trained.store, bucket, "models/", "encoders/", "features/")
+    consider(version, bucket, "r1")
+    other = trained.model.model_copy(update={"version": "not-evaluated-yet"})
+    bucket.put(f"models/{other.version}/metadata.json", other.model_dump_json().encode())
+    inbox = open_bucket(str(tmp_path / "inbox"))
+    for number, colour in enumerate(toy.COLOURS):
+        inbox.put(f"garden/{colour}.jpg", toy.picture(colour, number))
+    for name in ("house/a.jpg", "house/b.jpg"):
+        inbox.put(name, b"")
+    night("n1", inbox, bucket)
+    night("n2", inbox, bucket)
+
+    lines = shown(bucket, limit=3).splitlines()
+    [row] = [line for line in lines if line.startswith("│") and version in line]
+    assert "champion" in row
+    assert f"{evaluation.load_metrics(version, bucket).cider:.3f}" in row
+    [row] = [line for line in lines if line.startswith("│") and other.version in line]
+    assert "not evaluated" in row
+    assert "champion" not in row
+    [retraining] = [line for line in lines if line.startswith("retraining r1:")]
+    assert "the first champion" in retraining
+    nights = [line for line in lines if line.startswith("night ")]
+    assert [line.partition(":")[0] for line in nights] == ["night n2", "night n1"]
+    assert "6 images listed = 0 captioned + 0 failed + 6 done before; features of 0 extracted" in nights[0]
+    assert "6 images listed = 4 captioned + 2 failed + 0 done before; features of 6 extracted" in nights[1]
+    assert "    2 × the file is empty" in lines
+    shown_keys = [line.split("│")[1].strip() for line in lines if ".jpg" in line]
+    assert shown_keys == ["garden/blue.jpg", "garden/green.jpg", "garden/red.jpg"]
+    assert lines[-1] == f"report:   {bucket.url(evaluation.report_key(version))}"
+
+    [row, _] = [line for line in shown(bucket, limit=9, under="house/").splitlines() if ".jpg" in line]
+    assert "failed: the file is empty" in row
+    assert ".jpg" not in shown(bucket)
