@@ -161,7 +161,7 @@ def test_a_night_without_a_champion_fails_at_once(tmp_path, airflow_home):
 
 
 def test_a_night_on_s3(deployment, s3_server, s3_bucket_name, monkeypatch, tmp_path):
-    """With store and inbox on S3, reached through the connection aws_default alone, a night writes the same captions."""
+    """With store and inbox on S3, reached by the connection aws_default alone, a night writes the same captions."""
     store, inbox = (open_bucket(f"s3://{s3_bucket_name}/{tmp_path.name}/{name}") for name in ("store", "inbox"))
     for item in deployment.store.list():
         if item.key.startswith(("encoders/", "models/")):

@@ -55,7 +55,7 @@ def listing(bucket):
     return pa.table([[item.key for item in items], [item.etag for item in items]], schema=IMAGES)
 
 
-def plan(images, source, encoder_id, store, shard_size=5, run="r"):
+def plan(images, source, encoder_id, store, *, shard_size=5, run="r"):
     """Plan an extraction with small shards."""
     return features.plan(images, run=run, source=source.uri, encoder_id=encoder_id, store=store, shard_size=shard_size)
 
@@ -66,8 +66,8 @@ def test_extracts_every_image_once(photographs, store, small_encoder):
     images = listing(photographs)
     shards = plan(images, photographs, encoder_id, store)
     done = [features.extract(shard, store=store, batch_size=2) for shard in shards]
-    assert [(d.images, d.failed) for d in done] == [(5, 0), (5, 0), (2, 1)] or sum(d.failed for d in done) == 1
-    assert sum(d.images for d in done) == 12
+    assert [d.images for d in done] == [5, 5, 2]
+    assert sum(d.failed for d in done) == 1
 
     rows = features.look_up(images, encoder_id=encoder_id, store=store)
     assert rows["key"].to_pylist() == images["key"].to_pylist()
@@ -145,7 +145,7 @@ def test_shards_grow_when_there_would_be_too_many(tmp_path, monkeypatch):
 
 def test_missing_features_are_an_error(photographs, store):
     """Asking for images that were never extracted says how many, of which encoder, and what to do."""
-    with pytest.raises(PipelineError, match="12 of 12 images have no features of nobody.*extract"):
+    with pytest.raises(PipelineError, match=r"12 of 12 images have no features of nobody.*extract"):
         features.look_up(listing(photographs), encoder_id="nobody", store=store)
 
 
