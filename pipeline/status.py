@@ -3,6 +3,7 @@
 import pyarrow as pa
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from pipeline import captions, registry, runs, tables
 from pipeline.captioner import list_models
@@ -79,5 +80,7 @@ def _show_captions(console: Console, store: Bucket, version: str, limit: int, un
     if parts:
         rows = [row for row in pa.concat_tables(parts).to_pylist() if row["image_key"].startswith(under)]
         for row in sorted(rows, key=lambda row: row["image_key"])[:limit]:
-            table.add_row(row["image_key"], row["caption"] if row["status"] == "ok" else f"failed: {row['error']}")
+            # As text: Rich would read square brackets in a key as markup.
+            caption = row["caption"] if row["status"] == "ok" else f"failed: {row['error']}"
+            table.add_row(Text(row["image_key"]), Text(caption))
     console.print(table)

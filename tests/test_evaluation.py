@@ -6,7 +6,7 @@ import pytest
 import toy
 
 from pipeline import evaluation
-from pipeline.captioner import load_metadata
+from pipeline.captioner import Caption, Captioner, load_metadata
 from pipeline.errors import PipelineError
 from pipeline.evaluation import cider_on, evaluate, load_metrics, report_key
 from pipeline.storage import ObjectNotFoundError, open_bucket
@@ -49,6 +49,18 @@ def test_metrics_and_report_are_written(trained, store):
         assert text in page
     # Four pictures in each of three grids: best, worst, any.
     assert len(re.findall("data:image/jpeg;base64,", page)) == 12
+
+
+def test_both_searches_are_scored(trained, store, monkeypatch):
+    """Greedy search is that of one beam, beam search has the width asked for, and each has its own captions' scores."""
+    monkeypatch.setattr(
+        Captioner,
+        "caption",
+        lambda self, features, *, beam_width: [Caption(" ".join(["a red square"] * beam_width), -1.0)] * len(features),
+    )
+    metrics = evaluate(trained.model.version, store=store, beam_width=4, max_failed_fraction=0)
+    assert (metrics.diversity["greedy"].mean_length, metrics.diversity["beam"].mean_length) == (3, 12)
+    assert metrics.summary["BLEU-1"] < metrics.scores["greedy"].corpus["BLEU-1"]
 
 
 def test_features_of_another_dataset_are_extracted(tmp_path, trained, bucket, toy_encoder):

@@ -88,3 +88,16 @@ def test_a_used_store(bucket, shown, trained, tmp_path, monkeypatch):
     [row, _] = [line for line in shown(bucket, limit=9, under="house/").splitlines() if ".jpg" in line]
     assert "failed: the file is empty" in row
     assert ".jpg" not in shown(bucket)
+
+
+def test_square_brackets_in_a_key(trained, shown, tmp_path):
+    """A key that looks like the markup of a terminal is shown as it is."""
+    store, inbox = open_bucket(str(tmp_path / "store")), open_bucket(str(tmp_path / "inbox"))
+    toy.copy(trained.store, store, "models/", "encoders/")
+    registry.promote(trained.model.version, store)
+    for name in ("a[red]b.jpg", "x[/].jpg"):
+        inbox.put(name, toy.picture("red"))
+    night("n", inbox, store)
+    text = shown(store, limit=5)
+    assert "a[red]b.jpg" in text
+    assert "x[/].jpg" in text
