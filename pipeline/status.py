@@ -11,8 +11,8 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation import load_metrics, report_key
 from pipeline.storage import Bucket, ObjectNotFoundError
 
-WIDTH = 140
-"""Columns of the tables where the output is no terminal."""
+WIDTH = 1000
+"""Columns where the output is no terminal: enough that nothing is folded, for whoever searches it."""
 
 RUNS = 5
 """Runs of each kind that are shown."""
@@ -57,7 +57,6 @@ def _show_runs(console: Console, store: Bucket) -> None:
             f"retraining {record['run']}: features of {record['extracted']} of {record['images']} images extracted; "
             f"{record['version']}: {record['reason']}",
             markup=False,
-            soft_wrap=True,
         )
     for record, _ in zip(runs.finished(captions.KIND, store), range(RUNS), strict=False):
         console.print(
@@ -65,7 +64,6 @@ def _show_runs(console: Console, store: Bucket) -> None:
             f"{record['failed']} failed + {record['already_done']} done before; "
             f"features of {record['extracted']} extracted",
             markup=False,
-            soft_wrap=True,
         )
         for error, count in record["errors"].items():
             console.print(f"    {count} × {error}", markup=False, soft_wrap=True)

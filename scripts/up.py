@@ -64,6 +64,7 @@ def stop(airflow: "subprocess.Popen[bytes]") -> None:
             sys.stderr.write("Airflow did not stop within a minute: killing it\n")
     with contextlib.suppress(ProcessLookupError):
         os.killpg(airflow.pid, signal.SIGKILL)
+    print("stopped", flush=True)  # noqa: T201
 
 
 def is_up() -> bool:
