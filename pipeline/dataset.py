@@ -352,16 +352,11 @@ def _csv_rows(bucket: Bucket, key: str) -> Iterator[tuple[int, dict[Any, Any]]]:
 
 def _parquet_rows(bucket: Bucket, key: str) -> Iterator[tuple[int, dict[Any, Any]]]:
     """The number of each row, from 1, and its cells by column."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from pipeline import tables
 
-    try:
-        with bucket.open(key) as file:
-            parquet = pq.ParquetFile(file)
-            _check_columns(parquet.schema_arrow.names, bucket.url(key))
-            table = parquet.read(columns=["image", "caption", "split"])  # those of them that are there
-    except pa.ArrowInvalid as error:
-        raise PipelineError(f"{bucket.url(key)} is no Parquet file that can be read: {error}") from error
+    table = tables.read(key, bucket)
+    _check_columns(table.column_names, bucket.url(key))
+    table = table.select([name for name in ("image", "caption", "split") if name in table.column_names])
     # A missing value is no text at all.
     rows = ({name: "" if cell is None else cell for name, cell in row.items()} for row in table.to_pylist())
     yield from enumerate(rows, 1)

@@ -21,7 +21,7 @@ def read(key: str, bucket: Bucket, *, columns: Sequence[str] | None = None) -> p
 
     Raises:
         ObjectNotFoundError: there is no such object.
-        PipelineError: it is no Parquet file, or lacks a column.
+        PipelineError: it is no Parquet file.
     """
     try:
         with bucket.open(key) as file:

@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -129,6 +131,7 @@ class TestOperator:
 
         def run(code, **kwargs):
             operator = tasks.PipelineOperator(task_id="t", arguments=["x"], **kwargs)
+            run.operators.append(operator)
             real = operator.hook.run_command
             monkeypatch.setattr(
                 operator.hook, "run_command", lambda command, **options: real([sys.executable, "-c", code], **options)
@@ -137,6 +140,7 @@ class TestOperator:
             context = {"ti": SimpleNamespace(xcom_push=pushed.__setitem__), "outlet_events": events}
             return operator.execute(context), pushed, events
 
+        run.operators = []
         return run
 
     def test_returns_the_last_line(self, run):
@@ -164,6 +168,23 @@ class TestOperator:
             run("raise OSError('disk full')")
         assert not isinstance(caught.value, AirflowFailException)
         assert "disk full" in str(caught.value)
+
+    def test_a_stopped_task_stops_its_command(self, run, tmp_path):
+        """When Airflow stops the task, the command ends before its time and the task with it."""
+        from airflow.sdk.exceptions import AirflowException
+
+        started = tmp_path / "started"
+
+        def stop():
+            while not started.exists():
+                time.sleep(0.05)
+            run.operators[0].on_kill()
+
+        stopper = threading.Thread(target=stop)
+        stopper.start()
+        with pytest.raises(AirflowException, match="status -15"):
+            run(f"import pathlib, time; pathlib.Path({str(started)!r}).touch(); time.sleep(600)")
+        stopper.join()
 
     def test_connection_becomes_environment(self, airflow_home, monkeypatch):
         """Login, password, endpoint and region of aws_default are what boto3 finds in the command's environment."""
