@@ -7,17 +7,16 @@ predictions for all its prefixes.
 """
 
 import logging
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
+from pipeline import keras_files
 from pipeline.decoding import Hypothesis, State, beam_search
 from pipeline.errors import PipelineError
 from pipeline.recipe import Recipe
@@ -156,10 +155,7 @@ class Captioner:
 def save(captioner: Captioner, metadata: Metadata, store: Bucket) -> None:
     """Write the bundle under ``models/<version>/``; ``metadata.json`` last, which makes it a model."""
     folder = f"models/{metadata.version}"
-    with tempfile.TemporaryDirectory() as temporary:
-        path = Path(temporary, "model.keras")
-        captioner.model.save(path)
-        store.put(f"{folder}/model.keras", path.read_bytes())
+    store.put(f"{folder}/model.keras", keras_files.to_bytes(captioner.model))
     store.put(f"{folder}/vocabulary.json", captioner.vocabulary.to_json().encode())
     store.put(f"{folder}/metadata.json", metadata.model_dump_json(indent=2).encode())
 
@@ -186,15 +182,9 @@ def list_models(store: Bucket) -> list[Metadata]:
 
 def load(version: str, store: Bucket) -> tuple[Captioner, Metadata]:
     """The model under ``models/<version>/``, ready to caption, and its metadata."""
-    import keras
-
     metadata = load_metadata(version, store)
-    folder = f"models/{version}"
-    vocabulary_key = f"{folder}/vocabulary.json"
+    model_key, vocabulary_key = (f"models/{version}/{name}" for name in ("model.keras", "vocabulary.json"))
     vocabulary = Vocabulary.from_json(store.get(vocabulary_key), origin=store.url(vocabulary_key))
-    with tempfile.TemporaryDirectory() as temporary:
-        path = Path(temporary, "model.keras")
-        path.write_bytes(store.get(f"{folder}/model.keras"))
-        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    model = keras_files.from_bytes(store.get(model_key), origin=store.url(model_key))
     log.info("model %s, %d words, encoder %s", version, len(vocabulary), metadata.encoder_id)
     return Captioner(model, vocabulary, max_length=metadata.max_length), metadata

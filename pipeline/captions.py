@@ -7,6 +7,7 @@ night; plan and extract what has no features; plan and write the captions that t
 import json
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -77,7 +78,7 @@ def plan_captions(run: str, *, store: Bucket, date: str, shard_size: int) -> lis
     date = earlier.get("date", date)
     written = [s for s in earlier.get("shards", []) if store.exists(_captions_key(about["version"], date, s))]
     rows = features.look_up(images, encoder_id=about["encoder_id"], store=store)
-    done = _captioned(about["version"], store)
+    done = read(about["version"], store, columns=["image_key", "image_etag"]).rename_columns(IMAGES.names)
     # Images of one shard of features stay together, so that each of those is read once.
     pending = rows.join(done, keys=["key", "etag"], join_type="left anti").sort_by(
         [("shard", "ascending"), ("key", "ascending")]
@@ -187,13 +188,11 @@ def publish(run: str, *, store: Bucket, max_failed_fraction: float) -> dict[str,
     return record
 
 
-def _captioned(version: str, store: Bucket) -> pa.Table:
-    """What a model has a row for already: a table of schema ``IMAGES``."""
-    parts = [
-        tables.read(item.key, store, columns=["image_key", "image_etag"]).rename_columns(IMAGES.names)
-        for item in store.list(f"captions/model={version}/")
-    ]
-    return pa.concat_tables([IMAGES.empty_table(), *parts])
+def read(version: str, store: Bucket, *, columns: Sequence[str]) -> pa.Table:
+    """Some columns of ``SCHEMA`` of every row that a model has written."""
+    schema = pa.schema([SCHEMA.field(name) for name in columns])
+    shards = store.list(f"captions/model={version}/")
+    return pa.concat_tables([schema.empty_table(), *(tables.read(item.key, store, columns=columns) for item in shards)])
 
 
 def _earlier_plan(run: str, listed_at: str, store: Bucket) -> dict[str, Any]:

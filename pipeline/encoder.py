@@ -5,13 +5,9 @@ the very weights that the captioner was trained on. Its id holds a hash of those
 can't be mixed.
 """
 
-import contextlib
 import hashlib
 import logging
 import re
-import tempfile
-import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from pipeline import keras_files
 from pipeline.errors import PipelineError
 from pipeline.storage import Bucket, open_object
 
@@ -69,10 +66,7 @@ def publish(spec: str, store: Bucket) -> str:
     encoder = _checked(model, f"{name}-{_weights_hash(model)}")
     key = _key(encoder.encoder_id)
     if not store.exists(key):
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "encoder.keras")
-            model.save(path)
-            store.put(key, path.read_bytes())
+        store.put(key, keras_files.to_bytes(model))
     log.info(
         "encoder %s: %s pixels to %d features", encoder.encoder_id, "×".join(map(str, encoder.size)), encoder.dimension
     )
@@ -81,8 +75,8 @@ def publish(spec: str, store: Bucket) -> str:
 
 def load(encoder_id: str, store: Bucket) -> Encoder:
     """The encoder published under this id. Raises ``PipelineError`` where there is none."""
-    model = _load_keras_model(store.get(_key(encoder_id)), store.url(_key(encoder_id)))
-    return _checked(model, encoder_id)
+    key = _key(encoder_id)
+    return _checked(keras_files.from_bytes(store.get(key), origin=store.url(key)), encoder_id)
 
 
 def _key(encoder_id: str) -> str:
@@ -101,9 +95,9 @@ def _build(spec: str) -> tuple["keras.Model", str]:
     data = bucket.get(key)
     name = re.sub(r"[^a-z0-9]+", "-", Path(key).stem.lower()).strip("-")
     if suffix == ".keras":
-        return _load_keras_model(data, spec), name
+        return keras_files.from_bytes(data, origin=spec), name
     # Keras tells its two formats of weights, the old of its downloads and the present one, by the file's name.
-    with _as_file(data, ".weights.h5" if key.endswith(".weights.h5") else ".h5") as path:
+    with keras_files.as_file(data, ".weights.h5" if key.endswith(".weights.h5") else ".h5") as path:
         try:
             return _resnet50(path), f"resnet50-{name.removeprefix('resnet50-')}"
         except (ValueError, OSError, KeyError) as error:
@@ -127,29 +121,6 @@ def _resnet50(weights: str | None) -> "keras.Model":
     bgr = keras.ops.flip(pictures, axis=-1)
     centred = keras.layers.Rescaling(1.0, offset=[-103.939, -116.779, -123.68])(bgr)
     return keras.Model(pictures, backbone(centred), name="resnet50")
-
-
-def _load_keras_model(data: bytes, origin: str) -> "keras.Model":
-    import keras
-
-    with _as_file(data, ".keras") as path:
-        try:
-            # Safe mode is the default, said aloud: a model from elsewhere must not bring code that runs here.
-            return keras.saving.load_model(path, compile=False, safe_mode=True)
-        except (ValueError, TypeError, OSError, KeyError, zipfile.BadZipFile) as error:
-            raise PipelineError(
-                f"{origin} can't be loaded as a Keras model in safe mode: {error}. Save it with `model.save(…)` in "
-                "Keras 3, of built-in layers only (no Lambda, no custom class)."
-            ) from error
-
-
-@contextlib.contextmanager
-def _as_file(data: bytes, suffix: str) -> Iterator[str]:
-    """Keras loads from paths only."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, f"model{suffix}")
-        path.write_bytes(data)
-        yield str(path)
 
 
 def _checked(model: "keras.Model", encoder_id: str) -> Encoder:

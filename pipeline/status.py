@@ -1,11 +1,10 @@
 """What there is: the champion, the models, the last runs, and captions, as tables for a terminal."""
 
-import pyarrow as pa
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from pipeline import captions, registry, runs, tables
+from pipeline import captions, registry, runs
 from pipeline.captioner import list_models
 from pipeline.errors import PipelineError
 from pipeline.evaluation import load_metrics, report_key
@@ -70,15 +69,11 @@ def _show_runs(console: Console, store: Bucket) -> None:
 
 
 def _show_captions(console: Console, store: Bucket, version: str, limit: int, under: str) -> None:
-    parts = [
-        tables.read(item.key, store, columns=["image_key", "caption", "status", "error"])
-        for item in store.list(f"captions/model={version}/")
-    ]
     table = Table("image", "caption", title=f"Captions by {version}")
-    if parts:
-        rows = [row for row in pa.concat_tables(parts).to_pylist() if row["image_key"].startswith(under)]
-        for row in sorted(rows, key=lambda row: row["image_key"])[:limit]:
-            # As text: Rich would read square brackets in a key as markup.
-            caption = row["caption"] if row["status"] == "ok" else f"failed: {row['error']}"
-            table.add_row(Text(row["image_key"]), Text(caption))
+    rows = captions.read(version, store, columns=["image_key", "caption", "status", "error"]).to_pylist()
+    shown = [row for row in rows if row["image_key"].startswith(under)]
+    for row in sorted(shown, key=lambda row: row["image_key"])[:limit]:
+        # As text: Rich would read square brackets in a key as markup.
+        caption = row["caption"] if row["status"] == "ok" else f"failed: {row['error']}"
+        table.add_row(Text(row["image_key"]), Text(caption))
     console.print(table)

@@ -8,9 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pipeline.settings import DATA
+
 BIN = Path(sys.executable).parent
-PROJECT = Path(__file__).resolve().parents[1]
-DRAWN = PROJECT / "data" / "demo"
+DRAWN = DATA / "demo"
 # Of few captions: smaller steps, and more passes over them, than the defaults for tens of thousands.
 DRAWN_RECIPE = {"batch_size": 64, "epochs": 30, "patience": 6}
 LOG = Path(os.environ["AIRFLOW_HOME"], "demo.log")
