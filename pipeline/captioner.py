@@ -7,29 +7,58 @@ predictions for all its prefixes.
 """
 
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline import keras_files
-from pipeline.decoding import Hypothesis, State, beam_search
 from pipeline.errors import PipelineError
 from pipeline.recipe import Recipe
 from pipeline.storage import Bucket, ObjectNotFoundError
-from pipeline.vocabulary import END, PAD, START, UNKNOWN, Vocabulary
+from pipeline.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import keras
 
+    from pipeline.decoding import Compiled, Sentences, State, Tensor
+
 log = logging.getLogger(__name__)
 
 DECODE_BATCH = 256
-"""Images decoded at once: (images × beams × vocabulary) floats are held."""
+"""Images decoded at once, at most: (images × beams × vocabulary) floats are held."""
+
+
+StageName = Literal["cross_entropy", "self_critical"]
+
+
+class Epoch(BaseModel):
+    """What an epoch of training brought."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epoch: int = Field(description="counted from 1 through all stages")
+    stage: StageName
+    loss: float | None = Field(None, description="of the next word, nats; only where that is what is trained for")
+    reward: float | None = Field(None, description="mean CIDEr-D of the sampled captions; only in self-critical epochs")
+    dev_loss: float = Field(description="of the next word, nats, after the epoch")
+    dev_cider: float = Field(description="of greedy captions, after the epoch")
+    seconds: float
+
+
+class Member(BaseModel):
+    """How one of a captioner's models was trained."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int
+    best_epoch: int = Field(description="whose weights were kept")
+    epochs: list[Epoch]
 
 
 class Metadata(BaseModel):
@@ -43,8 +72,7 @@ class Metadata(BaseModel):
     dataset: str = Field(description="URI of the dataset table that it was trained on")
     max_length: int = Field(description="words of the longest caption it may write")
     recipe: Recipe
-    best_epoch: int
-    curves: list[dict[str, float]] = Field(description="of each epoch: epoch, loss, dev_loss, dev_cider, seconds")
+    members: list[Member] = Field(description="the models whose probabilities are averaged")
 
 
 def build(
@@ -89,73 +117,105 @@ def build(
     return model
 
 
+def initial_state(models: Sequence["keras.Model"], features: "Tensor") -> "State":
+    """What the models start a caption from: features (B, D) to the concatenated states of all of them, B rows each."""
+    from keras import ops
+
+    state: list[Tensor] = []
+    for model in models:
+        image = model.get_layer("image")(model.get_layer("scale")(features))
+        state += [image, ops.zeros_like(image), ops.zeros_like(image)]
+    return tuple(state)
+
+
+def next_words(models: Sequence["keras.Model"], words: "Tensor", state: "State") -> tuple["Tensor", "State"]:
+    """One step of decoding: last words (M,) and state to the next words' log probabilities (M, V), and the next state.
+
+    Each model goes on by its own layers; the probabilities of several are averaged.
+    """
+    from keras import ops
+
+    every_log_probs, next_state = [], []
+    for number, model in enumerate(models):
+        layer = model.get_layer
+        image, *recurrent = state[3 * number : 3 * number + 3]
+        # A word at a time, the cell without its loop.
+        output, recurrent = layer("lstm").cell(layer("embedding")(words), recurrent)
+        logits = layer("logits")(layer("hidden")(layer("merge")([output, image])))
+        every_log_probs.append(ops.log_softmax(logits))
+        next_state += [image, *recurrent]
+    if len(models) == 1:
+        return every_log_probs[0], tuple(next_state)
+    return ops.logsumexp(ops.stack(every_log_probs), axis=0) - math.log(len(models)), tuple(next_state)
+
+
 @dataclass(frozen=True)
 class Caption:
-    """A caption and the mean log probability of its words."""
+    """A caption, the mean log probability of its words (its end among them), and its probability as a whole."""
 
     text: str
     log_prob: float
+    probability: float
 
 
 class Captioner:
-    """A merge model with its vocabulary: features in, captions out."""
+    """A merge model, or several whose probabilities are averaged, with their vocabulary: features in, captions out."""
 
-    def __init__(self, model: "keras.Model", vocabulary: Vocabulary, *, max_length: int) -> None:
-        self.model = model
+    def __init__(self, models: Sequence["keras.Model"], vocabulary: Vocabulary, *, max_length: int) -> None:
+        self.models = models
         self.vocabulary = vocabulary
         self.max_length = max_length
+        self._searches: dict[int, Compiled] = {}
 
     def caption(self, features: npt.NDArray[np.float32], *, beam_width: int) -> list[Caption]:
         """The best caption of each image: (N, D) float32 to N captions."""
-        captions = []
-        for hypotheses in self._search(features, beam_width):
-            best = hypotheses[0]
-            captions.append(Caption(self.vocabulary.decode(best.ids), best.log_prob))
-        return captions
+        return [best for best, *_ in self.alternatives(features, beam_width=beam_width)]
 
-    def _search(self, features: npt.NDArray[np.float32], beam_width: int) -> Iterator[list[Hypothesis]]:
-        project, _ = self._stepwise
-        for start in range(0, len(features), DECODE_BATCH):
-            images = np.asarray(project.predict_on_batch(features[start : start + DECODE_BATCH]))
-            yield from beam_search(
-                self._step,
-                (images, np.zeros_like(images), np.zeros_like(images)),
-                start=START,
-                end=END,
-                forbidden=(PAD, START, UNKNOWN),
+    def alternatives(self, features: npt.NDArray[np.float32], *, beam_width: int) -> list[list[Caption]]:
+        """All captions of each image's beam, best first: (N, D) float32 to N lists of 1 to ``beam_width`` captions."""
+        return [
+            [
+                Caption(self.vocabulary.decode(ids), float(log_prob / length), math.exp(log_prob))
+                for ids, length, log_prob in zip(*beam, strict=True)
+                if log_prob > -math.inf
+            ]
+            for sentences in self._search(features, beam_width)
+            for beam in zip(*sentences, strict=True)
+        ]
+
+    def _search(self, features: npt.NDArray[np.float32], beam_width: int) -> Iterator["Sentences"]:
+        """The sentences, as arrays, of one batch after the other."""
+        from pipeline.decoding import Sentences
+
+        # One size for all batches, so that the search is compiled once; a power of two, so that it rarely is again.
+        size = min(DECODE_BATCH, 1 << (len(features) - 1).bit_length())
+        for start in range(0, len(features), size):
+            batch = features[start : start + size]
+            padded = np.pad(batch, ((0, size - len(batch)), (0, 0)), mode="edge")
+            found = self._compiled(beam_width).predict_on_batch(padded)
+            yield Sentences(*(array[: len(batch)] for array in found))
+
+    def _compiled(self, beam_width: int) -> "Compiled":
+        from pipeline.decoding import Compiled, Sentences, beam_search
+
+        def search(features: "Tensor") -> Sentences:
+            return beam_search(
+                partial(next_words, self.models),
+                initial_state(self.models, features),
                 beam_width=beam_width,
                 max_length=self.max_length,
             )
 
-    def _step(self, words: npt.NDArray[np.int32], state: State) -> tuple[npt.NDArray[np.float32], State]:
-        image, hidden, cell = state
-        _, step = self._stepwise
-        log_probs, hidden, cell = step.predict_on_batch([image, words[:, None], hidden, cell])
-        return log_probs, (image, hidden, cell)
-
-    @cached_property
-    def _stepwise(self) -> tuple["keras.Model", "keras.Model"]:
-        """The same layers, cut into what is done once an image and what is done once a word."""
-        import keras
-
-        layer = self.model.get_layer
-        features = keras.Input(layer("features").batch_shape[1:])
-        units = layer("image").units
-        image, hidden, cell = (keras.Input((units,)) for _ in range(3))
-        word = keras.Input((1,), dtype="int32")
-        output, *next_state = layer("lstm")(layer("embedding")(word), initial_state=[hidden, cell])
-        merged = layer("merge")([output, layer("broadcast")(image)])
-        log_probs = keras.ops.log_softmax(layer("logits")(layer("hidden")(merged)))[:, 0]
-        return (
-            keras.Model(features, layer("image")(layer("scale")(features))),
-            keras.Model([image, word, hidden, cell], [log_probs, *next_state]),
-        )
+        if beam_width not in self._searches:
+            self._searches[beam_width] = Compiled(search, self.models)
+        return self._searches[beam_width]
 
 
 def save(captioner: Captioner, metadata: Metadata, store: Bucket) -> None:
     """Write the bundle under ``models/<version>/``; ``metadata.json`` last, which makes it a model."""
     folder = f"models/{metadata.version}"
-    store.put(f"{folder}/model.keras", keras_files.to_bytes(captioner.model))
+    for number, model in zip(range(len(metadata.members)), captioner.models, strict=True):
+        store.put(_member_key(metadata.version, number), keras_files.to_bytes(model))
     store.put(f"{folder}/vocabulary.json", captioner.vocabulary.to_json().encode())
     store.put(f"{folder}/metadata.json", metadata.model_dump_json(indent=2).encode())
 
@@ -183,8 +243,13 @@ def list_models(store: Bucket) -> list[Metadata]:
 def load(version: str, store: Bucket) -> tuple[Captioner, Metadata]:
     """The model under ``models/<version>/``, ready to caption, and its metadata."""
     metadata = load_metadata(version, store)
-    model_key, vocabulary_key = (f"models/{version}/{name}" for name in ("model.keras", "vocabulary.json"))
+    vocabulary_key = f"models/{version}/vocabulary.json"
     vocabulary = Vocabulary.from_json(store.get(vocabulary_key), origin=store.url(vocabulary_key))
-    model = keras_files.from_bytes(store.get(model_key), origin=store.url(model_key))
+    keys = [_member_key(version, number) for number in range(len(metadata.members))]
+    models = [keras_files.from_bytes(store.get(key), origin=store.url(key)) for key in keys]
     log.info("model %s, %d words, encoder %s", version, len(vocabulary), metadata.encoder_id)
-    return Captioner(model, vocabulary, max_length=metadata.max_length), metadata
+    return Captioner(models, vocabulary, max_length=metadata.max_length), metadata
+
+
+def _member_key(version: str, number: int) -> str:
+    return f"models/{version}/model-{number}.keras"

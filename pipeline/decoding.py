@@ -1,113 +1,226 @@
-"""Greedy and beam search over a next-word model, a whole batch at once.
+"""Greedy search, beam search and sampling over a next-word model: a whole batch at once, on the device.
 
-The search knows no model: it asks a step function for the next word's log probabilities. It runs on arrays of
-(sequences × beams) rows whose number never changes, so that a compiled step function is compiled once.
+The loop knows no model: it asks a step function for the next word's log probabilities. It runs on rows, of which each
+sequence has K that stand side by side (its beams, or its samples); their number never changes. All is written in
+``keras.ops``, so that a search can be compiled as one function, together with its model.
+
+This module loads Keras: whoever does not decode should not import it.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
+import keras
+from keras import ops
 
 from pipeline.errors import PipelineError
+from pipeline.vocabulary import END, PAD, START, UNKNOWN
 
-Array = npt.NDArray[np.float32]
-State = tuple[Array, ...]
-Step = Callable[[npt.NDArray[np.int32], State], tuple[Array, State]]
-"""(last words (M,), state) to (log probabilities (M, V), next state); each array of a state has M rows."""
+Tensor = Any
+"""A tensor of the Keras backend."""
+
+State = tuple[Tensor, ...]
+"""What a model remembers of the words so far; each tensor has a row for each row of words."""
+
+Step = Callable[[Tensor, State], tuple[Tensor, State]]
+"""(last words (M,) int32, state) to (log probabilities (M, V), next state)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hypothesis:
-    """A finished search's sentence: its ids without start and end, and the mean log probability of its words.
+class Sentences(NamedTuple):
+    """K sentences for each of B sequences.
 
-    The end counts as a word, unless the longest allowed sentence was reached without it.
+    Attributes:
+        ids: (B, K, T) int32. ``END`` stands after the last word unless the sentence was cut, then ``PAD``.
+        lengths: (B, K) int32: the number of words; the end counts as one.
+        log_probs: (B, K) float32: the sum of the words' log probabilities. ``-inf`` marks a place in the beam for which
+            there was no sentence left, as the vocabulary allows only so many.
     """
 
-    ids: tuple[int, ...]
-    log_prob: float
+    ids: Tensor
+    lengths: Tensor
+    log_probs: Tensor
 
 
 def beam_search(
-    step: Step,
-    state: State,
-    *,
-    start: int,
-    end: int,
-    forbidden: Sequence[int],
-    beam_width: int,
-    max_length: int,
-    length_exponent: float = 1.0,
-) -> list[list[Hypothesis]]:
+    step: Step, state: State, *, beam_width: int, max_length: int, length_exponent: float = 1.0
+) -> Sentences:
     """The ``beam_width`` best sentences of each sequence, best first. A width of 1 is greedy search.
 
     Sentences are ranked by their log probability divided by ``length ** length_exponent`` (1: the mean a word; 0: the
-    plain sum, which favours short ones). A finished sentence keeps its place in the beam but is not extended. No word
-    directly follows itself.
+    plain sum, which favours short ones). A finished sentence keeps its place in the beam but is not extended. Padding,
+    start and unknown word are never written, no word directly follows itself, and no three words come back in the same
+    order (Paulus et al. 2017, https://arxiv.org/abs/1705.04304): a model can like "and a hat and a hat" more with each
+    repetition. Of equals, the one of the better beam wins, then the one of the lower id.
 
     Args:
         step: the model.
-        state: what it starts from; the rows are the sequences.
-        start: id that stands before the first word.
-        end: id that finishes a sentence.
-        forbidden: ids never emitted.
+        state: what it starts from; the rows are the B sequences.
         beam_width: sentences kept for each sequence, K.
-        max_length: words after which a sentence is cut.
+        max_length: words after which a sentence is cut, T.
         length_exponent: see above.
+
+    Raises:
+        PipelineError: a width or a length below 1.
     """
-    if beam_width < 1 or max_length < 1:
-        raise PipelineError(f"Beam width and length must be at least 1. Received: {beam_width} and {max_length}.")
-    sequences, beams = len(state[0]), beam_width
-    state = tuple(np.repeat(array, beams, axis=0) for array in state)
-    words = np.zeros((sequences, beams, 0), np.int32)
-    last = np.full((sequences, beams), start, np.int32)
+    _require_positive(beam_width, max_length)
+    first_row = ops.arange(ops.shape(state[0])[0], dtype="int32")[:, None] * beam_width
+
+    def choose(position: Tensor, log_probs: Tensor, rows: Sentences, finished: Tensor) -> tuple[Tensor, ...]:
+        # The K best of a sequence are among the K best of each of its beams.
+        extensions = min(beam_width, log_probs.shape[1])
+        gains, words = ops.top_k(_without_repeats(log_probs, rows.ids, position), extensions)
+        # A finished sentence has one extension, which adds nothing.
+        nothing = ops.where(ops.arange(extensions) == 0, 0.0, -float("inf"))
+        totals = rows.log_probs[:, None] + ops.where(finished[:, None], nothing, gains)
+        lengths = rows.lengths + ops.cast(~finished, "int32")
+        ranks = totals / ops.cast(lengths, "float32")[:, None] ** length_exponent
+        _, best = ops.top_k(ops.reshape(ranks, (-1, beam_width * extensions)), beam_width)
+        best = ops.reshape(best + first_row * extensions, (-1,))
+        return best // extensions, ops.take(ops.reshape(words, (-1,)), best), ops.take(ops.reshape(totals, (-1,)), best)
+
     # All beams of a sequence start equal: only the first may be extended, or each would hold the same sentence.
-    scores = np.full((sequences, beams), -np.inf, np.float32)
-    scores[:, 0] = 0.0
-    lengths = np.zeros((sequences, beams), np.int32)
-    finished = np.zeros((sequences, beams), bool)
-    origin = np.arange(sequences)[:, None]
-
-    for _ in range(max_length):
-        log_probs, state = step(last.reshape(-1), state)
-        log_probs = np.array(log_probs, np.float32).reshape(sequences, beams, -1)
-        log_probs[:, :, list(forbidden)] = -np.inf
-        np.put_along_axis(log_probs, last[:, :, None], -np.inf, axis=2)
-        log_probs[finished] = -np.inf
-        log_probs[finished, end] = 0.0
-
-        totals = scores[:, :, None] + log_probs
-        next_lengths = lengths + ~finished
-        ranks = (totals / next_lengths[:, :, None] ** length_exponent).reshape(sequences, -1)
-        best = _top(ranks, beams)
-        beam, word = best // log_probs.shape[2], (best % log_probs.shape[2]).astype(np.int32)
-
-        scores = totals.reshape(sequences, -1)[origin, best]
-        words = np.concatenate([words[origin, beam], word[:, :, None]], axis=2)
-        lengths, finished, last = next_lengths[origin, beam], finished[origin, beam] | (word == end), word
-        state = tuple(array[(origin * beams + beam).reshape(-1)] for array in state)
-        if finished.all():
-            break
-
-    return [
-        [
-            Hypothesis(tuple(_until(row_words, end)), float(score / length))
-            for row_words, score, length in zip(words[i].tolist(), scores[i], lengths[i], strict=True)
-            if np.isfinite(score)
-        ]
-        for i in range(sequences)
-    ]
+    start = [0.0] + [-float("inf")] * (beam_width - 1)
+    return _write(step, state, choose, start=start, max_length=max_length)
 
 
-def _top(ranks: Array, count: int) -> npt.NDArray[np.intp]:
-    """Columns of the ``count`` highest values of each row, highest first; of equal ones the lower column."""
-    # Partition before sorting: a row has beams × vocabulary entries, and only a few are wanted.
-    candidates = np.argpartition(-ranks, min(count, ranks.shape[1] - 1), axis=1)[:, :count]
-    candidates.sort(axis=1)
-    order = np.argsort(-np.take_along_axis(ranks, candidates, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(candidates, order, axis=1)
+def sample(
+    step: Step, state: State, *, count: int, max_length: int, seed: "int | keras.random.SeedGenerator"
+) -> Sentences:
+    """``count`` sentences of each sequence, each word drawn with the probability that the model gives it.
+
+    What is never written (see ``beam_search``) leaves its share to the other words; ``log_probs`` are the model's own,
+    without that share.
+
+    Args:
+        step: the model.
+        state: what it starts from; the rows are the B sequences.
+        count: samples of each sequence, K.
+        max_length: words after which a sentence is cut, T.
+        seed: the same integer draws the same sentences; a generator draws others each time.
+
+    Raises:
+        PipelineError: a count or a length below 1.
+    """
+    _require_positive(count, max_length)
+    rows = ops.shape(state[0])[0] * count
+    every_row = ops.arange(rows, dtype="int32")
+    # All at once: a generator can't advance inside a compiled loop.
+    numbers = keras.random.uniform((rows, max_length), seed=seed)
+
+    def choose(position: Tensor, log_probs: Tensor, rows: Sentences, finished: Tensor) -> tuple[Tensor, ...]:
+        cumulative = ops.cumsum(ops.softmax(log_probs), axis=-1)
+        threshold = ops.take(numbers, position, axis=1)[:, None] * cumulative[:, -1:]
+        words = ops.sum(ops.cast(cumulative <= threshold, "int32"), axis=-1)
+        gains = ops.take_along_axis(log_probs, words[:, None], axis=1)[:, 0]
+        return every_row, words, rows.log_probs + ops.where(finished, 0.0, gains)
+
+    return _write(step, state, choose, start=[0.0] * count, max_length=max_length)
 
 
-def _until(words: list[int], end: int) -> list[int]:
-    return words[: words.index(end)] if end in words else words
+class Compiled(keras.Model):  # type: ignore[misc]
+    """A function of a batch, compiled where it is called by ``predict_on_batch``; once for each shape of its input.
+
+    Args:
+        function: from a tensor to a structure of tensors, in ``keras.ops``.
+        uses: the models, layers and seed generators whose variables the function reads.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Any], uses: Sequence[Any]) -> None:
+        super().__init__()
+        self.function, self.uses = function, list(uses)
+        self.built = True
+        # On a CPU XLA makes TensorFlow slower; JAX knows no other way.
+        self.jit_compile = keras.backend.backend() == "jax"
+
+    def call(self, inputs: Tensor) -> Any:
+        """The function's value."""
+        return self.function(inputs)
+
+
+def _write(
+    step: Step,
+    state: State,
+    choose: Callable[[Tensor, Tensor, Sentences, Tensor], tuple[Tensor, ...]],
+    *,
+    start: list[float],
+    max_length: int,
+) -> Sentences:
+    """Write word after word, until every sentence has ended or ``max_length`` is reached.
+
+    Args:
+        step: the model.
+        state: of B rows.
+        choose: (position, log probabilities (M, V), sentences so far in M rows, which of them are finished (M,)) to
+            (the row that each row goes on from (M,), its next word (M,), its new sum of log probabilities (M,)).
+        start: the sums that the K rows of each sequence start with.
+        max_length: T.
+    """
+    count = len(start)
+    sequences = ops.shape(state[0])[0]
+    state = tuple(ops.repeat(tensor, count, axis=0) for tensor in state)
+    rows = Sentences(
+        ids=ops.full((sequences * count, max_length), PAD, dtype="int32"),
+        lengths=ops.zeros((sequences * count,), dtype="int32"),
+        log_probs=ops.tile(ops.convert_to_tensor(start, dtype="float32"), (sequences,)),
+    )
+    last = ops.full((sequences * count,), START, dtype="int32")
+
+    def unfinished(position: Tensor, rows: Sentences, last: Tensor, state: State) -> Tensor:
+        # A row without a sentence can't come to one from itself: nobody waits for it.
+        return ops.any(~_finished(last) & (rows.log_probs > -float("inf")))
+
+    def write(position: Tensor, rows: Sentences, last: Tensor, state: State) -> tuple[Any, ...]:
+        log_probs, state = step(last, state)
+        finished = _finished(last)
+        origin, words, totals = choose(position, _allowed(log_probs, last), rows, finished)
+        finished = ops.take(finished, origin)
+        words = ops.where(finished, PAD, words)
+        here = ops.arange(max_length) == position
+        rows = Sentences(
+            ids=ops.where(here, words[:, None], ops.take(rows.ids, origin, axis=0)),
+            lengths=ops.take(rows.lengths, origin) + ops.cast(~finished, "int32"),
+            log_probs=totals,
+        )
+        return position + 1, rows, words, tuple(ops.take(tensor, origin, axis=0) for tensor in state)
+
+    position = ops.convert_to_tensor(0, dtype="int32")
+    _, rows, _, _ = ops.while_loop(unfinished, write, (position, rows, last, state), maximum_iterations=max_length)
+    return Sentences(
+        ids=ops.reshape(rows.ids, (-1, count, max_length)),
+        lengths=ops.reshape(rows.lengths, (-1, count)),
+        log_probs=ops.reshape(rows.log_probs, (-1, count)),
+    )
+
+
+def _require_positive(count: int, max_length: int) -> None:
+    if count < 1 or max_length < 1:
+        raise PipelineError(f"Number of sentences and length must be at least 1. Received: {count} and {max_length}.")
+
+
+def _finished(last: Tensor) -> Tensor:
+    """Whether the end has been written: the last word is the end, or the padding after it."""
+    return (last == END) | (last == PAD)
+
+
+def _allowed(log_probs: Tensor, last: Tensor) -> Tensor:
+    """The log probabilities (M, V), ``-inf`` where a word must not be written after the last one (M,)."""
+    ids = ops.arange(log_probs.shape[1], dtype="int32")
+    never = (ids == PAD) | (ids == START) | (ids == UNKNOWN)
+    return ops.where(never | (ids == last[:, None]), -float("inf"), log_probs)
+
+
+def _without_repeats(log_probs: Tensor, ids: Tensor, position: Tensor) -> Tensor:
+    """The log probabilities (M, V), ``-inf`` where a word would repeat three words of its sentence (M, T)."""
+    rows, longest = ops.shape(log_probs)[0], ids.shape[1]
+    if longest < 4:
+        return log_probs
+    before_last, last = (ops.take(ids, ops.maximum(position - back, 0), axis=1)[:, None] for back in (2, 1))
+    stood_before = (ids[:, :-2] == before_last) & (ids[:, 1:-1] == last) & (ops.arange(longest - 2) < position - 2)
+    # Padding is never written: it stands for no word where there is none to forbid.
+    forbidden = ops.where(stood_before, ids[:, 2:], PAD)
+    size = log_probs.shape[1]
+    places = ops.reshape(forbidden + ops.arange(rows, dtype="int32")[:, None] * size, (-1, 1))
+    flat = ops.scatter_update(
+        ops.reshape(log_probs, (-1,)), places, ops.full((rows * (longest - 2),), -float("inf"), dtype=log_probs.dtype)
+    )
+    return ops.reshape(flat, (-1, size))

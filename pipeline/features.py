@@ -117,7 +117,7 @@ def extract(shard: str, *, store: Bucket, batch_size: int) -> Extraction:
     start = time.monotonic()
     read = partial(_read_picture, open_bucket(about["source"]), encoder.size)
     rows = list(zip(images["key"].to_pylist(), images["etag"].to_pylist(), strict=True))
-    vectors, errors = _encode(rows, read, encoder, batch_size)
+    vectors, errors = encode(rows, read, encoder, batch_size)
     table = pa.table(
         [
             images["key"],
@@ -226,9 +226,20 @@ def _read_picture(bucket: Bucket, size: tuple[int, int], image: tuple[str, str])
         return "removed or replaced since it was listed"
 
 
-def _encode(
+def encode(
     rows: list[tuple[str, str]], read: Callable[[tuple[str, str]], Picture], encoder: "Encoder", batch_size: int
 ) -> tuple[npt.NDArray[np.float16], list[str | None]]:
+    """Encode pictures, in batches, reading ahead.
+
+    Args:
+        rows: the pictures' names, as ``read`` takes them.
+        read: from a name to the decoded picture, or to why there is none.
+        encoder: what to encode with.
+        batch_size: pictures in one pass.
+
+    Returns:
+        The vectors (N, D) float16, zero where there is no picture; and of each picture why there is none, or None.
+    """
     vectors = np.zeros((len(rows), encoder.dimension), np.float16)
     errors: list[str | None] = [None] * len(rows)
     batch: list[tuple[int, npt.NDArray[np.uint8]]] = []

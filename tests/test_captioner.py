@@ -5,12 +5,25 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from pipeline.captioner import Captioner, Metadata, build, list_models, load, load_metadata, save
+from pipeline import captioner as captioners
+from pipeline.captioner import (
+    Captioner,
+    Epoch,
+    Member,
+    Metadata,
+    build,
+    initial_state,
+    list_models,
+    load,
+    load_metadata,
+    next_words,
+    save,
+)
 from pipeline.errors import PipelineError
 from pipeline.examples import Captions
 from pipeline.recipe import Recipe
-from pipeline.training import _mean_loss, compile_for_training
-from pipeline.vocabulary import END, PAD, START, Vocabulary
+from pipeline.stages import compile_for_training, mean_loss
+from pipeline.vocabulary import END, PAD, START, UNKNOWN, Vocabulary
 
 CAPTIONS = ["a dog runs on the grass", "a dog", "the cat sits", "a cat runs on and on and on the old red mat", "grass"]
 RECIPE = Recipe(embedding="learned", embedding_size=7, units=12, dropout=0.0)
@@ -36,10 +49,28 @@ def model(vocabulary, features):
     return model
 
 
+@pytest.fixture(scope="module")
+def other_model(vocabulary, features):
+    """A model with other weights, wider than the first."""
+    return build(len(vocabulary), features, RECIPE.model_copy(update={"seed": 1, "units": 20}))
+
+
+def softmax(logits):
+    """Probabilities of the last axis."""
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def next_probabilities(models, vector, ids):
+    """The mean of what the whole models say of the word after ``ids``."""
+    inputs = {"features": vector[None], "words": np.array([ids], np.int32)}
+    return np.mean([softmax(np.array(model(inputs, training=False))[0, -1]) for model in models], axis=0)
+
+
 def test_one_pass_over_a_caption_is_the_loss_of_its_expansion(model, vocabulary, features):
     """The masked loss of whole captions in batches equals that of every (image, prefix) → next word, one by one."""
     captions = Captions(features, np.array([0, 0, 1, 2, 2]), [vocabulary.encode(caption) for caption in CAPTIONS])
-    whole = _mean_loss(model.test_on_batch, captions.batches(2))
+    whole = mean_loss(model.test_on_batch, captions.batches(2))
 
     losses = []
     for image, ids in zip(captions.image, captions.ids, strict=True):
@@ -73,7 +104,7 @@ def test_the_gradient_is_that_of_the_expansion(vocabulary, features):
             picked = [i for i, _ in rows]
             inputs = {"features": inputs["features"][picked], "words": words}
             targets, weights = targets[picked], last
-        model.train_on_batch(inputs, targets, weights)
+        model.train_on_batch(inputs, targets, weights / weights.sum())
         after.append(model.get_weights())
     for one, other in zip(*after, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
@@ -97,24 +128,86 @@ def test_batches_hold_every_caption_once(vocabulary, features):
         assert sorted(seen) == sorted((int(i), *c) for i, c in zip(image, ids, strict=True))
 
 
-def test_greedy_search_follows_the_model(model, vocabulary, features):
-    """What the stepwise model writes is what repeated calls of the whole model on the growing prefix give."""
-    captioner = Captioner(model, vocabulary, max_length=6)
-    written = captioner.caption(features, beam_width=1)
+@pytest.mark.parametrize("members", [1, 2])
+def test_greedy_search_follows_the_models(model, other_model, members, vocabulary, features):
+    """What is written is what repeated calls of the whole models on the growing prefix give, averaged over them."""
+    models = [model, other_model][:members]
+    written = Captioner(models, vocabulary, max_length=6).caption(features, beam_width=1)
     for vector, caption in zip(features, written, strict=True):
-        ids = [START]
-        while len(ids) <= 6:
-            inputs = {"features": vector[None], "words": np.array([ids], np.int32)}
-            logits = np.array(model(inputs, training=False))[0, -1]
-            logits[[0, 1, 3, ids[-1]]] = -np.inf
-            ids.append(int(logits.argmax()))
-            if ids[-1] == END:
-                break
+        ids, probabilities = [START], []
+        while len(ids) <= 6 and ids[-1] != END:
+            allowed = next_probabilities(models, vector, ids)
+            again = [c for a, b, c in zip(ids, ids[1:], ids[2:], strict=False) if [a, b] == ids[-2:]]
+            allowed[[PAD, START, UNKNOWN, ids[-1], *again]] = 0
+            ids.append(int(allowed.argmax()))
+            probabilities.append(allowed[ids[-1]])
         assert caption.text == vocabulary.decode(ids[1:])
-        assert caption.log_prob < 0
+        assert caption.log_prob == pytest.approx(np.log(probabilities).mean(), rel=1e-4)
+        assert caption.probability == pytest.approx(np.prod(probabilities), rel=1e-4)
 
 
-def metadata(version, recipe=RECIPE):
+def test_a_step_averages_the_probabilities(model, other_model, vocabulary, features):
+    """The step's probabilities are the mean of the models' own, along a sentence."""
+    models, ids = [model, other_model], [START, 5, 4, 7]
+    state = initial_state(models, features)
+    for length in range(1, len(ids) + 1):
+        log_probs, state = next_words(models, np.full(len(features), ids[length - 1], np.int32), state)
+        for row, vector in enumerate(features):
+            expected = next_probabilities(models, vector, ids[:length])
+            np.testing.assert_allclose(np.exp(log_probs[row]), expected, rtol=1e-4)
+
+
+def test_two_equal_models_are_as_good_as_one(model, vocabulary, features):
+    """A model beside itself writes what it writes alone."""
+    alone, twice = (Captioner([model] * n, vocabulary, max_length=6).caption(features, beam_width=3) for n in (1, 2))
+    assert [caption.text for caption in alone] == [caption.text for caption in twice]
+    np.testing.assert_allclose([c.log_prob for c in alone], [c.log_prob for c in twice], rtol=1e-5)
+
+
+def test_alternatives_come_best_first(model, vocabulary, features):
+    """The whole beam is given, by rank; its first is the caption, and no two are the same."""
+    captioner = Captioner([model], vocabulary, max_length=6)
+    alternatives = captioner.alternatives(features, beam_width=4)
+    assert [best for best, *_ in alternatives] == captioner.caption(features, beam_width=4)
+    for captions in alternatives:
+        assert len({caption.text for caption in captions}) == len(captions) == 4
+        assert [c.log_prob for c in captions] == sorted((c.log_prob for c in captions), reverse=True)
+
+
+def test_batches_change_nothing(model, vocabulary, features, monkeypatch):
+    """However many images are decoded at once, and with a last batch that is not full, the captions are the same."""
+    captioner = Captioner([model], vocabulary, max_length=6)
+    together = captioner.caption(features, beam_width=2)
+    monkeypatch.setattr(captioners, "DECODE_BATCH", 2)
+    apart = captioner.caption(features, beam_width=2)
+    assert [caption.text for caption in apart] == [caption.text for caption in together]
+    np.testing.assert_allclose([c.log_prob for c in apart], [c.log_prob for c in together], rtol=1e-5)
+    assert captioner.caption(features[:0], beam_width=2) == []
+
+
+def test_captions_follow_the_training(vocabulary, features):
+    """A captioner that has written before writes with the weights that its model has now."""
+    model = build(len(vocabulary), features, RECIPE)
+    compile_for_training(model, 0.1)
+    captioner = Captioner([model], vocabulary, max_length=12)
+    before = captioner.caption(features, beam_width=2)
+    captions = Captions(features, np.arange(3), [vocabulary.encode(caption) for caption in CAPTIONS[:3]])
+    for _ in range(60):
+        for batch in captions.batches(3):
+            model.train_on_batch(*batch)
+    after = captioner.caption(features, beam_width=2)
+    assert [caption.text for caption in after] == CAPTIONS[:3]
+    assert [caption.text for caption in before] != CAPTIONS[:3]
+
+
+MEMBER = Member(
+    seed=0,
+    best_epoch=1,
+    epochs=[Epoch(epoch=1, stage="cross_entropy", loss=2.5, dev_loss=2.75, dev_cider=0.5, seconds=1)],
+)
+
+
+def metadata(version, members=1):
     """The metadata of a made-up model."""
     return Metadata(
         version=version,
@@ -122,25 +215,33 @@ def metadata(version, recipe=RECIPE):
         encoder_id="encoder-1",
         dataset="file:///data/dataset.parquet",
         max_length=6,
-        recipe=recipe,
-        best_epoch=1,
-        curves=[],
+        recipe=RECIPE,
+        members=[MEMBER] * members,
     )
 
 
-def test_a_bundle_captions_as_before(bucket, model, vocabulary, features):
-    """A saved model, loaded with nothing but its version, writes the same captions."""
-    captioner = Captioner(model, vocabulary, max_length=6)
-    save(captioner, metadata("v1"), bucket)
-    loaded, about = load("v1", bucket)
-    assert about == metadata("v1").model_copy(update={"created_at": about.created_at})
-    assert loaded.caption(features, beam_width=3) == captioner.caption(features, beam_width=3)
+def test_a_bundle_captions_as_before(bucket, model, other_model, vocabulary, features):
+    """Saved models, loaded with nothing but their version, write the same captions in the same order."""
+    captioner = Captioner([model, other_model], vocabulary, max_length=6)
+    about = metadata("v1", members=2)
+    save(captioner, about, bucket)
+    loaded, loaded_about = load("v1", bucket)
+    assert loaded_about == about
+    assert loaded.alternatives(features, beam_width=3) == captioner.alternatives(features, beam_width=3)
     assert [found.version for found in list_models(bucket)] == ["v1"]
+    assert {item.key for item in bucket.list("models/v1/model-")} == {f"models/v1/model-{i}.keras" for i in (0, 1)}
+
+
+def test_a_bundle_says_how_many_models_it_holds(bucket, model, vocabulary):
+    """A bundle that would hold other models than its metadata says is not written."""
+    with pytest.raises(ValueError, match="zip"):
+        save(Captioner([model], vocabulary, max_length=6), metadata("v1", members=2), bucket)
+    assert list_models(bucket) == []
 
 
 def test_a_model_without_metadata_is_none(bucket):
     """A folder that a crash left without its metadata is not listed, and asking for it says what to do."""
-    bucket.put("models/v2/model.keras", b"half")
+    bucket.put("models/v2/model-0.keras", b"half")
     assert list_models(bucket) == []
     with pytest.raises(PipelineError, match=r"no model 'v2'.*status"):
         load_metadata("v2", bucket)

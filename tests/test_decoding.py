@@ -1,143 +1,278 @@
-"""The search, with step functions whose best sentence is known."""
+"""The searches and the sampler, with step functions whose sentences and probabilities are known."""
 
 import itertools
 
+import keras
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keras import ops
 
-from pipeline.decoding import beam_search
+from pipeline.decoding import Compiled, Sentences, beam_search, sample
 from pipeline.errors import PipelineError
+from pipeline.vocabulary import END, PAD, START, UNKNOWN
 
-START, END = 1, 2
-LETTERS = "__^$abcdefghijklmnopqrstuvwxyz"  # ids 0..3 are special, 4 is "a"
+LETTERS = "__$_abcdefghijklmnopqrstuvwxyz"  # ids 0 to 3 are special, 2 is the end, 4 is "a"
+LOG_HALF = np.log(0.5)
 
 
-def log_softmax(logits):
-    """Log probabilities of the last axis."""
-    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+def arrays(sentences):
+    """The sentences as arrays."""
+    return Sentences(*map(ops.convert_to_numpy, sentences))
+
+
+def written(sentences, sequence=0):
+    """The words of a sequence's sentences, without end and padding, in their order."""
+    return [
+        tuple(ids[: length - (END in ids)].tolist())
+        for ids, length, log_prob in zip(*(array[sequence] for array in arrays(sentences)), strict=True)
+        if np.isfinite(log_prob)
+    ]
 
 
 def spelling(*words):
-    """A step function that spells one word per sequence; its state counts letters and remembers the sequence."""
-    targets = [[LETTERS.index(letter) for letter in word] + [END] for word in words]
+    """A step function that spells one word per sequence; its state is the sequence and the letters written."""
+    longest = max(map(len, words))
+    paths = np.full((len(words), longest + 3), PAD, np.int32)
+    for row, word in enumerate(words):
+        paths[row, : len(word) + 2] = [START, *map(LETTERS.index, word), END]
 
     def step(last, state):
         sequence, position = state
-        logits = np.zeros((len(last), len(LETTERS)), np.float32)
-        for row, (i, t) in enumerate(zip(sequence, position, strict=True)):
-            expected = START if t == 0 else targets[i][min(t, len(targets[i])) - 1]
-            if last[row] == expected and t < len(targets[i]):
-                logits[row, targets[i][t]] = 10
-        return log_softmax(logits), (sequence, position + 1)
+        path = ops.take(ops.convert_to_tensor(paths), sequence, axis=0)
+        here, following = (
+            ops.take_along_axis(path, ops.minimum(position + offset, longest + 2)[:, None], axis=1)[:, 0]
+            for offset in (0, 1)
+        )
+        expected = ops.one_hot(following, len(LETTERS)) * ops.cast(last == here, "float32")[:, None]
+        return ops.log_softmax(10 * expected), (sequence, position + 1)
 
-    return step, (np.arange(len(words)), np.zeros(len(words), int))
+    return step, (np.arange(len(words), dtype=np.int32), np.zeros(len(words), np.int32))
 
 
-def search(step, state, **overrides):
-    """Search with the settings of these tests."""
-    settings = {"start": START, "end": END, "forbidden": (0, START, 3), "beam_width": 3, "max_length": 12}
-    return beam_search(step, state, **(settings | overrides))
+def constant(logits):
+    """A step function that always says the same, for one sequence."""
+
+    def step(last, state):
+        rows = ops.ones_like(last, dtype="float32")[:, None]
+        return ops.log_softmax(rows * ops.convert_to_tensor(logits, dtype="float32")), state
+
+    return step, (np.zeros((1, 1), np.float32),)
+
+
+def tables(seed, *, sequences, words, longest):
+    """For each sequence, place and last word, random log probabilities (S, T, V, V); and their step function."""
+    size = 4 + words
+    logits = np.random.default_rng(seed).normal(size=(sequences, longest, size, size)) * 2
+    table = (logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))).astype(np.float32)
+
+    def step(last, state):
+        sequence, position = state
+        row = (sequence * longest + position) * size + last
+        return ops.take(ops.convert_to_tensor(table.reshape(-1, size)), row, axis=0), (sequence, position + 1)
+
+    return table, step, (np.arange(sequences, dtype=np.int32), np.zeros(sequences, np.int32))
+
+
+def log_probs_by_hand(table, ids):
+    """The log probability of a sentence, its end with it unless it was cut."""
+    path = [START, *ids, END][: len(table) + 1]
+    return sum(table[t, a, b] for t, (a, b) in enumerate(itertools.pairwise(path)))
+
+
+def sentences_that_may_be(words, longest):
+    """Every sentence without a word right after itself, and without three words that stand in it twice."""
+    return [
+        ids
+        for length in range(longest + 1)
+        for ids in itertools.product(range(4, 4 + words), repeat=length)
+        if all(a != b for a, b in itertools.pairwise(ids)) and not repeats(ids)
+    ]
+
+
+def repeats(ids):
+    """Whether three words stand twice in a sentence, in the same order."""
+    triples = list(zip(ids, ids[1:], ids[2:], strict=False))
+    return len(set(triples)) < len(triples)
 
 
 @pytest.mark.parametrize("beam_width", [1, 2, 5])
 def test_spells_the_words(beam_width):
-    """Each sequence of a batch gets its own word, whatever the width and however their lengths differ."""
+    """Each sequence of a batch gets its own word, compiled too, whatever the width and however their lengths differ."""
     step, state = spelling("kite", "a", "sandwich")
-    best = [hypotheses[0] for hypotheses in search(step, state, beam_width=beam_width)]
-    assert ["".join(LETTERS[i] for i in h.ids) for h in best] == ["kite", "a", "sandwich"]
+
+    def search(state):
+        return beam_search(step, tuple(state), beam_width=beam_width, max_length=12)
+
+    found = Compiled(search, []).predict_on_batch(list(state))
+    assert ["".join(LETTERS[i] for i in written(found, row)[0]) for row in range(3)] == ["kite", "a", "sandwich"]
+    assert [array.shape for array in found] == [(3, beam_width, 12), (3, beam_width), (3, beam_width)]
+    assert found.lengths[:, 0].tolist() == [5, 2, 9]
+    assert found.ids[1, 0].tolist() == [LETTERS.index("a"), END] + [PAD] * 10
 
 
-def test_stops_when_all_have_ended():
-    """No step is taken after every beam has finished."""
+@pytest.mark.parametrize(("decode", "count"), [(beam_search, {"beam_width": 2}), (sample, {"count": 2, "seed": 0})])
+def test_stops_when_all_have_ended(decode, count):
+    """No step is taken after every sentence has ended."""
+    step, state = spelling("of", "it")
     calls = []
 
-    def step(last, state):
-        calls.append(len(last))
-        logits = np.full((len(last), 6), -20.0, np.float32)
-        logits[:, END] = 0
-        return log_softmax(logits), state
+    def counted(last, state):
+        calls.append(last)
+        log_probs, state = step(last, state)
+        # Not a second sentence: with nothing else possible, the other place in the beam stays empty.
+        return ops.where(log_probs > LOG_HALF, 0.0, -float("inf")), state
 
-    found = search(step, (np.zeros((2, 1), np.float32),), beam_width=1, max_length=50)
-    assert [h[0].ids for h in found] == [(), ()]
-    assert calls == [2]
+    found = decode(counted, state, max_length=50, **count)
+    assert [written(found, row)[0] for row in (0, 1)] == [tuple(map(LETTERS.index, word)) for word in ("of", "it")]
+    if keras.backend.backend() == "tensorflow":  # others trace a step once, however often it is taken
+        assert len(calls) == 3
 
 
 def test_cuts_at_the_longest_length():
-    """A model that never ends is cut, and its log probability is the mean of the words written."""
-
-    def step(last, state):
-        logits = np.full((len(last), 6), -30.0, np.float32)
-        logits[:, 4] = np.where(last == 4, -30, 0)
-        logits[:, 5] = np.where(last == 5, -30, 0)
-        return log_softmax(logits), state
-
-    hypothesis = search(step, (np.zeros((1, 1), np.float32),), beam_width=1, max_length=5)[0][0]
-    assert len(hypothesis.ids) == 5
-    assert hypothesis.log_prob == pytest.approx(np.log(0.5) / 5, abs=1e-4)
+    """A model that never ends is cut, and the sum of its log probabilities is that of the words written."""
+    step, state = constant([-30, -30, -30, -30, 0, 0])
+    found = arrays(beam_search(step, state, beam_width=1, max_length=4))
+    assert found.ids[0, 0].tolist() == [4, 5, 4, 5]
+    assert found.lengths[0, 0] == 4
+    assert found.log_probs[0, 0] == pytest.approx(4 * LOG_HALF, abs=1e-4)
 
 
-def test_never_emits_forbidden_words_nor_a_word_twice_in_a_row():
+@pytest.mark.parametrize(("decode", "count"), [(beam_search, {"beam_width": 3}), (sample, {"count": 50, "seed": 0})])
+def test_never_emits_forbidden_words_nor_a_word_twice_in_a_row(decode, count):
     """Forbidden words are not written even where the model wants nothing else; nor is a word right after itself."""
+    step, state = constant([90, 90, -9, 90, 5, 1])
+    for ids in written(decode(step, state, max_length=8, **count)):
+        assert not {PAD, START, UNKNOWN} & set(ids)
+        assert all(a != b for a, b in itertools.pairwise(ids))
+
+
+@pytest.mark.parametrize("beam_width", [1, 4])
+def test_three_words_do_not_come_back(beam_width):
+    """A model that would say a-b-c for ever is held to say it once, and then whatever else it can."""
+    cycle = np.full((7, 7), -3.0, np.float32)
+    for word, following in ((START, 4), (4, 5), (5, 6), (6, 4)):
+        cycle[word, following] = 3
 
     def step(last, state):
-        logits = np.tile(np.array([9, 9, -9, 9, 5, 1], np.float32), (len(last), 1))
-        return log_softmax(logits), state
+        return ops.log_softmax(ops.take(ops.convert_to_tensor(cycle), last, axis=0)), state
 
-    for hypothesis in search(step, (np.zeros((1, 1), np.float32),), max_length=8)[0]:
-        assert not {0, START, 3} & set(hypothesis.ids)
-        assert all(a != b for a, b in itertools.pairwise(hypothesis.ids))
+    found = beam_search(step, (np.zeros((2, 1), np.float32),), beam_width=beam_width, max_length=14)
+    for sequence in (0, 1):
+        sentences = written(found, sequence)
+        assert sentences
+        assert not any(repeats(ids) for ids in sentences)
+    assert written(found)[0][:5] == (4, 5, 6, 4, 5)
 
 
 def test_ties_go_to_the_lower_word():
     """Of equally probable words the one with the lower id is taken, so that a search can be repeated."""
+    step, state = constant([0] * 6)
+    assert written(beam_search(step, state, beam_width=1, max_length=1)) == [()]
+    assert written(beam_search(step, state, beam_width=3, max_length=1)) == [(), (4,), (5,)]
 
-    def step(last, state):
-        return log_softmax(np.zeros((len(last), 6), np.float32)), state
 
-    assert search(step, (np.zeros((1, 1), np.float32),), beam_width=1, max_length=1)[0][0].ids == ()
-    assert [h.ids for h in search(step, (np.zeros((1, 1), np.float32),), max_length=1)[0]] == [(), (4,), (5,)]
+def test_ties_go_to_the_better_beam():
+    """Of equally ranked sentences, the one that goes on from the better beam comes first."""
+    step, state = constant([-30, -30, -30, -30, 0, 0, 0])
+    assert written(beam_search(step, state, beam_width=4, max_length=2)) == [(4, 5), (4, 6), (5, 4), (5, 6)]
 
 
 @pytest.mark.parametrize("length_exponent", [0.0, 0.7, 1.0])
-@pytest.mark.parametrize("seed", range(5))
-def test_a_beam_as_wide_as_the_space_finds_the_best_sentence(seed, length_exponent):
+def test_a_beam_as_wide_as_the_space_finds_the_best_sentences(length_exponent):
     """With nothing pruned, the search finds what trying every sentence finds, in the same order."""
-    words, longest = 3, 4
-    vocabulary = 4 + words
-    table = log_softmax(
-        np.random.default_rng(seed).normal(size=(longest, vocabulary, vocabulary)).astype(np.float32) * 2
-    )
+    longest, sequences = 4, 5
+    table, step, state = tables(0, sequences=sequences, words=3, longest=longest)
+    every = sentences_that_may_be(3, longest)
+    found = beam_search(step, state, beam_width=60, max_length=longest, length_exponent=length_exponent)
+    for sequence in range(sequences):
 
-    def step(last, state):
-        (position,) = state
-        return table[position[:, 0].astype(int), last], (position + 1,)
+        def rank(ids, table=table[sequence]):
+            return log_probs_by_hand(table, ids) / min(len(ids) + 1, longest) ** length_exponent
 
-    def rank(ids):
-        path = [START, *ids, END][: longest + 1]
-        total = sum(table[t, a, b] for t, (a, b) in enumerate(itertools.pairwise(path)))
-        return total / (len(path) - 1) ** length_exponent
-
-    sentences = [
-        ids
-        for length in range(longest + 1)
-        for ids in itertools.product(range(4, vocabulary), repeat=length)
-        if all(a != b for a, b in itertools.pairwise(ids))
-    ]
-    expected = sorted(sentences, key=rank, reverse=True)[:5]
-    found = search(
-        step,
-        (np.zeros((1, 1), np.float32),),
-        beam_width=200,
-        max_length=longest,
-        length_exponent=length_exponent,
-    )[0]
-    assert [h.ids for h in found[:5]] == expected
-    assert len({h.ids for h in found}) == len(found) == len(sentences)
+        assert written(found, sequence)[:5] == sorted(every, key=rank, reverse=True)[:5]
+        assert sorted(written(found, sequence)) == sorted(every)
 
 
-@pytest.mark.parametrize("wrong", [{"beam_width": 0}, {"max_length": 0}])
-def test_refuses_impossible_settings(wrong):
-    """A width or a length below one is an error that names both."""
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    words=st.integers(1, 6),
+    longest=st.integers(1, 5),
+    beam_width=st.integers(1, 7),
+    length_exponent=st.floats(0, 2),
+)
+def test_every_sentence_is_what_it_is_said_to_be(seed, words, longest, beam_width, length_exponent):
+    """Whatever the model: sentences differ, come by rank, and have the lengths and log probabilities that are given."""
+    table, step, state = tables(seed, sequences=2, words=words, longest=longest)
+    found = arrays(beam_search(step, state, beam_width=beam_width, max_length=longest, length_exponent=length_exponent))
+    for sequence in (0, 1):
+        sentences = written(found, sequence)
+        assert len(set(sentences)) == len(sentences) == min(beam_width, len(sentences_that_may_be(words, longest)))
+        log_probs = found.log_probs[sequence, : len(sentences)]
+        lengths = [min(len(ids) + 1, longest) for ids in sentences]
+        assert found.lengths[sequence, : len(sentences)].tolist() == lengths
+        np.testing.assert_allclose(
+            log_probs, [log_probs_by_hand(table[sequence], ids) for ids in sentences], rtol=1e-4, atol=1e-5
+        )
+        ranks = log_probs / np.array(lengths) ** length_exponent
+        assert (np.diff(ranks) <= 1e-5).all()
+
+
+def test_samples_are_as_frequent_as_they_are_probable():
+    """Each sentence is drawn with the product of its words' probabilities, the forbidden ones' share left out."""
+    longest, count = 3, 20_000
+    table, step, state = tables(1, sequences=2, words=2, longest=longest)
+    found = sample(step, state, count=count, max_length=longest, seed=3)
+    for sequence in (0, 1):
+        drawn = written(found, sequence)
+        for ids in sentences_that_may_be(2, longest):
+            probability = 1.0
+            for t, (last, word) in enumerate(itertools.pairwise([START, *ids, END][: longest + 1])):
+                allowed = [i for i in (END, 4, 5) if i != last]
+                among = np.exp(table[sequence, t, last])
+                probability *= float(among[word] / among[allowed].sum())
+            error = np.sqrt(probability * (1 - probability) / count)
+            assert drawn.count(ids) / count == pytest.approx(probability, abs=4 * error + 1e-9), ids
+
+
+def test_samples_have_the_models_log_probabilities():
+    """A sample's sum is that of the model, and stops at its end."""
+    table, step, state = tables(2, sequences=1, words=3, longest=4)
+    found = arrays(sample(step, state, count=30, max_length=4, seed=0))
+    expected = [log_probs_by_hand(table[0], ids) for ids in written(found)]
+    np.testing.assert_allclose(found.log_probs[0], expected, rtol=1e-4)
+
+
+def test_a_seed_draws_the_same_samples():
+    """The same seed draws the same, another seed others; a generator draws others each time, compiled too."""
+    _, step, state = tables(4, sequences=2, words=5, longest=6)
+
+    def draw(seed):
+        return arrays(sample(step, state, count=20, max_length=6, seed=seed)).ids.tolist()
+
+    assert draw(1) == draw(1) != draw(2)
+
+    def drawn_twice(seed):
+        generator = keras.random.SeedGenerator(seed)
+
+        def draw(state):
+            return sample(step, tuple(state), count=20, max_length=6, seed=generator)
+
+        function = Compiled(draw, [generator])
+        return [function.predict_on_batch(list(state)).ids.tolist() for _ in range(2)]
+
+    first, second = drawn_twice(5)
+    assert first != second
+    assert drawn_twice(5) == [first, second]
+
+
+@pytest.mark.parametrize(("count", "max_length"), [(0, 3), (2, 0)])
+def test_refuses_impossible_settings(count, max_length):
+    """A number of sentences or a length below one is an error that names both."""
     step, state = spelling("a")
-    with pytest.raises(PipelineError, match="at least 1"):
-        search(step, state, **wrong)
+    with pytest.raises(PipelineError, match=f"at least 1. Received: {count} and {max_length}"):
+        beam_search(step, state, beam_width=count, max_length=max_length)
+    with pytest.raises(PipelineError, match=f"at least 1. Received: {count} and {max_length}"):
+        sample(step, state, count=count, max_length=max_length, seed=0)
