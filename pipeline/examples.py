@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline import dataset as datasets
 from pipeline import features as feature_store
-from pipeline.storage import Bucket
+from pipeline.storage import Bucket, open_object
 from pipeline.vocabulary import PAD, Vocabulary
 
 log = logging.getLogger(__name__)
@@ -82,13 +82,63 @@ class Captions:
         if rng is not None:
             rng.shuffle(groups)
         for group in groups:
-            # Few different lengths, so that a compiled step is compiled few times.
-            longest = math.ceil((lengths[group].max() - 1) / 4) * 4 + 1
+            longest = pad_length(lengths[group].max() - 1) + 1
             ids = np.full((len(group), longest), PAD, np.int32)
             for row, caption in enumerate(group):
                 ids[row, : lengths[caption]] = self.ids[caption]
-            inputs = {"features": self.features[self.image[group]], "words": ids[:, :-1]}
+            inputs: dict[str, npt.NDArray[np.generic]] = {
+                "features": self.features[self.image[group]],
+                "words": ids[:, :-1],
+            }
             yield inputs, ids[:, 1:], (ids[:, 1:] != PAD).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """All that a training learns from and chooses by.
+
+    Attributes:
+        vocabulary: the words it may write.
+        training: the photographs to learn from.
+        captions: theirs.
+        development: the photographs to choose the best epoch by.
+        dev_captions: theirs.
+        longest: words of the longest caption.
+    """
+
+    vocabulary: Vocabulary
+    training: Split
+    captions: Captions
+    development: Split
+    dev_captions: Captions
+    longest: int
+
+    @classmethod
+    def read(
+        cls, dataset_uri: str, vocabulary_uri: str, *, encoder_id: str, store: Bucket, max_failed_fraction: float
+    ) -> "Examples":
+        """The splits train and dev of a dataset. Raises ``PipelineError`` as ``split_features`` does."""
+        bucket, key = open_object(vocabulary_uri)
+        vocabulary = Vocabulary.from_json(bucket.get(key), origin=vocabulary_uri)
+        dataset = datasets.load(dataset_uri)
+        training, development = (
+            split_features(dataset, split, encoder_id=encoder_id, store=store, max_failed_fraction=max_failed_fraction)
+            for split in ("train", "dev")
+        )
+        captions, longest = encode_captions(training, vocabulary)
+        dev_captions, _ = encode_captions(development, vocabulary, longest)
+        log.info(
+            "learning from %d captions of %d images, %d words",
+            len(captions.ids),
+            len(training.vectors),
+            len(vocabulary),
+        )
+        return cls(vocabulary, training, captions, development, dev_captions, longest)
+
+
+def pad_length(words: float) -> int:
+    """The length to pad captions of ``words`` words to: one of few, so that a compiled step is compiled few times."""
+    return math.ceil(words / 2) * 2
 
 
 def encode_captions(split: Split, vocabulary: Vocabulary, longest: int | None = None) -> tuple[Captions, int]:

@@ -18,11 +18,24 @@ class Recipe(BaseModel):
     embedding_size: int = Field(50, ge=1, le=1024, description="Length of a word's vector; GloVe's must have this one")
     units: int = Field(256, ge=8, le=4096, description="Width of the image's projection, the LSTM and the merged layer")
     dropout: float = Field(0.3, ge=0, lt=1, description="Share of the units dropped while training")
-    epochs: int = Field(15, ge=1, le=1000, description="Passes over the training captions, at most")
+    epochs: int = Field(10, ge=1, le=1000, description="Passes over the training captions, at most")
     patience: int = Field(3, ge=1, description="Epochs without a better CIDEr on dev after which training stops")
     batch_size: int = Field(256, ge=1, le=65536, description="Captions in one step")
     learning_rate: float = Field(2e-3, gt=0, le=1, description="Adam's; decayed to zero over the epochs by a cosine")
-    seed: int = Field(0, ge=0, description="Of the weights, the order of the captions and the dropout")
+    self_critical_epochs: int = Field(
+        4, ge=0, le=1000, description="Passes over the photographs that train for CIDEr itself, afterwards; 0 for none"
+    )
+    self_critical_learning_rate: float = Field(2e-4, gt=0, le=1, description="Adam's in these; decayed likewise")
+    members: int = Field(
+        1, ge=1, le=32, description="Models trained from different seeds, whose predictions are averaged"
+    )
+    seed: int = Field(0, ge=0, description="Of the weights, the order of the captions, the dropout and the samples")
+
+    @property
+    def each(self) -> "list[Recipe]":
+        """The recipes of its members, each of a single one. Other seeds have other members."""
+        seeds = range(self.seed * self.members, (self.seed + 1) * self.members)
+        return [self.model_copy(update={"members": 1, "seed": seed}) for seed in seeds]
 
     @classmethod
     def parse(cls, assignments: Sequence[str]) -> "Recipe":

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import toy
 
-from pipeline import dataset, training
+from pipeline import dataset, stages, training
 from pipeline.captioner import list_models, load
 from pipeline.errors import PipelineError
 from pipeline.examples import Split, encode_captions, split_features
@@ -25,12 +25,32 @@ def short(**changes):
     return toy.RECIPE.model_copy(update={"epochs": 1, **changes})
 
 
+def untimed(model):
+    """The members of a model, without the seconds that their epochs took."""
+    return [
+        (member.seed, member.best_epoch, [epoch.model_copy(update={"seconds": 0}) for epoch in member.epochs])
+        for member in model.members
+    ]
+
+
+def weights(model, store):
+    """The weights of all members of a model in the store."""
+    return [array for member in load(model.version, store)[0].models for array in member.get_weights()]
+
+
+def assert_same_weights(ones, others):
+    """Every array is the same, bit by bit."""
+    for one, other in zip(ones, others, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_it_learns(trained):
     """The losses fall, CIDEr on dev rises, and the caption of each training picture names its colour."""
-    first, *_, last = trained.model.curves
-    assert last["loss"] < first["loss"] / 2
-    assert last["dev_loss"] < first["dev_loss"] / 2
-    assert max(point["dev_cider"] for point in trained.model.curves) > 1
+    [member] = trained.model.members
+    first, *_, last = member.epochs
+    assert last.loss < first.loss / 2
+    assert last.dev_loss < first.dev_loss / 2
+    assert max(epoch.dev_cider for epoch in member.epochs) > 1
 
     captioner, metadata = load(trained.model.version, trained.store)
     assert metadata == trained.model
@@ -52,15 +72,8 @@ def test_the_same_seed_gives_the_same_model(trained, bucket):
     toy.copy(trained.store, bucket, "features/")
     again = toy.train(trained.inputs, bucket)
     assert again.version.rpartition("-")[2] == trained.model.version.rpartition("-")[2]
-    assert again.best_epoch == trained.model.best_epoch
-    untimed = [[{**point, "seconds": 0} for point in model.curves] for model in (trained.model, again)]
-    assert untimed[0] == untimed[1]
-    weights = [
-        load(model.version, where)[0].model.get_weights()
-        for model, where in ((trained.model, trained.store), (again, bucket))
-    ]
-    for one, other in zip(*weights, strict=True):
-        np.testing.assert_array_equal(one, other)
+    assert untimed(again) == untimed(trained.model)
+    assert_same_weights(weights(again, bucket), weights(trained.model, trained.store))
 
 
 def test_the_same_inputs_are_not_trained_twice(trained, store, monkeypatch):
@@ -81,7 +94,8 @@ def test_a_loss_that_is_not_finite_is_an_error(trained, store, tmp_path):
     """Word vectors that are no numbers spoil the loss: the error says so and what to look at, and no model is left."""
     vectors = tmp_path / "vectors.txt"
     vectors.write_text("".join(f"{word} nan 0.1\n" for word in ("red", "square", "a")))
-    with pytest.raises(PipelineError, match=r"loss is nan in epoch 1.*lower the learning rate \(now 0\.03\)"):
+    message = r"loss is nan in epoch 1 \(cross_entropy\): lower its learning rate \(now 0\.03\)"
+    with pytest.raises(PipelineError, match=message):
         toy.train(trained.inputs, store, short(embedding=str(vectors), embedding_size=2))
     assert list_models(store) == []
 
@@ -91,9 +105,9 @@ def test_an_unreadable_picture_is_left_out(tmp_path, toy_encoder, caplog):
     store = open_bucket(str(tmp_path / "store"))
     caplog.set_level("INFO")
     inputs = toy.prepare(open_bucket(str(tmp_path / "source")), store, toy_encoder, broken=("red-1.jpg",))
-    assert len(toy.train(inputs, store, short()).curves) == 1
+    assert len(toy.train(inputs, store, short()).members[0].epochs) == 1
     assert "1 of the 16 images of train could not be read and are left out" in caplog.text
-    assert "training on 30 captions of 15 images" in caplog.text
+    assert "learning from 30 captions of 15 images" in caplog.text
 
 
 def test_too_many_unreadable_pictures_are_an_error(tmp_path, toy_encoder):
@@ -114,43 +128,116 @@ def test_missing_features_are_an_error(trained, bucket):
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Let CIDEr on dev be as scripted; the result fills with the weights that the model had at each epoch's score."""
+    """Let CIDEr on dev be as scripted, or an exception; the result fills with the weights at each epoch's score."""
 
     def script(*scores):
-        models, weights, scores = [], [], iter(scores)
+        models, seen, scores = [], [], iter(scores)
 
         def build(*args):
             models.append(original(*args))
             return models[-1]
 
         def cider(*_):
-            weights.append(models[-1].get_weights())
-            return next(scores)
+            seen.append(models[-1].get_weights())
+            score = next(scores)
+            if isinstance(score, BaseException):
+                raise score
+            return score
 
         original = training.build
         monkeypatch.setattr(training, "build", build)
-        monkeypatch.setattr(training, "cider", cider)
-        return weights
+        monkeypatch.setattr(stages, "cider", cider)
+        return seen
 
     return script
 
 
 def test_it_stops_early_and_keeps_the_best_epoch(trained, store, scripted):
     """After `patience` epochs without a better CIDEr training ends, and the model has the best epoch's weights."""
-    weights = scripted(0.1, 0.5, 0.3, 0.4, 0.9)
+    seen = scripted(0.1, 0.5, 0.3, 0.4, 0.9)
     model = toy.train(trained.inputs, store, short(epochs=9, patience=2))
-    assert (model.best_epoch, len(model.curves)) == (2, 4)
-    kept = load(model.version, store)[0].model.get_weights()
-    for one, best in zip(kept, weights[1], strict=True):
-        np.testing.assert_array_equal(one, best)
-    assert any(not np.array_equal(best, last) for best, last in zip(weights[1], weights[-1], strict=True))
+    [member] = model.members
+    assert (member.best_epoch, len(member.epochs)) == (2, 4)
+    assert_same_weights(weights(model, store), seen[1])
+    assert any(not np.array_equal(best, last) for best, last in zip(seen[1], seen[-1], strict=True))
 
 
 def test_equal_scores_are_told_apart_by_the_loss(trained, store, scripted):
     """While CIDEr is still nought, a falling loss on dev is progress: training neither stops nor keeps epoch 1."""
     scripted(*[0.0] * 5)
-    model = toy.train(trained.inputs, store, short(epochs=5, patience=1))
-    assert (model.best_epoch, len(model.curves)) == (5, 5)
+    [member] = toy.train(trained.inputs, store, short(epochs=5, patience=1)).members
+    assert (member.best_epoch, len(member.epochs)) == (5, 5)
+
+
+INTERRUPTED = {"epochs": 3, "dropout": 0.3, "self_critical_epochs": 3, "members": 2}
+"""A recipe with all that has a state: both stages, random dropout and samples, and a second member."""
+
+
+@pytest.mark.parametrize("epoch", [2, 3, 5, 10])
+def test_an_interrupted_training_goes_on_to_the_same_result(whole, trained, store, monkeypatch, epoch):
+    """Stopped in any epoch of any stage and started again, it gives the uninterrupted training's weights and curves."""
+    original, calls = stages.cider, []
+
+    def stop(*arguments):
+        calls.append(arguments)
+        if len(calls) == epoch:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(stages, "cider", stop)
+    with pytest.raises(KeyboardInterrupt):
+        toy.train(trained.inputs, store, short(**INTERRUPTED))
+    assert list_models(store) == []
+    resumed = toy.train(trained.inputs, store, short(**INTERRUPTED))
+    # The interrupted epoch is the only one that was done twice.
+    assert len(calls) == 12 + 1
+    elsewhere, model = whole
+    assert untimed(resumed) == untimed(model)
+    assert_same_weights(weights(resumed, store), weights(model, elsewhere))
+
+
+@pytest.fixture(scope="module")
+def whole(trained, tmp_path_factory):
+    """A training that nothing interrupted: its store and its model."""
+    store = open_bucket(str(tmp_path_factory.mktemp("whole")))
+    toy.copy(trained.store, store, "features/")
+    return store, toy.train(trained.inputs, store, short(**INTERRUPTED))
+
+
+def test_a_training_that_goes_on_keeps_its_version(trained, store, scripted):
+    """The version is chosen when a training starts; after an interruption the model has that one."""
+    scripted(0.1, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        toy.train(trained.inputs, store, short(epochs=2))
+    [begun] = [store.get(item.key).decode() for item in store.list("training/") if item.key.endswith(".version")]
+    scripted(0.2)
+    assert toy.train(trained.inputs, store, short(epochs=2)).version == begun
+
+
+def test_trainings_that_begin_alike_share_their_beginning(whole, trained, store, monkeypatch):
+    """With the same cross-entropy epochs, another self-critical stage starts from them without doing them again."""
+    elsewhere, model = whole
+    toy.copy(elsewhere, store, "training/")
+    done = []
+    original = stages.cider
+    monkeypatch.setattr(stages, "cider", lambda *arguments: done.append(1) or original(*arguments))
+    other = toy.train(trained.inputs, store, short(**INTERRUPTED | {"self_critical_learning_rate": 1e-3}))
+    assert len(done) == 2 * 3
+    plain = toy.train(trained.inputs, store, short(**INTERRUPTED | {"self_critical_epochs": 0}))
+    assert len(done) == 2 * 3
+    for one, two, three in zip(model.members, other.members, plain.members, strict=True):
+        assert one.epochs[:3] == two.epochs[:3] == three.epochs
+
+
+def test_members_are_the_models_of_single_recipes(whole, trained, store):
+    """A recipe of two members with seed 0 has those of seeds 0 and 1, each as if it were trained alone."""
+    elsewhere, model = whole
+    assert [member.seed for member in model.members] == [0, 1]
+    single = toy.train(trained.inputs, store, short(**INTERRUPTED | {"members": 1, "seed": 1}))
+    assert untimed(single) == untimed(model)[1:]
+    alone = weights(single, store)
+    assert_same_weights(alone, weights(model, elsewhere)[-len(alone) :])
+    assert [each.seed for each in short(members=3, seed=2).each] == [6, 7, 8]
 
 
 def test_long_captions_are_cut():

@@ -19,7 +19,15 @@ SPLITS = ("train", "train", "train", "train", "dev", "test")
 """Of the pictures of each colour."""
 
 RECIPE = Recipe(
-    embedding="learned", embedding_size=8, units=16, dropout=0, epochs=15, patience=15, batch_size=8, learning_rate=0.03
+    embedding="learned",
+    embedding_size=8,
+    units=16,
+    dropout=0,
+    epochs=15,
+    patience=15,
+    batch_size=8,
+    learning_rate=0.03,
+    self_critical_epochs=0,
 )
 
 
