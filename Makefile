@@ -26,8 +26,12 @@ export AIRFLOW__API__PORT ?= 8080
 export AIRFLOW__CORE__EXECUTION_API_SERVER_URL := http://127.0.0.1:$(AIRFLOW__API__PORT)/execution/
 export AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS := admin:admin
 export AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE := $(AIRFLOW_HOME)/passwords.json
+MLFLOW_PORT ?= 5000
+export MLFLOW_DISABLE_TELEMETRY ?= true
+# The server's own job queue is several processes that nothing here needs.
+export MLFLOW_SERVER_ENABLE_JOB_EXECUTION ?= false
 
-.PHONY: help demo up test lint lock clean
+.PHONY: help demo up mlflow test lint lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
@@ -37,6 +41,11 @@ demo: .venv/installed $(AIRFLOW_HOME)/ready  ## train and caption through Airflo
 up: .venv/installed $(AIRFLOW_HOME)/ready  ## start Airflow on 127.0.0.1:8080 with both DAGs; Ctrl-C stops it
 	@$(BIN)/python scripts/up.py
 
+mlflow: .venv-mlflow/installed  ## show the trainings recorded in data/mlflow.db on 127.0.0.1:5000; Ctrl-C stops it
+	@mkdir -p $(ROOT)/data/mlflow
+	@$(ROOT)/.venv-mlflow/bin/mlflow server --backend-store-uri sqlite:///$(ROOT)/data/mlflow.db \
+	    --artifacts-destination $(ROOT)/data/mlflow --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1
+
 test: .venv/installed-dev  ## run all tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
@@ -45,12 +54,13 @@ lint: .venv/installed-dev  ## check style, imports and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-lock:  ## compile the locks again from requirements.in and requirements-dev.in (needs uv)
+lock:  ## compile the locks again from their .in files (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes requirements.in -o requirements.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes requirements-dev.in -o requirements-dev.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes requirements-mlflow.in -o requirements-mlflow.txt
 
 clean:  ## remove the environment and the caches; data/ stays
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-mlflow .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.12 …")'
@@ -61,6 +71,13 @@ clean:  ## remove the environment and the caches; data/ stays
 
 .venv/installed-dev: .venv/installed requirements-dev.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements.txt -r requirements-dev.txt
+	@touch $@
+
+# MLflow's server wants older packages than the pipeline: it lives by itself, as it does on a server.
+.venv-mlflow/installed: requirements-mlflow.txt
+	@echo "installing MLflow's server into .venv-mlflow (a minute or two, once)"
+	@[ -x .venv-mlflow/bin/python ] || $(PYTHON) -m venv .venv-mlflow
+	@.venv-mlflow/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements-mlflow.txt
 	@touch $@
 
 $(AIRFLOW_HOME)/ready: .venv/installed

@@ -26,9 +26,14 @@ class Settings(BaseSettings):
         (DATA / "demo").as_uri(), description="captioned photographs that a retraining learns from by default"
     )
     encoder: str = Field("imagenet", description="encoder of a retraining by default")
+    tracking_uri: str = Field(
+        f"sqlite:///{DATA / 'mlflow.db'}",
+        pattern=r"^(sqlite:///.+\.db|https?://.+)?$",
+        description="where MLflow records trainings: an SQLite file or a server; empty for nowhere",
+    )
     shard_size: int = Field(500, ge=1, description="images in one unit of work: a mapped task, a Parquet object")
     batch_size: int = Field(32, ge=1, description="images in one pass of the encoder")
-    beam_width: int = Field(3, ge=1, description="beam width of the nightly captions")
+    beam_width: int = Field(5, ge=1, description="beam width of the nightly captions")
     max_failed_fraction: float = Field(
         0.05, ge=0, le=1, description="share of a run's images that may fail before the run fails"
     )
