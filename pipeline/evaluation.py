@@ -1,23 +1,26 @@
-"""Evaluation of a model: captions of its dataset's test split, their scores, and the report that shows both."""
+"""Evaluation of a model: captions of the test split, their scores and errors, and the report that shows them."""
 
 import io
 import logging
 import random
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TypeVar
+from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from pipeline import dataset as datasets
-from pipeline import features
-from pipeline.captioner import Captioner, load
+from pipeline import features, tracking
+from pipeline.analysis import ErrorCount, ErrorKind, LengthGroup, by_length, count_errors
+from pipeline.captioner import Captioner, Metadata, load
 from pipeline.examples import Split, split_features
 from pipeline.images import BadImageError, decode
-from pipeline.metrics import Diversity, Scores, diversity, score
-from pipeline.report import Example, render
+from pipeline.metrics import Agreement, Diversity, Scores, agreement, diversity, score
+from pipeline.report import Example, Report, render
 from pipeline.storage import Bucket, ObjectChangedError, open_bucket
 from pipeline.vocabulary import SPECIAL_WORDS
 
@@ -36,13 +39,16 @@ class Metrics(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    version: str
+    version: str = Field(description="of the model")
     dataset: str = Field(description="URI of the dataset whose test split was captioned")
-    images: int
-    beam_width: int
-    evaluated_at: AwareDatetime
-    scores: dict[str, Scores] = Field(description="by search: greedy and beam")
-    diversity: dict[str, Diversity] = Field(description="by search: greedy and beam")
+    images: int = Field(description="test images that were captioned")
+    beam_width: int = Field(description="of beam search")
+    evaluated_at: AwareDatetime = Field(description="when, UTC")
+    scores: dict[str, Scores] = Field(description="against all references, by search: greedy and beam")
+    agreement: Agreement = Field(description="beam search beside people, both against all references but one")
+    diversity: dict[str, Diversity] = Field(description="by search, and of people: one reference of each image")
+    by_length: list[LengthGroup] = Field(description="beam search by the length of the images' references")
+    errors: dict[ErrorKind, ErrorCount] = Field(description="of beam search, counted from words")
 
     @property
     def cider(self) -> float:
@@ -55,8 +61,12 @@ class Metrics(BaseModel):
         return self.scores["beam"].corpus
 
 
-def evaluate(version: str, *, store: Bucket, beam_width: int, max_failed_fraction: float) -> Metrics:
+def evaluate(
+    version: str, *, store: Bucket, beam_width: int, max_failed_fraction: float, tracking_uri: str = ""
+) -> Metrics:
     """Caption the test split of a model's dataset greedily and by beam search; write ``metrics.json`` and the report.
+
+    The MLflow at ``tracking_uri`` is told, and gets what it missed of the training; empty tells none.
 
     Raises:
         PipelineError: there is no such model, or too many test images could not be read.
@@ -70,36 +80,40 @@ def evaluate(version: str, *, store: Bucket, beam_width: int, max_failed_fractio
         "greedy": _write(captioner, test, beam_width=1),
         "beam": _write(captioner, test, beam_width=beam_width),
     }
-    words = len(captioner.vocabulary) - len(SPECIAL_WORDS)
+    references = _references(test)
+    vocabulary = captioner.vocabulary.words[len(SPECIAL_WORDS) :]
+    training = [caption for captions in dataset.split("train")["captions"].to_pylist() for caption in captions]
+    scores = {search: score(captions, references) for search, captions in written.items()}
+    # Of people as many captions as of the captioner: the first reference of an image, the second of the next, …
+    people = [captions[row % len(captions)] for row, captions in enumerate(references.values())]
+    said = {search: list(captions.values()) for search, captions in written.items()} | {"people": people}
     metrics = Metrics(
         version=version,
         dataset=metadata.dataset,
         images=len(test.table),
         beam_width=beam_width,
         evaluated_at=datetime.now(UTC),
-        scores={search: score(captions, test.references) for search, captions in written.items()},
-        diversity={search: diversity(captions, words) for search, captions in written.items()},
-    )
-    for search, scores in metrics.scores.items():
-        log.info("%s: %s", search, ", ".join(f"{name} {value:.3f}" for name, value in scores.corpus.items()))
-    page = render(
-        title=f"Captioner {version}",
-        metadata={
-            "dataset": dataset.name,
-            "test images": len(test.table),
-            "encoder": metadata.encoder_id,
-            "trained": f"{metadata.created_at:%Y-%m-%d %H:%M} UTC",
+        scores=scores,
+        agreement=agreement(written["beam"], references),
+        diversity={
+            name: diversity(captions, vocabulary=vocabulary, training=training) for name, captions in said.items()
         },
-        scores=_labelled(metrics.scores, beam_width),
-        diversity=_labelled(metrics.diversity, beam_width),
-        curves=metadata.curves,
-        best_epoch=metadata.best_epoch,
-        examples=_examples(test, written["beam"], metrics.scores["beam"], open_bucket(dataset.source)),
-        configuration={"dataset": metadata.dataset, "max_length": metadata.max_length, **metadata.recipe.model_dump()},
+        by_length=by_length(written["beam"], references, scores["beam"].image_cider),
+        errors=count_errors(written["beam"], references),
     )
+    for search, found in metrics.scores.items():
+        log.info("%s: %s", search, ", ".join(f"{name} {value:.3f}" for name, value in found.corpus.items()))
+    album = _Album(test, written["beam"], open_bucket(dataset.source))
+    page = render(_report(metrics, metadata, dataset.name, album))
     store.put(f"models/{version}/metrics.json", metrics.model_dump_json(indent=2).encode())
     store.put(report_key(version), page.encode())
     log.info("report: %s", store.url(report_key(version)))
+    with tracking.Run(tracking_uri, version) as run:
+        run.parameters(tracking.inputs(metadata.dataset, metadata.encoder_id, metadata.recipe))
+        for member in metadata.members:
+            run.curves(tracking.points(metadata.recipe, member.seed, member.epochs))
+        run.scores({search: found.corpus for search, found in metrics.scores.items()})
+        run.page("report.html", page)
     return metrics
 
 
@@ -138,40 +152,90 @@ def cider_on(
     test = split_features(
         dataset, "test", encoder_id=metadata.encoder_id, store=store, max_failed_fraction=max_failed_fraction
     )
-    return score(_write(captioner, test, beam_width=beam_width), test.references).corpus["CIDEr"]
+    return score(_write(captioner, test, beam_width=beam_width), _references(test)).corpus["CIDEr"]
 
 
 def _write(captioner: Captioner, split: Split, *, beam_width: int) -> dict[str, str]:
     captions = captioner.caption(split.vectors, beam_width=beam_width)
-    return {str(row): caption.text for row, caption in enumerate(captions)}
+    return {image: caption.text for image, caption in zip(_images(split), captions, strict=True)}
 
 
-def _labelled(by_search: Mapping[str, T], beam_width: int) -> dict[str, T]:
-    return {f"beam {beam_width}" if search == "beam" else search: value for search, value in by_search.items()}
+def _references(split: Split) -> dict[str, list[str]]:
+    return dict(zip(_images(split), split.table["captions"].to_pylist(), strict=True))
 
 
-def _examples(split: Split, written: Mapping[str, str], scores: Scores, source: Bucket) -> dict[str, list[Example]]:
-    cider = scores.image_cider
-    ranked = sorted(written, key=lambda row: cider[row], reverse=True)
-    chosen = {
-        "Best by CIDEr": ranked[:EXAMPLES],
-        "Worst by CIDEr": ranked[: -EXAMPLES - 1 : -1],
-        "Any": random.Random(0).sample(ranked, min(EXAMPLES, len(ranked))),
-    }
-    rows, references = split.table.to_pylist(), split.references
-    return {
-        title: [
-            Example(
-                image_id=rows[int(row)]["image_id"],
-                thumbnail=_thumbnail(source, rows[int(row)]["image_key"], rows[int(row)]["etag"]),
-                caption=written[row],
-                references=references[row],
-                cider=cider[row],
-            )
-            for row in group
-        ]
-        for title, group in chosen.items()
-    }
+def _images(split: Split) -> list[str]:
+    images: list[str] = split.table["image_id"].to_pylist()
+    return images
+
+
+@dataclass(frozen=True)
+class _Album:
+    """The captioned photographs, for the page to show some of."""
+
+    split: Split
+    written: Mapping[str, str]
+    source: Bucket
+
+    def example(self, image: str, label: str) -> Example:
+        row = self._rows[image]
+        return Example(
+            image_id=image,
+            thumbnail=_thumbnail(self.source, row["image_key"], row["etag"]),
+            caption=self.written[image],
+            references=row["captions"],
+            label=label,
+        )
+
+    def ranked(self, cider: Mapping[str, float]) -> dict[str, list[Example]]:
+        """The best, the worst, and any."""
+        images = sorted(self.written, key=lambda image: cider[image], reverse=True)
+        chosen = {
+            "Best by CIDEr": images[:EXAMPLES],
+            "Worst by CIDEr": images[: -EXAMPLES - 1 : -1],
+            "Any": random.Random(0).sample(images, min(EXAMPLES, len(images))),
+        }
+        return {
+            title: [self.example(image, f"CIDEr {cider[image]:.2f}") for image in group]
+            for title, group in chosen.items()
+        }
+
+    def with_errors(self, errors: Mapping[ErrorKind, ErrorCount]) -> dict[ErrorKind, list[Example]]:
+        """The cases of each kind of error."""
+        return {
+            kind: [self.example(case.image, f"“{case.word}”") for case in count.cases] for kind, count in errors.items()
+        }
+
+    @cached_property
+    def _rows(self) -> dict[str, dict[str, Any]]:
+        return dict(zip(_images(self.split), self.split.table.to_pylist(), strict=True))
+
+
+def _report(metrics: Metrics, metadata: Metadata, dataset: str, album: _Album) -> Report:
+    beam = f"beam {metrics.beam_width}"
+    return Report(
+        title=f"Captioner {metrics.version}",
+        metadata={
+            "dataset": dataset,
+            "test images": metrics.images,
+            "encoder": metadata.encoder_id,
+            "trained": f"{metadata.created_at:%Y-%m-%d %H:%M} UTC",
+        },
+        search=beam,
+        scores=_labelled(metrics.scores, beam),
+        agreement=metrics.agreement,
+        diversity=_labelled(metrics.diversity, beam),
+        by_length=metrics.by_length,
+        errors=metrics.errors,
+        error_examples=album.with_errors(metrics.errors),
+        members=metadata.members,
+        examples=album.ranked(metrics.scores["beam"].image_cider),
+        configuration={"dataset": metadata.dataset, "max_length": metadata.max_length, **metadata.recipe.model_dump()},
+    )
+
+
+def _labelled(by_search: Mapping[str, T], beam: str) -> dict[str, T]:
+    return {beam if search == "beam" else search: value for search, value in by_search.items()}
 
 
 def _thumbnail(source: Bucket, key: str, etag: str) -> bytes:

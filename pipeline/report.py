@@ -1,4 +1,4 @@
-"""The evaluation report: one HTML page that needs nothing else, with scores, curves and captioned photographs."""
+"""The evaluation report: one HTML page that needs nothing else, with scores, errors, curves and photographs."""
 
 import base64
 import math
@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.metrics import METRICS, Diversity, Scores
+from pipeline.analysis import ErrorCount, ErrorKind, LengthGroup, Rate
+from pipeline.captioner import Member
+from pipeline.metrics import METRICS, Agreement, Diversity, Scores
 
 
 @dataclass(frozen=True)
@@ -18,14 +20,14 @@ class Example:
         thumbnail: a JPEG; a few hundred pixels wide are enough.
         caption: the generated one.
         references: those by people.
-        cider: the caption's score.
+        label: what is said of the caption: its score, for example.
     """
 
     image_id: str
     thumbnail: bytes
     caption: str
     references: Sequence[str]
-    cider: float
+    label: str
 
     @property
     def source(self) -> str:
@@ -33,29 +35,41 @@ class Example:
         return f"data:image/jpeg;base64,{base64.b64encode(self.thumbnail).decode()}"
 
 
-def render(
-    *,
-    title: str,
-    metadata: Mapping[str, object],
-    scores: Mapping[str, Scores],
-    diversity: Mapping[str, Diversity],
-    curves: Sequence[Mapping[str, float]],
-    best_epoch: int,
-    examples: Mapping[str, Sequence[Example]],
-    configuration: Mapping[str, object],
-) -> str:
-    """The page. Every text is escaped, so that captions and file names may hold anything.
+@dataclass(frozen=True)
+class Report:
+    """What stands on the page.
 
-    Args:
+    Attributes:
         title: the heading; the model's version, for example.
         metadata: what stands beneath the heading, by its label.
-        scores: by the name of the way of decoding ("greedy", "beam 5"), a row of the table each.
-        diversity: by the same names.
-        curves: of each epoch ``epoch``, ``loss`` and ``dev_loss`` (nats a word), and ``dev_cider`` where it is known.
-        best_epoch: the one whose weights were kept.
+        search: name of the way of decoding ("beam 5") whose captions are compared with people's and looked through.
+        scores: by the name of the way of decoding, a row of the table each.
+        agreement: the scores of that search beside those of people.
+        diversity: by the same names, and of people.
+        by_length: of that search.
+        errors: of that search, by kind.
+        error_examples: captions with the errors, by kind.
+        members: how the captioner's models were trained.
         examples: photographs by the heading of their group ("Best", "Worst", …).
         configuration: what the model was trained with, by its name.
     """
+
+    title: str
+    metadata: Mapping[str, object]
+    search: str
+    scores: Mapping[str, Scores]
+    agreement: Agreement
+    diversity: Mapping[str, Diversity]
+    by_length: Sequence[LengthGroup]
+    errors: Mapping[ErrorKind, ErrorCount]
+    error_examples: Mapping[ErrorKind, Sequence[Example]]
+    members: Sequence[Member]
+    examples: Mapping[str, Sequence[Example]]
+    configuration: Mapping[str, object]
+
+
+def render(report: Report) -> str:
+    """The page. Every text is escaped, so that captions and file names may hold anything."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -65,19 +79,91 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    charts = [_Chart.of("Loss (nats a word)", {"training": "loss", "dev": "dev_loss"}, curves, best_epoch)]
-    charts += [_Chart.of("CIDEr on dev, greedy", {"dev": "dev_cider"}, curves, best_epoch)]
-    return environment.get_template("report.html.jinja").render(
-        title=title,
-        metadata=metadata,
-        metrics=[name for name in METRICS if any(name in row.corpus for row in scores.values())],
-        scores=scores,
-        tokenizers=sorted({row.tokenizer for row in scores.values()}),
-        diversity=diversity,
-        charts=[chart for chart in charts if chart is not None],
-        examples=examples,
-        configuration=configuration,
+    charts = (
+        _Chart.of("Loss (nats a word)", {"training": "loss", "dev": "dev_loss"}, report.members),
+        _Chart.of("CIDEr on dev, greedy", {"dev": "dev_cider"}, report.members),
+        _Chart.of("Reward (mean CIDEr-D of sampled captions)", {"training": "reward"}, report.members),
     )
+    return environment.get_template("report.html.jinja").render(
+        report=report,
+        metrics=[name for name in METRICS if any(name in row.corpus for row in report.scores.values())],
+        tokenizers=sorted({row.tokenizer for row in report.scores.values()}),
+        agreement=_agreement_bars(report.agreement, report.search),
+        by_length=_length_bars(report.by_length),
+        errors=_error_bars(report.errors, report.search),
+        error_texts=_ERROR_TEXTS,
+        charts=[chart for chart in charts if chart is not None],
+    )
+
+
+_ERROR_TEXTS: Mapping[ErrorKind, tuple[str, str]] = {
+    "gender": ("Gender", "Names a man or a boy where people name only women or girls, or the other way round."),
+    "number": ("Number", "Names one person or animal where people name several, or the other way round."),
+    "colour": ("Colour", "Names a colour that nobody names, where somebody names another."),
+    "object": ("Invented object", "Names a thing that nobody names."),
+}
+
+
+@dataclass(frozen=True)
+class _Bar:
+    """A labelled bar; lengths and places are percentages of the track's width."""
+
+    label: str
+    text: str
+    length: float
+    of_people: bool = False
+    whisker: tuple[float, float] | None = None
+
+
+def _agreement_bars(agreement: Agreement, search: str) -> dict[str, list[_Bar]]:
+    """By metric, people's bar and the captioner's, the longer one full."""
+    return {
+        name: [
+            _Bar("people", f"{people:.3f}", _percent(people, whole), of_people=True),
+            _Bar(search, f"{captioner:.3f}", _percent(captioner, whole)),
+        ]
+        for name, people in agreement.people.items()
+        for captioner in (agreement.captioner[name],)
+        for whole in (max(people, captioner),)
+    }
+
+
+def _length_bars(groups: Sequence[LengthGroup]) -> list[tuple[LengthGroup, _Bar]]:
+    whole = max((group.interval[1] for group in groups), default=0.0)
+    return [
+        (
+            group,
+            _Bar(
+                f"{_span(f'{group.shortest:.1f}', f'{group.longest:.1f}')} words",
+                f"{group.cider:.2f}",
+                _percent(group.cider, whole),
+                whisker=(_percent(group.interval[0], whole), _percent(group.interval[1], whole)),
+            ),
+        )
+        for group in groups
+    ]
+
+
+def _error_bars(errors: Mapping[ErrorKind, ErrorCount], search: str) -> dict[ErrorKind, list[_Bar]]:
+    """By kind the captioner's bar and people's, all on one scale."""
+    whole = max((rate.share for count in errors.values() for rate in (count.captioner, count.people)), default=0.0)
+
+    def bar(label: str, rate: Rate, *, of_people: bool = False) -> _Bar:
+        text = f"{100 * rate.share:.1f} % ({rate.wrong} of {rate.checked})" if rate.checked else "not to be checked"
+        return _Bar(label, text, _percent(rate.share, whole), of_people)
+
+    return {
+        kind: [bar(search, count.captioner), bar("people", count.people, of_people=True)]
+        for kind, count in errors.items()
+    }
+
+
+def _percent(value: float, whole: float) -> float:
+    return round(100 * value / whole, 1) if whole > 0 else 0.0
+
+
+def _span(low: str, high: str) -> str:
+    return low if low == high else f"{low}–{high}"
 
 
 @dataclass(frozen=True)
@@ -88,7 +174,7 @@ class _Tick:
 
 @dataclass(frozen=True)
 class _Line:
-    name: str
+    colour: int
     points: Sequence[tuple[float, float]]
     labels: Sequence[str]
 
@@ -100,48 +186,57 @@ class _Chart:
     LEFT, TOP, WIDTH, HEIGHT = 48, 24, 420, 180
 
     title: str
+    names: Sequence[str]
     lines: Sequence[_Line]
     x_ticks: Sequence[_Tick]
     y_ticks: Sequence[_Tick]
-    best_x: float
-    best_epoch: int
+    best: Sequence[_Tick]
 
     @classmethod
-    def of(
-        cls, title: str, keys: Mapping[str, str], curves: Sequence[Mapping[str, float]], best_epoch: int
-    ) -> "_Chart | None":
-        """The chart of those ``keys`` (by the name of their line); None where the curves lack them."""
-        if not curves or not all(key in point for key in keys.values() for point in curves):
-            return None
-        epochs = [point["epoch"] for point in curves]
-        steps = _round_steps(*_bounds([point[key] for key in keys.values() for point in curves]), wanted=5)
-        low, high = steps[0], steps[-1]
-        first, last = min(epochs), max(epochs)
+    def of(cls, title: str, fields: Mapping[str, str], members: Sequence[Member]) -> "_Chart | None":
+        """The chart of those ``fields`` of epochs (by the name of their line); None where no epoch has one.
 
-        def x(epoch: float) -> float:
+        A member's line goes through the epochs that have the field. The axis is that of all epochs, whatever they have,
+        so that charts beside each other agree.
+        """
+        known = [
+            (member, name, points)
+            for name, field in fields.items()
+            for member in members
+            if (points := [(e.epoch, value) for e in member.epochs if (value := getattr(e, field)) is not None])
+        ]
+        if not known:
+            return None
+        epochs = sorted({epoch.epoch for member in members for epoch in member.epochs})
+        steps = _round_steps(*_bounds([value for _, _, points in known for _, value in points]), wanted=5)
+        low, high = steps[0], steps[-1]
+        first, last = epochs[0], epochs[-1]
+
+        def x(epoch: int) -> float:
             share = (epoch - first) / (last - first) if last > first else 0.5
             return round(cls.LEFT + share * cls.WIDTH, 1)
 
         def y(value: float) -> float:
             return round(cls.TOP + (high - value) / (high - low) * cls.HEIGHT, 1)
 
+        names = list(dict.fromkeys(name for _, name, _ in known))
         lines = [
             _Line(
-                name,
-                [(x(point["epoch"]), y(point[key])) for point in curves],
-                [f"epoch {point['epoch']:g}, {name}: {point[key]:.3f}" for point in curves],
+                names.index(name) if len(names) > 1 else 1,
+                [(x(epoch), y(value)) for epoch, value in points],
+                [f"seed {member.seed}, epoch {epoch}, {name}: {value:.3f}" for epoch, value in points],
             )
-            for name, key in keys.items()
+            for member, name, points in known
         ]
         every = max(1, math.ceil((last - first) / 10))
         digits = max(0, -math.floor(math.log10(steps[1] - steps[0]) + 1e-9))
         return cls(
             title=title,
+            names=names,
             lines=lines,
-            x_ticks=[_Tick(x(epoch), f"{epoch:g}") for epoch in epochs if (epoch - first) % every == 0],
+            x_ticks=[_Tick(x(epoch), str(epoch)) for epoch in epochs if (epoch - first) % every == 0],
             y_ticks=[_Tick(y(value), f"{value:.{digits}f}") for value in steps],
-            best_x=x(best_epoch),
-            best_epoch=best_epoch,
+            best=[_Tick(x(epoch), str(epoch)) for epoch in sorted({member.best_epoch for member in members})],
         )
 
 

@@ -6,9 +6,11 @@ import pytest
 import toy
 
 from pipeline import evaluation
+from pipeline.analysis import ErrorCount, LengthGroup, Rate
 from pipeline.captioner import Caption, Captioner, load_metadata
 from pipeline.errors import PipelineError
-from pipeline.evaluation import cider_on, evaluate, load_metrics, report_key
+from pipeline.evaluation import Metrics, cider_on, evaluate, load_metrics, report_key
+from pipeline.metrics import Agreement, Diversity, Scores
 from pipeline.storage import ObjectNotFoundError, open_bucket
 
 
@@ -27,8 +29,8 @@ def store(bucket, trained):
 
 def adopt(version, dataset_uri, source, target):
     """Copy a model under the name v2, as if it had been trained on another dataset."""
-    for name in ("model.keras", "vocabulary.json"):
-        target.put(f"models/v2/{name}", source.get(f"models/{version}/{name}"))
+    for item in source.list(f"models/{version}/"):
+        target.put(f"models/v2/{item.key.rpartition('/')[2]}", source.get(item.key))
     metadata = load_metadata(version, source).model_copy(update={"version": "v2", "dataset": dataset_uri})
     target.put("models/v2/metadata.json", metadata.model_dump_json().encode())
 
@@ -39,10 +41,20 @@ def test_metrics_and_report_are_written(trained, store):
     metrics = evaluate(version, store=store, beam_width=3, max_failed_fraction=0)
     assert load_metrics(version, store) == metrics
     assert (metrics.version, metrics.dataset, metrics.images) == (version, trained.inputs.dataset, 4)
-    assert set(metrics.scores) == set(metrics.diversity) == {"greedy", "beam"}
+    assert set(metrics.scores) == {"greedy", "beam"}
+    assert set(metrics.diversity) == {"greedy", "beam", "people"}
+    assert set(metrics.scores["beam"].image_cider) == {f"{colour}-5.jpg" for colour in toy.COLOURS}
     assert metrics.cider == metrics.summary["CIDEr"] > 3
     assert metrics.summary["BLEU-1"] == pytest.approx(1)
     assert metrics.diversity["beam"].distinct_captions == 1
+
+    # In the toy world people say nothing new, and neither they nor the captioner are wrong.
+    assert metrics.diversity["people"].novel_captions == 0
+    assert (metrics.agreement.images, metrics.agreement.images_left_out) == (4, 0)
+    assert metrics.agreement.captioner["BLEU-1"] > metrics.agreement.people["BLEU-1"]
+    assert sum(group.images for group in metrics.by_length) == 4
+    assert metrics.errors["colour"].captioner == Rate(checked=4, wrong=0)
+    assert metrics.errors["colour"].people == Rate(checked=8, wrong=0)
 
     page = store.get(report_key(version)).decode()
     for text in (version, trained.inputs.encoder_id, "beam 3", "greedy", "red-5.jpg", "a yellow square"):
@@ -51,12 +63,36 @@ def test_metrics_and_report_are_written(trained, store):
     assert len(re.findall("data:image/jpeg;base64,", page)) == 12
 
 
+def test_wrong_captions_are_shown_with_their_word(trained, store, monkeypatch):
+    """A captioner that takes everything for red is wrong in three of four, and the page shows which."""
+    monkeypatch.setattr(
+        Captioner,
+        "caption",
+        lambda self, features, *, beam_width: [Caption("a red square", -1.0, 0.5)] * len(features),
+    )
+    metrics = evaluate(trained.model.version, store=store, beam_width=2, max_failed_fraction=0)
+    colour = metrics.errors["colour"]
+    assert (colour.captioner, colour.words) == (Rate(checked=4, wrong=3), {"red": 3})
+    assert {case.image for case in colour.cases} == {"blue-5.jpg", "green-5.jpg", "yellow-5.jpg"}
+    page = store.get(report_key(trained.model.version)).decode()
+    assert "75.0 % (3 of 4)" in page
+    assert page.count("“red”") == 3
+
+
+def test_every_field_of_the_metrics_is_described():
+    """Whoever reads metrics.json finds in the model what each number is."""
+    for model in (Metrics, Scores, Agreement, Diversity, LengthGroup, ErrorCount, Rate):
+        assert all(field.description for field in model.model_fields.values()), model
+
+
 def test_both_searches_are_scored(trained, store, monkeypatch):
     """Greedy search is that of one beam, beam search has the width asked for, and each has its own captions' scores."""
     monkeypatch.setattr(
         Captioner,
         "caption",
-        lambda self, features, *, beam_width: [Caption(" ".join(["a red square"] * beam_width), -1.0)] * len(features),
+        lambda self, features, *, beam_width: (
+            [Caption(" ".join(["a red square"] * beam_width), -1.0, 0.5)] * len(features)
+        ),
     )
     metrics = evaluate(trained.model.version, store=store, beam_width=4, max_failed_fraction=0)
     assert (metrics.diversity["greedy"].mean_length, metrics.diversity["beam"].mean_length) == (3, 12)

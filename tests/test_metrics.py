@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.metrics import METRICS, Scores, cider, diversity, score
+from pipeline.metrics import FUNCTION_WORDS, METRICS, Agreement, Scores, agreement, cider, diversity, score
 
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="there is no java on the PATH")
 
@@ -42,14 +42,20 @@ def by_hand(candidates: dict[str, str], references: dict[str, list[str]]) -> dic
 
 
 @pytest.fixture(scope="module")
-def people(flickr8k: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """Of 250 real photographs the first caption as a candidate and the other four as references."""
+def people(flickr8k: Path) -> dict[str, list[str]]:
+    """The five captions of each of the real test photographs."""
+    test = set((flickr8k / "Flickr_8k.testImages.txt").read_text(encoding="utf-8").split())
     captions: dict[str, list[str]] = {}
     for line in (flickr8k / "Flickr8k.token.txt").read_text(encoding="utf-8").splitlines():
         name, caption = line.split("\t", 1)
-        captions.setdefault(name.split("#")[0], []).append(caption)
-    images = sorted(image for image, texts in captions.items() if len(texts) == 5)[:250]
-    return {image: captions[image][0] for image in images}, {image: captions[image][1:] for image in images}
+        if (image := name.split("#")[0]) in test:
+            captions.setdefault(image, []).append(caption)
+    return captions
+
+
+def without(captions: dict[str, list[str]], place: int) -> dict[str, list[str]]:
+    """All captions of each image but one."""
+    return {image: texts[:place] + texts[place + 1 :] for image, texts in captions.items()}
 
 
 @needs_java
@@ -62,16 +68,80 @@ def test_scores_equal_the_toolkits_own() -> None:
 
 
 @needs_java
-def test_scores_of_real_captions_equal_the_toolkits_own_with_and_without_java(
-    people: tuple[dict[str, str], dict[str, list[str]]],
-) -> None:
-    """On real captions the scores are the toolkit's, and without Java they differ by less than 0.002."""
-    expected = by_hand(*people)
-    with_java, without = score(*people, java=True), score(*people, java=False)
+def test_scores_of_real_captions_equal_the_toolkits_own_with_and_without_java(people: dict[str, list[str]]) -> None:
+    """The first captions of all test photographs have the toolkit's scores, and without Java those within 0.002."""
+    first, others = {image: texts[0] for image, texts in people.items()}, without(people, 0)
+    expected = by_hand(first, others)
+    with_java, java_free = score(first, others, java=True), score(first, others, java=False)
     assert with_java.corpus == pytest.approx(expected, abs=1e-6)
     del expected["METEOR"]
-    assert (without.tokenizer, without.corpus) == ("builtin", pytest.approx(expected, abs=0.002))
-    assert 0.5 < without.corpus["CIDEr"] < 1.2  # people agree with each other about this much
+    assert (java_free.tokenizer, java_free.corpus) == ("builtin", pytest.approx(expected, abs=0.002))
+
+
+def test_agreement_of_people_is_the_mean_over_who_is_left_out(people: dict[str, list[str]]) -> None:
+    """On real captions people's agreement is the mean of five scorings, and people agree about as much as is known."""
+    found = agreement(dict.fromkeys(people, "a dog runs"), people, java=False)
+    rounds = [
+        score({image: texts[place] for image, texts in people.items()}, without(people, place), java=False).corpus
+        for place in range(5)
+    ]
+    assert found.people == pytest.approx({name: sum(r[name] for r in rounds) / 5 for name in rounds[0]})
+    assert (found.images, found.images_left_out) == (len(people), 0)
+    # Published for the official test images: BLEU-4 .209, CIDEr .789.
+    assert found.people["BLEU-4"] == pytest.approx(0.209, abs=0.03)
+    assert found.people["CIDEr"] == pytest.approx(0.789, abs=0.1)
+
+
+def test_agreement_scores_both_against_the_same_references() -> None:
+    """The captioner's scores are the means of those against all references but one, left out in turn."""
+    references = {image: [*texts, f"{texts[0]} {texts[1]}"] for image, texts in REFERENCES.items()}
+    found = agreement(CANDIDATES, references, java=False)
+    rounds = [score(CANDIDATES, without(references, place), java=False).corpus for place in range(3)]
+    assert found.captioner == pytest.approx({name: sum(r[name] for r in rounds) / 3 for name in rounds[0]})
+    assert tuple(found.people) == tuple(name for name in METRICS if name != "METEOR")
+
+
+def test_images_with_one_reference_do_not_count_for_agreement() -> None:
+    """Who wrote alone of an image, or beside captions without a word, has nobody to agree with: it is only counted."""
+    more = {"d.jpg": ["a cat"], "e.jpg": ["a cat", " . "]}
+    found = agreement(CANDIDATES | dict.fromkeys(more, "a cat"), REFERENCES | more, java=False)
+    alone = agreement(CANDIDATES, REFERENCES, java=False)
+    assert found == alone.model_copy(update={"images_left_out": 2})
+    assert agreement({"d.jpg": "a cat"}, more, java=False) == Agreement(
+        images=0, images_left_out=1, people={}, captioner={}
+    )
+
+
+def test_images_may_have_different_numbers_of_references() -> None:
+    """There are as many rounds as the image with the most references has; the others leave theirs out in turn."""
+    references = {**REFERENCES, "a.jpg": [*REFERENCES["a.jpg"], "A dog plays on a field ."]}
+    turns = [(0, 0), (1, 1), (2, 0)]
+    rounds = [
+        score(
+            {image: texts[three if image == "a.jpg" else two] for image, texts in references.items()},
+            {
+                image: texts[: (at := three if image == "a.jpg" else two)] + texts[at + 1 :]
+                for image, texts in references.items()
+            },
+            java=False,
+        ).corpus
+        for three, two in turns
+    ]
+    found = agreement(CANDIDATES, references, java=False)
+    assert found.people == pytest.approx({name: sum(r[name] for r in rounds) / 3 for name in rounds[0]})
+
+
+@needs_java
+def test_agreement_has_meteor_where_there_is_java() -> None:
+    """METEOR of people and captioner is that of all rounds' captions as one corpus."""
+    found = agreement(CANDIDATES, REFERENCES)
+    turns = {f"{place} {image}": (texts, place) for place in (0, 1) for image, texts in REFERENCES.items()}
+    corpus = score(
+        {turn: texts[place] for turn, (texts, place) in turns.items()},
+        {turn: [texts[1 - place]] for turn, (texts, place) in turns.items()},
+    ).corpus
+    assert found.people["METEOR"] == pytest.approx(corpus["METEOR"], abs=1e-6)
+    assert tuple(found.captioner) == METRICS
 
 
 def test_bleu_of_a_hand_computed_case() -> None:
@@ -141,7 +211,7 @@ def test_scoring_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().out == ""
 
 
-@pytest.mark.parametrize("function", [score, cider])
+@pytest.mark.parametrize("function", [score, cider, agreement])
 def test_nothing_to_score_is_an_error(function: Callable[..., object]) -> None:
     """No candidates, an image without references, or with none that has a word, are errors that say so."""
     with pytest.raises(PipelineError, match="no captions to score"):
@@ -164,14 +234,43 @@ def test_scores_survive_json() -> None:
     assert Scores.model_validate_json(scores.model_dump_json()) == scores
 
 
+def test_intervals_hold_the_score() -> None:
+    """Each score but METEOR lies within its interval, which is the same every time, and of one image is a point."""
+    candidates = {f"{n} {image}": caption for n in range(9) for image, caption in CANDIDATES.items()}
+    references = {f"{n} {image}": texts for n in range(9) for image, texts in REFERENCES.items()}
+    scores = score(candidates, references, java=False)
+    assert scores.intervals.keys() == scores.corpus.keys()
+    for name, (low, high) in scores.intervals.items():
+        assert low < scores.corpus[name] < high
+    assert score(candidates, references, java=False).intervals == scores.intervals
+    single = score({"a": "a dog runs"}, {"a": ["a dog runs fast"]}, java=False)
+    for name, interval in single.intervals.items():
+        assert interval == pytest.approx((single.corpus[name],) * 2)
+
+
 def test_diversity_counts_captions_and_words() -> None:
-    """Of four captions three differ, and they use four words of a vocabulary of eight."""
-    found = diversity({"1": "a dog", "2": "a dog", "3": "a cat runs", "4": "a"}, vocabulary_size=8)
+    """Of four captions three differ, and they use four words, three of them of a vocabulary of six."""
+    found = diversity(
+        ["a dog", "A dog .", "a cat runs", "a"], vocabulary=["a", "dog", "cat", "x", "y", "z"], training=[]
+    )
     assert (found.captions, found.distinct_captions, found.words) == (4, 0.75, 4)
     assert (found.vocabulary_used, found.mean_length) == (0.5, 2.0)
+
+
+def test_novel_captions_are_no_training_captions() -> None:
+    """A caption is novel where no training caption has its words, whatever the case and punctuation."""
+    found = diversity(["a dog", "a dog runs", "a cat"], vocabulary=["a"], training=["A dog .", "A cat !"])
+    assert found.novel_captions == pytest.approx(1 / 3)
+
+
+def test_captions_that_break_off_are_counted() -> None:
+    """A caption that ends in a function word breaks off; one without a word does not."""
+    found = diversity(["a dog with a", "a dog in the snow", "", "two"], vocabulary=["a"], training=[])
+    assert found.ends_in_function_word == 0.25
+    assert {"a", "the", "of", "in", "on", "with", "and", "to", "at"} <= FUNCTION_WORDS
 
 
 def test_diversity_of_nothing_is_an_error() -> None:
     """Without captions there is no diversity to speak of."""
     with pytest.raises(PipelineError, match="no captions"):
-        diversity({}, vocabulary_size=8)
+        diversity([], vocabulary=["a"], training=[])

@@ -9,7 +9,7 @@ from pipeline import registry, runs
 from pipeline.captioner import Metadata
 from pipeline.errors import PipelineError
 from pipeline.evaluation import Metrics
-from pipeline.metrics import Diversity, Scores
+from pipeline.metrics import Agreement, Diversity, Scores
 from pipeline.registry import CHAMPION, Policy, champion, consider, promote, roll_back
 from pipeline.storage import ABSENT, ObjectChangedError, ObjectNotFoundError
 
@@ -26,17 +26,24 @@ def candidate(version, store, *, cider=None, dataset=DATASET, beam_width=3):
         dataset=dataset,
         max_length=9,
         recipe=RECIPE,
-        best_epoch=1,
-        curves=[],
+        members=[],
     )
     store.put(f"models/{version}/metadata.json", metadata.model_dump_json().encode())
     if cider is not None:
         # Greedy search does better here, so that whoever read its scores would be found out.
         scores = {
-            search: Scores(tokenizer="builtin", corpus={"BLEU-4": 0.2, "CIDEr": value}, image_cider={})
+            search: Scores(tokenizer="builtin", corpus={"BLEU-4": 0.2, "CIDEr": value}, intervals={}, image_cider={})
             for search, value in (("greedy", cider + 5), ("beam", cider))
         }
-        varied = Diversity(captions=4, distinct_captions=1, words=5, vocabulary_used=1, mean_length=3)
+        varied = Diversity(
+            captions=4,
+            distinct_captions=1,
+            novel_captions=1,
+            ends_in_function_word=0,
+            words=5,
+            vocabulary_used=1,
+            mean_length=3,
+        )
         metrics = Metrics(
             version=version,
             dataset=dataset,
@@ -44,6 +51,9 @@ def candidate(version, store, *, cider=None, dataset=DATASET, beam_width=3):
             beam_width=beam_width,
             evaluated_at=now,
             scores=scores,
+            agreement=Agreement(images=0, images_left_out=4, people={}, captioner={}),
+            by_length=[],
+            errors={},
             diversity=dict.fromkeys(scores, varied),
         )
         store.put(f"models/{version}/metrics.json", metrics.model_dump_json().encode())

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pipeline.metrics import Diversity, Scores
-from pipeline.report import Example, render
+from pipeline.analysis import Case, ErrorCount, LengthGroup, Rate
+from pipeline.captioner import Epoch, Member
+from pipeline.metrics import Agreement, Diversity, Scores
+from pipeline.report import Example, Report, render
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\" {{ 7 * 7 }}"
 
@@ -21,7 +23,29 @@ def jpeg() -> bytes:
 
 
 def scores(**corpus: float) -> Scores:
-    return Scores(tokenizer="builtin", corpus=corpus, image_cider={})
+    intervals = {name: (value - 0.01, value + 0.01) for name, value in corpus.items() if name != "METEOR"}
+    return Scores(tokenizer="builtin", corpus=corpus, intervals=intervals, image_cider={})
+
+
+def agreement(people: dict[str, float], captioner: dict[str, float], images_left_out: int = 0) -> Agreement:
+    return Agreement(images=9, images_left_out=images_left_out, people=people, captioner=captioner)
+
+
+def errors(captioner: Rate, people: Rate, *words: str) -> ErrorCount:
+    cases = [Case(image="1.jpg", caption="a man", word=word) for word in words]
+    return ErrorCount(captioner=captioner, people=people, words=dict.fromkeys(words, 1), cases=cases)
+
+
+def epoch(number: int, loss: float | None, dev_loss: float, dev_cider: float, reward: float | None = None) -> Epoch:
+    return Epoch(
+        epoch=number,
+        stage="cross_entropy" if reward is None else "self_critical",
+        loss=loss,
+        reward=reward,
+        dev_loss=dev_loss,
+        dev_cider=dev_cider,
+        seconds=1,
+    )
 
 
 def page(**changes: Any) -> str:
@@ -29,20 +53,39 @@ def page(**changes: Any) -> str:
     values: dict[str, Any] = {
         "title": "20260102T030405-abcdef01",
         "metadata": {"Dataset": "flickr8k", "Encoder": "resnet50"},
+        "search": "beam 3",
         "scores": {"greedy": scores(CIDEr=0.4321), "beam 3": scores(CIDEr=0.4567)},
+        "agreement": agreement({"BLEU-4": 0.2, "CIDEr": 0.8}, {"BLEU-4": 0.4, "CIDEr": 0.2}, images_left_out=3),
         "diversity": {
-            "greedy": Diversity(captions=9, distinct_captions=0.5, words=7, vocabulary_used=0.25, mean_length=8.4)
+            "greedy": Diversity(
+                captions=9,
+                distinct_captions=0.5,
+                novel_captions=0.75,
+                ends_in_function_word=0.125,
+                words=7,
+                vocabulary_used=0.25,
+                mean_length=8.4,
+            )
         },
-        "curves": [
-            {"epoch": 1, "loss": 4.0, "dev_loss": 3.5, "dev_cider": 0.2},
-            {"epoch": 2, "loss": 3.0, "dev_loss": 3.2, "dev_cider": 0.4},
-            {"epoch": 3, "loss": 2.0, "dev_loss": 3.4, "dev_cider": 0.3},
+        "by_length": [
+            LengthGroup(shortest=6, longest=8.5, images=5, cider=0.6, interval=(0.4, 0.8), written=9.25),
+            LengthGroup(shortest=9, longest=9, images=4, cider=0.2, interval=(0.1, 0.4), written=9.5),
         ],
-        "best_epoch": 2,
-        "examples": {"Best": [Example("1.jpg", jpeg(), "a dog runs", ["A dog .", "It runs ."], 1.234)]},
+        "errors": {
+            "gender": errors(Rate(checked=40, wrong=8), Rate(checked=200, wrong=4), "man"),
+            "object": errors(Rate(checked=0, wrong=0), Rate(checked=200, wrong=20)),
+        },
+        "error_examples": {
+            "gender": [Example("7.jpg", jpeg(), "a man walks", ["A woman ."], "“man”")],
+            "object": [],
+        },
+        "members": [
+            Member(seed=0, best_epoch=2, epochs=[epoch(1, 4, 3.5, 0.2), epoch(2, 3, 3.2, 0.4), epoch(3, 2, 3.4, 0.3)])
+        ],
+        "examples": {"Best": [Example("1.jpg", jpeg(), "a dog runs", ["A dog .", "It runs ."], "CIDEr 1.23")]},
         "configuration": {"units": 256},
     }
-    return render(**{**values, **changes})
+    return render(Report(**{**values, **changes}))
 
 
 class Outline(HTMLParser):
@@ -65,10 +108,23 @@ class Outline(HTMLParser):
 
 
 def test_report_shows_what_it_is_given() -> None:
-    """Heading, metadata, scores, diversity, captions, references and configuration stand on the page."""
+    """Heading, metadata, scores, errors, diversity, captions, references and configuration stand on the page."""
     text = Outline(page()).text
-    for shown in ("20260102T030405-abcdef01", "flickr8k", "0.432", "0.457", "50.0 %", "8.4", "Best", "a dog runs"):
+    for shown in ("20260102T030405-abcdef01", "flickr8k", "0.432", "0.422–0.442", "0.457", "Best", "a dog runs"):
         assert shown in text
+    for shown in ("9 images; 3 with a single reference", "50.0 %", "75.0 %", "12.5 %", "8.4"):
+        assert shown in text
+    for shown in (
+        "6.0–8.5 words",
+        "9.0 words",
+        "5 images, captions of 9.2 words",
+        "20.0 % (8 of 40)",
+        "2.0 % (4 of 200)",
+        "man (1)",
+        "“man”",
+    ):
+        assert shown in text
+    assert "not to be checked" in text
     for shown in ("1.jpg", "CIDEr 1.23", "2 references", "It runs .", "units", "256"):
         assert shown in text
 
@@ -80,8 +136,8 @@ def test_report_needs_nothing_else() -> None:
     for _, attributes in outline.elements:
         for name in ("src", "href", "xlink:href", "srcset", "action", "data"):
             assert (attributes.get(name) or "data:").startswith("data:")
-    [image] = outline.all("img")
-    assert base64.b64decode((image["src"] or "").removeprefix("data:image/jpeg;base64,")) == jpeg()
+    for image in outline.all("img"):
+        assert base64.b64decode((image["src"] or "").removeprefix("data:image/jpeg;base64,")) == jpeg()
     assert "url(" not in page()
     assert "@import" not in page()
 
@@ -92,7 +148,9 @@ def test_report_needs_nothing_else() -> None:
         {"title": HOSTILE},
         {"metadata": {HOSTILE: HOSTILE}},
         {"scores": {HOSTILE: scores(CIDEr=1.0)}},
-        {"examples": {HOSTILE: [Example(HOSTILE, jpeg(), HOSTILE, [HOSTILE], 0.0)]}},
+        {"examples": {HOSTILE: [Example(HOSTILE, jpeg(), HOSTILE, [HOSTILE], HOSTILE)]}},
+        {"search": HOSTILE},
+        {"errors": {"gender": errors(Rate(checked=1, wrong=1), Rate(checked=1, wrong=1), HOSTILE)}},
         {"configuration": {HOSTILE: HOSTILE}},
     ],
 )
@@ -110,6 +168,28 @@ def test_metrics_that_are_missing_are_left_out() -> None:
     assert "METEOR is missing" not in both.text
     assert {"data-label": "METEOR"} in both.all("td")
     assert "–" in both.text
+
+
+def widths(outline: Outline) -> list[float]:
+    """The lengths of all bars, in percent, from the top."""
+    styles = [span["style"] or "" for span in outline.all("span") if span.get("class") == "fill"]
+    return [float(style.removeprefix("width: ").removesuffix("%")) for style in styles]
+
+
+def test_bars_are_as_long_as_their_values() -> None:
+    """Of each metric the better bar is full; groups by length have one scale, and so have error rates."""
+    found = widths(Outline(page()))
+    assert found[:4] == [50, 100, 100, 25]  # BLEU-4 and CIDEr: people, then the captioner
+    assert found[4:6] == [75, 25]  # by length, the longest interval full
+    assert found[6:] == [100, 10, 0, 50]  # gender and object: the captioner, then people
+
+
+def test_nothing_to_compare_is_no_section() -> None:
+    """Without images of two references there is nothing about people, and bars of nothing are empty."""
+    outline = Outline(page(agreement=agreement({}, {})))
+    assert "Beside people" not in outline.text
+    zero = page(agreement=agreement({"CIDEr": 0.0}, {"CIDEr": 0.0}), errors={}, error_examples={}, by_length=[])
+    assert widths(Outline(zero)) == [0, 0]
 
 
 def points(line: dict[str, str | None]) -> list[tuple[float, float]]:
@@ -132,8 +212,8 @@ def test_curves_follow_their_values() -> None:
 @pytest.mark.parametrize("loss", [0.0, 1.0, 1234.5])
 def test_one_epoch_is_a_chart_too(loss: float) -> None:
     """A single epoch, with equal losses, is drawn inside the plot."""
-    outline = Outline(page(curves=[{"epoch": 1, "loss": loss, "dev_loss": loss}], best_epoch=1))
-    [view] = outline.all("svg")
+    outline = Outline(page(members=[Member(seed=0, best_epoch=1, epochs=[epoch(1, loss, loss, loss)])]))
+    view, _ = outline.all("svg")
     _, _, width, height = map(float, (view["viewbox"] or "").split())
     for line in outline.all("polyline"):
         [(x, y)] = points(line)
@@ -141,6 +221,36 @@ def test_one_epoch_is_a_chart_too(loss: float) -> None:
         assert 0 < y < height
 
 
+def test_curves_go_through_the_epochs_that_have_their_value() -> None:
+    """Self-critical epochs have a reward and no loss: each line has its own points, on a common axis."""
+    epochs = [
+        epoch(1, 3, 3.1, 0.3),
+        epoch(2, 2, 3.0, 0.4),
+        epoch(3, None, 3.2, 0.5, 1.0),
+        epoch(4, None, 3.3, 0.6, 1.1),
+    ]
+    outline = Outline(page(members=[Member(seed=0, best_epoch=4, epochs=epochs)]))
+    loss, dev_loss, cider, reward = map(points, outline.all("polyline"))
+    across = [x for x, _ in cider]
+    assert len(across) == 4
+    assert [x for x, _ in dev_loss] == across
+    assert [x for x, _ in loss] == across[:2]
+    assert [x for x, _ in reward] == across[2:]
+
+
+def test_every_member_has_its_lines() -> None:
+    """Of a captioner of several models each has a line of the same colour, and its best epoch."""
+    members = [
+        Member(seed=0, best_epoch=1, epochs=[epoch(1, 3, 3.1, 0.5), epoch(2, 2, 3.0, 0.4)]),
+        Member(seed=1, best_epoch=3, epochs=[epoch(n, 3, 3.1, 0.1 * n) for n in (1, 2, 3)]),
+    ]
+    outline = Outline(page(members=members))
+    assert [len(points(line)) for line in outline.all("polyline")] == [2, 3, 2, 3, 2, 3]
+    assert [group["class"] for group in outline.all("g")] == ["line-0"] * 2 + ["line-1"] * 4
+    assert len([line for line in outline.all("line") if line["class"] == "best"]) == 4
+    assert "best epochs: 1, 3" in outline.text
+
+
 def test_no_curves_is_no_chart() -> None:
     """A model without recorded epochs has a report without charts."""
-    assert Outline(page(curves=[])).all("svg") == []
+    assert Outline(page(members=[])).all("svg") == []
