@@ -67,7 +67,7 @@ with DAG(
         ),
         **recipe_params,
         "beam_width": Param(
-            3,
+            5,
             type="integer",
             minimum=1,
             maximum=50,

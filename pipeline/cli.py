@@ -4,11 +4,13 @@ Exit status 0 is success; 2 is bad input or configuration, which no retry mends;
 Each command imports what it needs, so that the help answers at once.
 """
 
+import contextlib
 import json
 import logging
 import os
 import re
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,6 +19,7 @@ import typer
 from pydantic import ValidationError
 
 from pipeline.errors import PipelineError
+from pipeline.recipe import Recipe
 from pipeline.settings import Settings
 
 if TYPE_CHECKING:
@@ -136,14 +139,12 @@ def train(
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="set a field of the recipe: embedding, embedding_size, units, dropout, epochs, patience, batch_size, "
-            "learning_rate, seed",
+            help=f"set a field of the recipe: {', '.join(Recipe.model_fields)}",
         ),
     ] = None,
 ) -> None:
     """Train a captioner and put it in the store as a candidate."""
     from pipeline import training
-    from pipeline.recipe import Recipe
 
     model = training.train(
         dataset_uri,
@@ -152,20 +153,32 @@ def train(
         recipe=Recipe.parse(assignments or []),
         store=_store(),
         max_failed_fraction=_settings().max_failed_fraction,
+        tracking_uri=_settings().tracking_uri,
     )
-    _print({"version": model.version, "best_epoch": model.best_epoch, "epochs": len(model.curves)})
+    _print(
+        {
+            "version": model.version,
+            "best_epochs": [member.best_epoch for member in model.members],
+            "epochs": sum(len(member.epochs) for member in model.members),
+        }
+    )
 
 
 @app.command()
 def evaluate(
     version: Version,
-    beam_width: Annotated[int, typer.Option(min=1, max=50, help="beam width beside greedy search")] = 3,
+    beam_width: Annotated[int, typer.Option(min=1, max=50, help="beam width beside greedy search")] = 5,
 ) -> None:
     """Caption the test split, score the captions, and write metrics.json and report.html."""
     from pipeline import evaluation
 
+    settings = _settings()
     metrics = evaluation.evaluate(
-        version, store=_store(), beam_width=beam_width, max_failed_fraction=_settings().max_failed_fraction
+        version,
+        store=_store(),
+        beam_width=beam_width,
+        max_failed_fraction=settings.max_failed_fraction,
+        tracking_uri=settings.tracking_uri,
     )
     _print({"version": version, **metrics.summary, "report": _store().url(evaluation.report_key(version))})
 
@@ -211,6 +224,38 @@ def rollback() -> None:
     from pipeline import registry
 
     _print({"champion": registry.roll_back(_store()).version})
+
+
+@app.command()
+def caption(
+    pictures: Annotated[
+        list[str], typer.Argument(help="paths or URIs of pictures, or of folders; an S3 folder ends in /")
+    ],
+    beam: Annotated[int, typer.Option(min=1, max=50, help="beam width; 1 is greedy search")] = 5,
+    alternatives: Annotated[int, typer.Option(min=0, help="further captions of each picture, with probabilities")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="print an object of JSON a line")] = False,
+    model: Annotated[str | None, typer.Option(help="version of a model; by default the champion")] = None,
+) -> None:
+    """Caption pictures at once, and print the captions in the pictures' order. Exit status 1: some can't be read."""
+    from pipeline import on_demand
+
+    # The captions are the news; what can't be read is said beside them.
+    with _no_log():
+        captioned = on_demand.caption(
+            pictures,
+            version=model,
+            beam_width=beam,
+            alternatives=alternatives,
+            store=_store(),
+            batch_size=_settings().batch_size,
+        )
+    for found in captioned:
+        if as_json:
+            sys.stdout.write(found.to_json() + "\n")
+        else:
+            (sys.stdout if found.error is None else sys.stderr).write(found.to_text() + "\n")
+    if any(found.error is not None for found in captioned):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -308,6 +353,17 @@ def _store() -> "Bucket":
     from pipeline.storage import open_bucket
 
     return open_bucket(_settings().store)
+
+
+@contextlib.contextmanager
+def _no_log() -> Iterator[None]:
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
 
 
 def _print(result: Any) -> None:

@@ -25,6 +25,7 @@ COMMANDS = {
     "consider": {"version", "--policy", "--tolerance", "--floor", "--run"},
     "promote": {"version"},
     "rollback": set(),
+    "caption": {"pictures", "--beam", "--alternatives", "--json", "--model"},
     "status": {"--captions", "--under"},
     "demo-data": {"directory", "--images", "--seed"},
     "demo-inbox": {"--count"},
@@ -177,6 +178,32 @@ def test_promotion_and_rollback(environment, result, trained):
     assert result("rollback") == {"champion": trained.model.version}
 
 
+def test_pictures_are_captioned_on_demand(environment, command, trained):
+    """Captions go to standard output and errors beside them; the status says whether any picture failed."""
+    store = open_bucket(os.environ["CAPTION_STORE"])
+    toy.copy(trained.store, store, "models/", "encoders/")
+    registry.promote(trained.model.version, store)
+    for colour in ("red", "blue"):
+        (environment / f"{colour}.jpg").write_bytes(toy.picture(colour))
+    red, blue, missing = (str(environment / f"{name}.jpg") for name in ("red", "blue", "missing"))
+
+    status, line, error = command("caption", red, "--beam", "2")
+    assert (status, error) == (0, "")
+    assert line.startswith(f"{red}: ")
+    assert "red" in line.removeprefix(red).split()
+    status, line, error = command("caption", missing, red, "--alternatives", "1", "--model", trained.model.version)
+    assert status == 1
+    assert line.startswith("    ")
+    assert error == f"error: {missing}: there is no such file\n"
+
+    done = process("caption", missing, blue, red, "--json")
+    assert done.returncode == 1
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [record["picture"] for record in records] == [missing, blue, red]
+    assert records[0]["error"] == "there is no such file"
+    assert [set(toy.COLOURS) & set(record["caption"].split()) for record in records[1:]] == [{"blue"}, {"red"}]
+
+
 def test_an_error_is_one_line_and_status_2(environment):
     """What a person has to mend is said without a traceback, and nothing is printed as a result."""
     done = process("night", "list", "n1")
@@ -197,6 +224,10 @@ def test_an_error_is_one_line_and_status_2(environment):
         (["promote", "v9"], "no model 'v9'"),
         (["rollback"], "no earlier champion"),
         (["demo-inbox"], "no model"),
+        (["caption", "a.jpg"], "No model has been promoted"),
+        (["caption", "a.jpg", "--model", "v9"], "no model 'v9'"),
+        (["caption", "a.jpg", "--beam", "3", "--alternatives", "3"], "widen the beam"),
+        (["caption"], "Missing argument"),
         (["night", "publish", "n9"], "runs/n9/listing.parquet"),
         (["consider", "v9", "--policy", "perhaps"], "perhaps"),
         (["night", "plan-captions", "n9", "--date", "tomorrow"], "tomorrow"),

@@ -1,0 +1,115 @@
+"""The scores of a recipe, as means over seeds: a row of the tables in README and docs/experiments.md.
+
+    python -m benchmarks.quality DATA ENCODER [--seeds 0 1 2] [NAME=VALUE ...]
+
+DATA is a folder in the Flickr8k layout, ENCODER what `python -m pipeline encoder` takes, NAME=VALUE a field of the
+recipe. All is kept in CAPTION_STORE, so that what was extracted or trained before is not done again. Choose by the
+columns of dev; those of test are for the end.
+"""
+
+import argparse
+import statistics
+from collections.abc import Mapping
+
+from pipeline import dataset as datasets
+from pipeline import encoder as encoders
+from pipeline import features, training
+from pipeline.captioner import Captioner, Metadata, load
+from pipeline.examples import split_features
+from pipeline.metrics import score
+from pipeline.recipe import Recipe
+from pipeline.settings import Settings
+from pipeline.storage import Bucket, open_bucket, open_object
+from pipeline.vocabulary import Vocabulary
+
+MIN_COUNT = 10
+COLUMNS = {
+    "dev": ("BLEU-4", "CIDEr"),
+    "test": ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "distinct", "length"),
+}
+
+
+def main() -> None:
+    """Prepare, train from each seed, and print the means and standard deviations."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("encoder")
+    parser.add_argument("recipe", nargs="*", metavar="NAME=VALUE")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--beam", nargs="+", type=int, default=[5], help="beam widths; 1 is greedy search")
+    options = parser.parse_args()
+    store = open_bucket(Settings().store)
+    dataset_uri, vocabulary_uri, encoder_id = prepare(options.data, options.encoder, store)
+    recipe = Recipe.parse(options.recipe)
+    rows: dict[int, list[dict[str, float]]] = {width: [] for width in options.beam}
+    for seed in options.seeds:
+        model = training.train(
+            dataset_uri,
+            vocabulary_uri,
+            encoder_id=encoder_id,
+            recipe=recipe.model_copy(update={"seed": seed}),
+            store=store,
+            max_failed_fraction=0.05,
+        )
+        captioner, _ = load(model.version, store)
+        for width in options.beam:
+            rows[width].append(measure(captioner, model, width, store))
+            say(width, f"seed {seed}", rows[width][-1:])
+    for width, measured in rows.items():
+        say(width, f"mean of {len(measured)}", measured)
+
+
+def prepare(data: str, encoder: str, store: Bucket) -> tuple[str, str, str]:
+    """Ingest, count the words, and extract what features are missing."""
+    dataset_uri = datasets.ingest(data, store, name="quality").dataset
+    dataset = datasets.load(dataset_uri)
+    captions = (text for texts in dataset.split("train")["captions"].to_pylist() for text in texts)
+    folder, _ = open_object(dataset_uri)
+    key = f"vocabulary-{MIN_COUNT}.json"
+    folder.put(key, Vocabulary.build(captions, min_count=MIN_COUNT).to_json().encode())
+    encoder_id = encoders.publish(encoder, store)
+    shards = features.plan(
+        datasets.images(dataset.table),
+        run="quality",
+        source=dataset.source,
+        encoder_id=encoder_id,
+        store=store,
+        shard_size=500,
+    )
+    for shard in shards:
+        features.extract(shard, store=store, batch_size=32)
+    return dataset_uri, folder.url(key), encoder_id
+
+
+def measure(captioner: Captioner, model: Metadata, beam_width: int, store: Bucket) -> dict[str, float]:
+    """Scores on dev and test, by split and name, and the minutes of training."""
+    row = {"minutes": sum(epoch.seconds for member in model.members for epoch in member.epochs) / 60}
+    for split, columns in COLUMNS.items():
+        examples = split_features(
+            datasets.load(model.dataset), split, encoder_id=model.encoder_id, store=store, max_failed_fraction=0.05
+        )
+        texts = [caption.text for caption in captioner.caption(examples.vectors, beam_width=beam_width)]
+        captions = {str(row): text for row, text in enumerate(texts)}
+        # Java's METEOR takes its time: only where it is shown.
+        scores = score(captions, examples.references, java=None if "METEOR" in columns else False)
+        found: Mapping[str, float] = {
+            **scores.corpus,
+            "distinct": len(set(texts)) / len(texts),
+            "length": statistics.mean(len(text.split()) for text in texts),
+        }
+        row |= {f"{split} {name}": found[name] for name in columns if name in found}
+    return row
+
+
+def say(beam_width: int, what: str, rows: list[dict[str, float]]) -> None:
+    """Print the means of the rows; where there are several, with their standard deviations."""
+    cells = [
+        f"{name} {statistics.mean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
+        for name in rows[0]
+        for values in [[row[name] for row in rows]]
+    ]
+    print(f"beam {beam_width}, {what}: " + ", ".join(cells), flush=True)  # noqa: T201 - it is a program for a terminal
+
+
+if __name__ == "__main__":
+    main()
