@@ -10,6 +10,7 @@ columns of dev; those of test are for the end.
 import argparse
 import statistics
 from collections.abc import Mapping
+from pathlib import Path
 
 from pipeline import dataset as datasets
 from pipeline import encoder as encoders
@@ -61,7 +62,7 @@ def main() -> None:
 
 def prepare(data: str, encoder: str, store: Bucket) -> tuple[str, str, str]:
     """Ingest, count the words, and extract what features are missing."""
-    dataset_uri = datasets.ingest(data, store, name="quality").dataset
+    dataset_uri = datasets.ingest(data, store, name=Path(data).name).dataset
     dataset = datasets.load(dataset_uri)
     captions = (text for texts in dataset.split("train")["captions"].to_pylist() for text in texts)
     folder, _ = open_object(dataset_uri)

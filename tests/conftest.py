@@ -28,6 +28,7 @@ os.environ.update(
         "AIRFLOW__CORE__DAGS_FOLDER": str(PROJECT / "dags"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "PYTHONPATH": str(PROJECT),
+        "CAPTION_TRACKING_URI": "",  # what is to be recorded says where
     }
 )
 

@@ -10,12 +10,14 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline import tracking
+from pipeline import evaluation, tracking, training
 from pipeline.settings import Settings
+from pipeline.storage import open_bucket
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -280,3 +282,35 @@ def test_an_sqlite_file_or_a_server_or_nothing(uri, monkeypatch):
     """These are what the setting takes."""
     monkeypatch.setenv("CAPTION_TRACKING_URI", uri)
     assert Settings().tracking_uri == uri
+
+
+def test_a_model_is_recorded_from_training_to_report(database, trained, tmp_path, monkeypatch):
+    """Training records recipe and curves, evaluation the scores and the page, and what the training left out."""
+    monkeypatch.setattr("pipeline.java.available", lambda: False)  # it takes its time
+    store = open_bucket(str(tmp_path / "store"))
+    toy.copy(trained.store, store, "features/", "encoders/")
+    recipe = toy.RECIPE.model_copy(update={"epochs": 2, "members": 2})
+    model = training.train(
+        trained.inputs.dataset,
+        trained.inputs.vocabulary,
+        encoder_id=trained.inputs.encoder_id,
+        recipe=recipe,
+        store=store,
+        max_failed_fraction=0,
+        tracking_uri=database,
+    )
+    run, points = recorded(database, model.version)
+    assert run.data.params["units"] == "16"
+    assert run.data.params["encoder"] == trained.inputs.encoder_id
+    for member in model.members:
+        expected = [(epoch.epoch, epoch.dev_cider) for epoch in member.epochs]
+        assert points[f"seed-{member.seed}/dev_cider"] == expected
+
+    unrecorded = trained.model.version
+    toy.copy(trained.store, store, f"models/{unrecorded}/")
+    metrics = evaluation.evaluate(unrecorded, store=store, beam_width=2, max_failed_fraction=0, tracking_uri=database)
+    run, points = recorded(database, unrecorded)
+    assert points["beam/CIDEr"] == [(0, pytest.approx(metrics.cider))]
+    assert [step for step, _ in points["loss"]] == list(range(1, 16))
+    page = artifact(database, run, "report.html")
+    assert page.encode() == store.get(evaluation.report_key(unrecorded))
