@@ -1,6 +1,6 @@
 """The scores of a recipe, as means over seeds: a row of the tables in README and docs/experiments.md.
 
-    python -m benchmarks.quality DATA ENCODER [--seeds 0 1 2] [NAME=VALUE ...]
+    python -m benchmarks.quality DATA ENCODER [NAME=VALUE ...] [--seeds 0 1 2] [--beam 1 5]
 
 DATA is a folder in the Flickr8k layout, ENCODER what `python -m pipeline encoder` takes, NAME=VALUE a field of the
 recipe. All is kept in CAPTION_STORE, so that what was extracted or trained before is not done again. Choose by the
