@@ -117,7 +117,7 @@ def fit(
         chosen = best(done)
         epochs = done[len(before) :]
         ended = len(epochs) == stage.epochs
-        if not ended and len(done) - chosen.epoch >= stage.patience:
+        if not ended and len(done) - max(chosen.epoch, len(before)) >= stage.patience:
             log.info("no better CIDEr on dev for %d epochs: stopping", stage.patience)
             ended = True
         checkpoint = Checkpoint(

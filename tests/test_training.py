@@ -169,6 +169,14 @@ def test_equal_scores_are_told_apart_by_the_loss(trained, store, scripted):
     assert (member.best_epoch, len(member.epochs)) == (5, 5)
 
 
+def test_each_stage_is_given_its_own_time(trained, store, scripted):
+    """The epochs of a second stage are not cut short because the best one of the first was long ago."""
+    scripted(0.9, 0.1, 0.1, 0.2, 0.3)
+    recipe = short(epochs=3, patience=3, self_critical_epochs=2)
+    [member] = toy.train(trained.inputs, store, recipe).members
+    assert (member.best_epoch, len(member.epochs)) == (1, 5)
+
+
 INTERRUPTED = {"epochs": 3, "dropout": 0.3, "self_critical_epochs": 3, "members": 2}
 """A recipe with all that has a state: both stages, random dropout and samples, and a second member."""
 
