@@ -180,9 +180,9 @@ def batches(
         repeated = np.repeat(images, SAMPLES)
         rewards = reward(sampled, repeated).reshape(-1, SAMPLES)
         people = references[first[images] + rng.integers(count[images])]
+        targets = np.concatenate([sampled, people])
         # The last words of the few longest captions teach little, and would double the work in padding.
-        width = pad_length(np.percentile((np.concatenate([sampled, people]) != PAD).sum(axis=1), 95))
-        targets = np.concatenate([sampled, people])[:, :width]
+        targets = targets[:, : pad_length(np.percentile((targets != PAD).sum(axis=1), 95))]
         words = np.concatenate([np.full((len(targets), 1), START, np.int32), targets[:, :-1]], axis=1)
         written = (targets != PAD).astype(np.float32)
         by_model, by_people = written[: len(sampled)], written[len(sampled) :]
