@@ -1,6 +1,6 @@
 """The scores of a recipe, as means over seeds: a row of the tables in README and docs/experiments.md.
 
-    python -m benchmarks.quality DATA ENCODER [NAME=VALUE ...] [--seeds 0 1 2] [--beam 1 5]
+    python -m benchmarks.quality DATA ENCODER [NAME=VALUE ...] [--views] [--seeds 0 1 2] [--beam 1 5]
 
 DATA is a folder in the Flickr8k layout, ENCODER what `python -m pipeline encoder` takes, NAME=VALUE a field of the
 recipe. All is kept in CAPTION_STORE, so that what was extracted or trained before is not done again. Choose by the
@@ -16,12 +16,11 @@ from pipeline import dataset as datasets
 from pipeline import encoder as encoders
 from pipeline import features, training
 from pipeline.captioner import Captioner, Metadata, load
-from pipeline.examples import split_features
+from pipeline.examples import count_words, split_features
 from pipeline.metrics import score
 from pipeline.recipe import Recipe
 from pipeline.settings import Settings
-from pipeline.storage import Bucket, open_bucket, open_object
-from pipeline.vocabulary import Vocabulary
+from pipeline.storage import Bucket, open_bucket
 
 MIN_COUNT = 10
 COLUMNS = {
@@ -35,12 +34,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("encoder")
+    parser.add_argument("--views", action="store_true", help="six views of each picture")
     parser.add_argument("recipe", nargs="*", metavar="NAME=VALUE")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--beam", nargs="+", type=int, default=[5], help="beam widths; 1 is greedy search")
     options = parser.parse_args()
     store = open_bucket(Settings().store)
-    dataset_uri, vocabulary_uri, encoder_id = prepare(options.data, options.encoder, store)
+    dataset_uri, vocabulary_uri, encoder_id = prepare(options.data, options.encoder, views=options.views, store=store)
     recipe = Recipe.parse(options.recipe)
     rows: dict[int, list[dict[str, float]]] = {width: [] for width in options.beam}
     for seed in options.seeds:
@@ -60,26 +60,21 @@ def main() -> None:
         say(width, f"mean of {len(measured)}", measured)
 
 
-def prepare(data: str, encoder: str, store: Bucket) -> tuple[str, str, str]:
+def prepare(data: str, encoder: str, *, views: bool, store: Bucket) -> tuple[str, str, str]:
     """Ingest, count the words, and extract what features are missing."""
     dataset_uri = datasets.ingest(data, store, name=Path(data).name).dataset
     dataset = datasets.load(dataset_uri)
-    captions = (text for texts in dataset.split("train")["captions"].to_pylist() for text in texts)
-    folder, _ = open_object(dataset_uri)
-    key = f"vocabulary-{MIN_COUNT}.json"
-    folder.put(key, Vocabulary.build(captions, min_count=MIN_COUNT).to_json().encode())
-    encoder_id = encoders.publish(encoder, store)
-    shards = features.plan(
+    vocabulary_uri, _ = count_words(dataset_uri, min_count=MIN_COUNT)
+    encoder_id = encoders.publish(encoder, store, views=views)
+    features.complete(
         datasets.images(dataset.table),
         run="quality",
         source=dataset.source,
         encoder_id=encoder_id,
         store=store,
-        shard_size=500,
+        batch_size=32,
     )
-    for shard in shards:
-        features.extract(shard, store=store, batch_size=32)
-    return dataset_uri, folder.url(key), encoder_id
+    return dataset_uri, vocabulary_uri, encoder_id
 
 
 def measure(captioner: Captioner, model: Metadata, beam_width: int, store: Bucket) -> dict[str, float]:

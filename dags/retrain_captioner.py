@@ -65,6 +65,13 @@ with DAG(
             "a .h5 file of ResNet50 weights, or a .keras model; path or URI",
             section="Data",
         ),
+        "views": Param(
+            False,
+            type="boolean",
+            title="Several views of a picture",
+            description="Encode the whole, its mirror image and its corners: better captions, six times the extraction",
+            section="Data",
+        ),
         **recipe_params,
         "beam_width": Param(
             5,
@@ -105,7 +112,12 @@ with DAG(
         task_id="vocabulary",
         arguments=["vocabulary", ingest.output["dataset"], "--min-count", "{{ params.min_count }}"],
     )
-    encoder = PipelineOperator(task_id="encoder", arguments=["encoder", "{{ params.encoder }}"], pool=GPU, queue=GPU)
+    encoder = PipelineOperator(
+        task_id="encoder",
+        arguments=["encoder", "{{ params.encoder }}", "{{ '--views' if params.views else '--no-views' }}"],
+        pool=GPU,
+        queue=GPU,
+    )
     plan = PipelineOperator(
         task_id="plan_extraction",
         arguments=["plan", ingest.output["dataset"], encoder.output["encoder_id"], "--run", "{{ run_id }}"],

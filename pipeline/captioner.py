@@ -21,6 +21,7 @@ from pipeline import keras_files
 from pipeline.errors import PipelineError
 from pipeline.recipe import Recipe
 from pipeline.storage import Bucket, ObjectNotFoundError
+from pipeline.views import average
 from pipeline.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ def build(
 
     Args:
         vocabulary_size: V.
-        features: (N, D), the training images' vectors: the model standardises its input by their mean and variance.
+        features: (N, D) or (N, V, D), the training images' vectors: the model standardises its input by their mean and
+            variance.
         recipe: sizes, dropout and seed.
         embeddings: (V, embedding_size), to start the embedding from; it is trained on.
 
@@ -96,6 +98,7 @@ def build(
     from keras import layers
 
     keras.utils.set_random_seed(recipe.seed)
+    features = features.reshape(-1, features.shape[-1])
     image = keras.Input((features.shape[1],), name="features")
     words = keras.Input((None,), dtype="int32", name="words")
 
@@ -168,18 +171,23 @@ class Captioner:
         self._searches: dict[int, Compiled] = {}
 
     def caption(self, features: npt.NDArray[np.float32], *, beam_width: int) -> list[Caption]:
-        """The best caption of each image: (N, D) float32 to N captions."""
+        """The best caption of each image: (N, D) or (N, V, D) float32 to N captions."""
         return [best for best, *_ in self.alternatives(features, beam_width=beam_width)]
 
     def alternatives(self, features: npt.NDArray[np.float32], *, beam_width: int) -> list[list[Caption]]:
-        """All captions of each image's beam, best first: (N, D) float32 to N lists of 1 to ``beam_width`` captions."""
+        """All captions of each image's beam, best first: N lists of 1 to ``beam_width`` captions.
+
+        Args:
+            features: (N, D) or (N, V, D) float32; of several views the mean is captioned.
+            beam_width: captions that the search keeps of each image.
+        """
         return [
             [
                 Caption(self.vocabulary.decode(ids), float(log_prob / length), math.exp(log_prob))
                 for ids, length, log_prob in zip(*beam, strict=True)
                 if log_prob > -math.inf
             ]
-            for sentences in self._search(features, beam_width)
+            for sentences in self._search(average(features), beam_width)
             for beam in zip(*sentences, strict=True)
         ]
 

@@ -78,28 +78,23 @@ def vocabulary(
     min_count: Annotated[int, typer.Option(min=1, help="how often a word must be seen in the training captions")] = 10,
 ) -> None:
     """Count the words of the training captions and number those seen often enough."""
-    from pipeline import dataset
-    from pipeline.storage import open_object
-    from pipeline.vocabulary import Vocabulary
+    from pipeline import examples
 
-    training = dataset.load(dataset_uri).split("train")
-    words = Vocabulary.build(
-        (c for captions in training["captions"].to_pylist() for c in captions), min_count=min_count
-    )
-    bucket, _ = open_object(dataset_uri)
-    key = f"vocabulary-{min_count}.json"
-    bucket.put(key, words.to_json().encode())
-    _print({"vocabulary": bucket.url(key), "words": len(words)})
+    uri, words = examples.count_words(dataset_uri, min_count=min_count)
+    _print({"vocabulary": uri, "words": len(words)})
 
 
 @app.command()
 def encoder(
     spec: Annotated[str, typer.Argument(help="imagenet, random, a .h5 file of ResNet50 weights, or a .keras model")],
+    views: Annotated[
+        bool, typer.Option(help="encode six views of each picture: better captions, six times the extraction")
+    ] = False,
 ) -> None:
     """Put an image encoder in the store."""
     from pipeline import encoder as encoders
 
-    _print({"encoder_id": encoders.publish(spec, _store())})
+    _print({"encoder_id": encoders.publish(spec, _store(), views=views)})
 
 
 @app.command()

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from pipeline import keras_files
 from pipeline.errors import PipelineError
 from pipeline.storage import Bucket, open_object
+from pipeline.views import several
 
 if TYPE_CHECKING:
     import keras
@@ -38,38 +39,44 @@ class Encoder:
     Attributes:
         encoder_id: its name and the hash of its weights.
         size: (height, width) of its pictures.
-        dimension: length of a feature vector, D.
+        shape: of a picture's features: (D,), or (V, D) where it encodes several views.
     """
 
     encoder_id: str
     size: tuple[int, int]
-    dimension: int
+    shape: tuple[int, ...]
     model: "keras.Model"
 
     def encode(self, pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Features of a batch: (N, height, width, 3) RGB 0..255 to (N, D) float32."""
+        """Features of a batch: (N, height, width, 3) RGB 0..255 to (N, D) or (N, V, D) float32."""
         return np.asarray(self.model.predict_on_batch(pictures.astype(np.float32)), np.float32)
 
 
-def publish(spec: str, store: Bucket) -> str:
+def publish(spec: str, store: Bucket, *, views: bool = False) -> str:
     """Build the encoder that ``spec`` names, put it in the store unless it is there, and return its id.
 
     Args:
         spec: ``imagenet`` (ResNet50 with the weights that Keras downloads), ``random`` (ResNet50, seeded, untrained),
             a ``.h5`` file of ResNet50 weights without its top, or a ``.keras`` model; files by path or URI.
         store: where encoders lie.
+        views: encode six views of each picture in place of one; that takes six times as long.
 
     Raises:
-        PipelineError: the spec names no such thing, or the model does not map (N, H, W, 3) to (N, D).
+        PipelineError: the spec names no such thing, the model does not map (N, H, W, 3) to (N, D), or views are wanted
+            of a model that has some already.
     """
     model, name = _build(spec)
+    if views:
+        encoder = _checked(model, name)
+        if len(encoder.shape) > 1:
+            raise PipelineError(f"{spec} encodes {encoder.shape[0]} views of a picture already: leave out --views.")
+        model, name = several(model, encoder.size), f"{name}-views"
     encoder = _checked(model, f"{name}-{_weights_hash(model)}")
     key = _key(encoder.encoder_id)
     if not store.exists(key):
         store.put(key, keras_files.to_bytes(model))
-    log.info(
-        "encoder %s: %s pixels to %d features", encoder.encoder_id, "×".join(map(str, encoder.size)), encoder.dimension
-    )
+    pixels, features = ("×".join(map(str, shape)) for shape in (encoder.size, encoder.shape))
+    log.info("encoder %s: %s pixels to %s features", encoder.encoder_id, pixels, features)
     return encoder.encoder_id
 
 
@@ -128,13 +135,14 @@ def _checked(model: "keras.Model", encoder_id: str) -> Encoder:
     if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].shape[-1] != 3:
         shapes = f"{[tuple(i.shape) for i in inputs]} to {[tuple(o.shape) for o in outputs]}"
         raise PipelineError(f"An encoder maps (N, H, W, 3) to (N, D); {encoder_id} maps {shapes}.")
-    if len(outputs[0].shape) != 2 or outputs[0].shape[-1] is None:
+    shape = tuple(outputs[0].shape[1:])
+    if len(shape) not in (1, 2) or None in shape:
         raise PipelineError(
-            f"An encoder's output is (N, D); that of {encoder_id} is {tuple(outputs[0].shape)}: "
-            "end the model in GlobalAveragePooling2D."
+            f"An encoder's output is (N, D), or (N, V, D) of V views; that of {encoder_id} is "
+            f"{tuple(outputs[0].shape)}: end the model in GlobalAveragePooling2D."
         )
     _, height, width, _ = inputs[0].shape
-    return Encoder(encoder_id, (height or DEFAULT_SIZE, width or DEFAULT_SIZE), outputs[0].shape[-1], model)
+    return Encoder(encoder_id, (height or DEFAULT_SIZE, width or DEFAULT_SIZE), shape, model)
 
 
 def _weights_hash(model: "keras.Model") -> str:

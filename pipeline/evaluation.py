@@ -139,16 +139,14 @@ def cider_on(
     """CIDEr of a model on the test split of any dataset; extracts what features its encoder lacks."""
     captioner, metadata = load(version, store)
     dataset = datasets.load(dataset_uri)
-    shards = features.plan(
+    features.complete(
         datasets.images(dataset.split("test")),
         run=f"{version}-on-{dataset.fingerprint}",
         source=dataset.source,
         encoder_id=metadata.encoder_id,
         store=store,
-        shard_size=len(dataset.table),
+        batch_size=batch_size,
     )
-    for shard in shards:
-        features.extract(shard, store=store, batch_size=batch_size)
     test = split_features(
         dataset, "test", encoder_id=metadata.encoder_id, store=store, max_failed_fraction=max_failed_fraction
     )

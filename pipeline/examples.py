@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from pipeline import dataset as datasets
 from pipeline import features as feature_store
 from pipeline.storage import Bucket, open_object
+from pipeline.views import average, draw
 from pipeline.vocabulary import PAD, Vocabulary
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ class Split:
 
     Attributes:
         table: their rows of the dataset.
-        vectors: (N, D) float32, in the table's order.
+        vectors: (N, D) or (N, V, D) float32, in the table's order.
     """
 
     table: pa.Table
@@ -55,6 +56,24 @@ def split_features(
     return Split(table.filter(ok), feature_store.read_vectors(rows.filter(ok), encoder_id=encoder_id, store=store))
 
 
+def count_words(dataset_uri: str, *, min_count: int) -> tuple[str, Vocabulary]:
+    """Number the words of the training captions seen ``min_count`` times, and write them beside the dataset.
+
+    Returns:
+        The URI of the vocabulary, and the vocabulary.
+
+    Raises:
+        PipelineError: no word is seen that often.
+    """
+    training = datasets.load(dataset_uri).split("train")
+    captions = (caption for captions in training["captions"].to_pylist() for caption in captions)
+    vocabulary = Vocabulary.build(captions, min_count=min_count)
+    bucket, _ = open_object(dataset_uri)
+    key = f"vocabulary-{min_count}.json"
+    bucket.put(key, vocabulary.to_json().encode())
+    return bucket.url(key), vocabulary
+
+
 Batch = tuple[dict[str, npt.NDArray[np.generic]], npt.NDArray[np.int32], npt.NDArray[np.float32]]
 """Inputs, the next words (B, T), and their weights (B, T): 0 where there is padding."""
 
@@ -64,7 +83,7 @@ class Captions:
     """Captions as ids, each with the row of its image.
 
     Attributes:
-        features: (N, D) float32, a row an image.
+        features: (N, D) or (N, V, D) float32, a row an image.
         image: (C,) the row of each caption's image.
         ids: of each caption, from ``<start>`` to ``<end>``.
     """
@@ -74,7 +93,11 @@ class Captions:
     ids: Sequence[Sequence[int]]
 
     def batches(self, size: int, rng: np.random.Generator | None = None) -> Iterator[Batch]:
-        """All captions once, in batches of similar length. With ``rng``, shuffled; else in order of length."""
+        """All captions once, in batches of similar length.
+
+        With ``rng`` they are shuffled, each with one view of its image; else in order of length, with the mean view.
+        """
+        features = average(self.features) if rng is None else self.features
         lengths = np.array([len(ids) for ids in self.ids])
         order = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
         order = order[np.argsort(lengths[order], kind="stable")]
@@ -86,8 +109,9 @@ class Captions:
             ids = np.full((len(group), longest), PAD, np.int32)
             for row, caption in enumerate(group):
                 ids[row, : lengths[caption]] = self.ids[caption]
+            of_group = features[self.image[group]]
             inputs: dict[str, npt.NDArray[np.generic]] = {
-                "features": self.features[self.image[group]],
+                "features": of_group if rng is None else draw(of_group, rng),
                 "words": ids[:, :-1],
             }
             yield inputs, ids[:, 1:], (ids[:, 1:] != PAD).astype(np.float32)

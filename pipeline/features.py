@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 MAX_SHARDS = 1000
 """Airflow maps one task over at most 1,024 items: beyond this many shards, shards grow instead."""
 
+SHARD = 1000
+"""Images a shard where one process extracts all: what is lost, at most, if it is interrupted."""
+
 DECODE_THREADS = 8
 
 IMAGES = pa.schema([("key", pa.string()), ("etag", pa.string())])
@@ -43,9 +46,11 @@ INDEX = pa.schema([*IMAGES, ("status", pa.string()), ("error", pa.string()), ("s
 """The feature store without its vectors: what is done, what failed, and in which shard it lies."""
 
 
-def schema(dimension: int) -> pa.Schema:
-    """A shard of features: ``status`` is ok or failed; then ``feature`` is null and ``error`` says why."""
-    feature = pa.list_(pa.float16(), dimension)
+def schema(shape: tuple[int, ...]) -> pa.Schema:
+    """A shard of features of a shape; ``status`` is ok or failed, then ``feature`` is null and ``error`` says why."""
+    feature = pa.float16()
+    for size in reversed(shape):
+        feature = pa.list_(feature, size)
     return pa.schema([*IMAGES, ("status", pa.string()), ("error", pa.string()), ("feature", feature)])
 
 
@@ -89,6 +94,13 @@ def read_plan(shard: str, store: Bucket) -> tuple[pa.Table, dict[str, str]]:
     return table, tables.about(table)
 
 
+def complete(images: pa.Table, *, run: str, source: str, encoder_id: str, store: Bucket, batch_size: int) -> None:
+    """Extract here and now what has no row yet; arguments as those of ``plan`` and ``extract``."""
+    shards = plan(images, run=run, source=source, encoder_id=encoder_id, store=store, shard_size=SHARD)
+    for shard in shards:
+        extract(shard, store=store, batch_size=batch_size)
+
+
 @dataclass(frozen=True)
 class Extraction:
     """What the extraction of one shard did; ``seconds`` is wall time without loading the encoder."""
@@ -124,11 +136,9 @@ def extract(shard: str, *, store: Bucket, batch_size: int) -> Extraction:
             images["etag"],
             pa.array(["ok" if error is None else "failed" for error in errors], pa.string()),
             pa.array(errors, pa.string()),
-            pa.FixedSizeListArray.from_arrays(
-                pa.array(vectors.reshape(-1)), encoder.dimension, mask=pa.array([e is not None for e in errors])
-            ),
+            _column(vectors, null=[error is not None for error in errors]),
         ],
-        schema=schema(encoder.dimension),
+        schema=schema(encoder.shape),
     )
     tables.write(table, key, store)
     done = Extraction(shard, len(rows), sum(e is not None for e in errors), time.monotonic() - start)
@@ -167,7 +177,7 @@ def look_up(images: pa.Table, *, encoder_id: str, store: Bucket) -> pa.Table:
 
 
 def read_vectors(rows: pa.Table, *, encoder_id: str, store: Bucket) -> npt.NDArray[np.float32]:
-    """The feature vectors of index rows whose status is ok: float32 of shape (rows, D), in the rows' order."""
+    """The features of index rows whose status is ok: float32, (rows, D) or (rows, V, D), in the rows' order."""
     wanted: dict[str, dict[tuple[str, str], int]] = {}
     for position, (key, etag, shard) in enumerate(
         zip(*(rows[name].to_pylist() for name in ("key", "etag", "shard")), strict=True)
@@ -179,15 +189,27 @@ def read_vectors(rows: pa.Table, *, encoder_id: str, store: Bucket) -> npt.NDArr
         identities = zip(table["key"].to_pylist(), table["etag"].to_pylist(), strict=True)
         here = [(row, positions[identity]) for row, identity in enumerate(identities) if identity in positions]
         taken = table["feature"].combine_chunks().take(pa.array([row for row, _ in here]))
-        values = np.asarray(taken.flatten()).reshape(len(here), -1)
+        shape = []
+        while isinstance(taken, pa.FixedSizeListArray):
+            shape.append(taken.type.list_size)
+            taken = taken.flatten()
+        values = np.asarray(taken).reshape(len(here), *shape)
         if vectors is None:
-            vectors = np.zeros((len(rows), values.shape[1]), np.float32)
+            vectors = np.zeros((len(rows), *shape), np.float32)
         vectors[[position for _, position in here]] = values
     if vectors is None:
         raise PipelineError(
             f"No image to read features of {encoder_id} for: every one of them failed, or none is left."
         )
     return vectors
+
+
+def _column(vectors: npt.NDArray[np.float16], *, null: list[bool]) -> pa.Array:
+    """Vectors, (N, D) or (N, V, D), as a column of fixed-size lists."""
+    column = pa.array(vectors.reshape(-1))
+    for size in reversed(vectors.shape[2:]):
+        column = pa.FixedSizeListArray.from_arrays(column, size)
+    return pa.FixedSizeListArray.from_arrays(column, vectors.shape[1], mask=pa.array(null))
 
 
 def check_failures(failed: Sequence[tuple[str, str]], total: int, *, allowed_fraction: float) -> None:
@@ -238,9 +260,10 @@ def encode(
         batch_size: pictures in one pass.
 
     Returns:
-        The vectors (N, D) float16, zero where there is no picture; and of each picture why there is none, or None.
+        The vectors, (N, D) or (N, V, D) float16, zero where there is no picture; and of each picture why there is none,
+        or None.
     """
-    vectors = np.zeros((len(rows), encoder.dimension), np.float16)
+    vectors = np.zeros((len(rows), *encoder.shape), np.float16)
     errors: list[str | None] = [None] * len(rows)
     batch: list[tuple[int, npt.NDArray[np.uint8]]] = []
 

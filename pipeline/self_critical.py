@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from pipeline import views
 from pipeline.captioner import initial_state, next_words
 from pipeline.examples import Batch, Captions, Examples, pad_length
 from pipeline.progress import track
@@ -173,10 +174,11 @@ def batches(
     between batches, so do the samples.
     """
     first, count = np.searchsorted(captions.image, np.arange(len(captions.features))), np.bincount(captions.image)
-    order = rng.permutation(len(captions.features))
+    features = views.draw(captions.features, rng)
+    order = rng.permutation(len(features))
     for start in range(0, len(order), IMAGES):
         images = order[start : start + IMAGES]
-        sampled = np.asarray(draw.predict_on_batch(captions.features[images])).reshape(-1, references.shape[1])
+        sampled = np.asarray(draw.predict_on_batch(features[images])).reshape(-1, references.shape[1])
         repeated = np.repeat(images, SAMPLES)
         rewards = reward(sampled, repeated).reshape(-1, SAMPLES)
         people = references[first[images] + rng.integers(count[images])]
@@ -192,7 +194,7 @@ def batches(
                 CROSS_ENTROPY * by_people / by_people.sum(),
             ]
         )
-        inputs = {"features": captions.features[np.concatenate([repeated, images])], "words": words}
+        inputs = {"features": features[np.concatenate([repeated, images])], "words": words}
         yield (inputs, targets, weights), float(rewards.mean())
 
 

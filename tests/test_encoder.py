@@ -30,7 +30,7 @@ def test_resnet50_is_that_of_keras(store, random_id):
     import keras
 
     loaded = encoder.load(random_id, store)
-    assert (loaded.size, loaded.dimension) == ((224, 224), 2048)
+    assert (loaded.size, loaded.shape) == ((224, 224), (2048,))
     keras.utils.set_random_seed(encoder.RANDOM_SEED)
     theirs = keras.applications.ResNet50(include_top=False, weights=None, pooling="avg", input_shape=(224, 224, 3))
     expected = theirs.predict(keras.applications.resnet50.preprocess_input(pictures().astype("float32")), verbose=0)
@@ -83,7 +83,7 @@ def test_any_keras_model_of_the_right_shape(store, tmp_path):
     encoder_id = encoder.publish(str(tmp_path / "Small Model.keras"), store)
     loaded = encoder.load(encoder_id, store)
     assert encoder_id.startswith("small-model-")
-    assert (loaded.size, loaded.dimension) == ((8, 8), 4)
+    assert (loaded.size, loaded.shape) == ((8, 8), (4,))
     assert loaded.encode(pictures(3, 8)).shape == (3, 4)
 
 
@@ -132,6 +132,6 @@ def test_a_real_encoder(store, real_encoder):
     """The trained encoder loads in safe mode and tells different pictures apart."""
     loaded = encoder.load(encoder.publish(str(real_encoder), store), store)
     features = loaded.encode(pictures(2, loaded.size[0]))
-    assert features.shape == (2, loaded.dimension)
+    assert features.shape == (2, *loaded.shape)
     assert np.isfinite(features).all()
     assert not np.allclose(features[0], features[1])

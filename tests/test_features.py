@@ -129,7 +129,7 @@ def test_the_table_is_as_documented(photographs, store, small_encoder):
     [shard] = plan(listing(photographs), photographs, encoder_id, store, shard_size=100)
     features.extract(shard, store=store, batch_size=4)
     table = tables.read(f"features/{encoder_id}/{shard}.parquet", store)
-    assert table.schema == features.schema(3)
+    assert table.schema == features.schema((3,))
     assert [row["key"] for row in table.to_pylist() if row["feature"] is None] == ["broken.jpg"]
 
 

@@ -9,9 +9,9 @@ from PIL import Image
 
 from pipeline import dataset, encoder, features, training
 from pipeline.captioner import Metadata
+from pipeline.examples import count_words
 from pipeline.recipe import Recipe
-from pipeline.storage import Bucket, open_object
-from pipeline.vocabulary import Vocabulary
+from pipeline.storage import Bucket
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 180, 40), "blue": (40, 40, 200), "yellow": (210, 210, 40)}
 
@@ -80,20 +80,18 @@ def save_encoder(path: Path) -> Path:
     return path
 
 
-def prepare(source: Bucket, store: Bucket, encoder_file: Path, *, broken: tuple[str, ...] = ()) -> Inputs:
+def prepare(
+    source: Bucket, store: Bucket, encoder_file: Path, *, broken: tuple[str, ...] = (), views: bool = False
+) -> Inputs:
     """Draw, ingest, and extract: all that comes before a training."""
     uri = dataset.ingest(draw(source, broken=broken), store, name="toy").dataset
     data = dataset.load(uri)
-    folder, _ = open_object(uri)
-    words = Vocabulary.build(
-        (c for captions in data.split("train")["captions"].to_pylist() for c in captions), min_count=1
+    vocabulary, _ = count_words(uri, min_count=1)
+    encoder_id = encoder.publish(str(encoder_file), store, views=views)
+    features.complete(
+        dataset.images(data.table), run="r", source=source.uri, encoder_id=encoder_id, store=store, batch_size=32
     )
-    folder.put("vocabulary.json", words.to_json().encode())
-    encoder_id = encoder.publish(str(encoder_file), store)
-    images = dataset.images(data.table)
-    for shard in features.plan(images, run="r", source=source.uri, encoder_id=encoder_id, store=store, shard_size=100):
-        features.extract(shard, store=store, batch_size=32)
-    return Inputs(source, uri, folder.url("vocabulary.json"), encoder_id)
+    return Inputs(source, uri, vocabulary, encoder_id)
 
 
 def train(inputs: Inputs, store: Bucket, recipe: Recipe = RECIPE) -> Metadata:

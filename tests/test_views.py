@@ -1,0 +1,129 @@
+"""Several views of a picture: what each shows, how they are kept, and what a captioner makes of them."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import toy
+
+from pipeline import dataset, encoder, features, tables, views
+from pipeline.captioner import load
+from pipeline.errors import PipelineError
+from pipeline.examples import Captions, split_features
+
+
+def means(size=10):
+    """A model whose features are the mean of each colour channel."""
+    import keras
+
+    pictures = keras.Input((size, size, 3))
+    return keras.Model(pictures, keras.layers.GlobalAveragePooling2D()(pictures), name="means")
+
+
+def left_half(size=10):
+    """A model whose features are the mean colours of the picture's left half."""
+    import keras
+
+    pictures = keras.Input((size, size, 3))
+    half = keras.layers.Cropping2D(((0, 0), (0, size // 2)))(pictures)
+    return keras.Model(pictures, keras.layers.GlobalAveragePooling2D()(half), name="left")
+
+
+def test_the_views_are_the_whole_its_mirror_image_and_four_corners():
+    """A bright margin is in the whole, on the other side of the mirror image, and in the corners that reach it."""
+    pictures = np.zeros((2, 10, 10, 3), np.float32)
+    pictures[0, :, 0] = 100  # the left margin
+    pictures[1, 0] = 100  # the upper margin
+    whole, mirrored, *corners = views.several(means(), (10, 10)).predict(pictures, verbose=0)[..., 0].T
+    np.testing.assert_allclose(whole, [10, 10])
+    np.testing.assert_allclose(mirrored, whole)
+    # Of 8 × 8 pixels: an eighth is bright where the corner has the margin (scaling keeps the mean but for rounding at
+    # the border), nothing elsewhere.
+    shown = np.array(corners).T > 5
+    np.testing.assert_array_equal(shown, [[True, False, True, False], [True, True, False, False]])
+    np.testing.assert_array_equal(np.array(corners).T == 0, ~shown)
+
+    [seen] = views.several(left_half(), (10, 10)).predict(pictures[:1], verbose=0)[..., 0]
+    assert seen[0] == pytest.approx(20)
+    assert seen[1] == 0
+
+
+def test_an_encoder_of_views_is_published_under_a_name_of_its_own(tmp_path, new_bucket):
+    """It gives (N, 6, D), its size is the model's, and what has views already is given no more."""
+    store = new_bucket()
+    means().save(tmp_path / "means.keras")
+    plain = encoder.publish(str(tmp_path / "means.keras"), store)
+    encoder_id = encoder.publish(str(tmp_path / "means.keras"), store, views=True)
+    assert encoder_id.startswith("means-views-")
+    assert encoder_id != plain
+    loaded = encoder.load(encoder_id, store)
+    assert (loaded.size, loaded.shape) == ((10, 10), (6, 3))
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 10, 10, 3), dtype=np.uint8)
+    np.testing.assert_allclose(loaded.encode(pictures)[:, 0], encoder.load(plain, store).encode(pictures), rtol=1e-5)
+    with pytest.raises(PipelineError, match="encodes 6 views of a picture already"):
+        encoder.publish(store.url(f"encoders/{encoder_id}.keras"), store, views=True)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory, toy_encoder):
+    """The toy world with features of several views, one of its pictures damaged; and their store."""
+    from pipeline.storage import open_bucket
+
+    source, store = (open_bucket(str(tmp_path_factory.mktemp(name))) for name in ("source", "store"))
+    return toy.prepare(source, store, toy_encoder, broken=("red-0.jpg",), views=True), store
+
+
+def test_a_row_holds_a_list_of_vectors(inputs):
+    """In Parquet a feature is a list of V lists of D numbers, null where the picture failed; read back, (N, V, D)."""
+    world, store = inputs
+    [item] = store.list(f"features/{world.encoder_id}/")
+    table = tables.read(item.key, store)
+    assert table.schema.field("feature").type == pa.list_(pa.list_(pa.float16(), 3), 6)
+    assert [row["key"] for row in table.to_pylist() if row["feature"] is None] == ["pictures/red-0.jpg"]
+    expected = {row["key"]: row["feature"] for row in table.to_pylist()}
+    images = dataset.images(dataset.load(world.dataset).table)
+    rows = features.look_up(images, encoder_id=world.encoder_id, store=store)
+    rows = rows.filter(pa.compute.equal(rows["status"], "ok")).take(pa.array([9, 0, 4]))
+    vectors = features.read_vectors(rows, encoder_id=world.encoder_id, store=store)
+    assert vectors.shape == (3, 6, 3)
+    np.testing.assert_array_equal(vectors, [expected[key] for key in rows["key"].to_pylist()])
+
+
+def test_a_captioner_learns_from_views_and_writes_from_their_mean(inputs):
+    """Trained on views, in both stages, it names the colours of pictures it never saw; the mean gives the same."""
+    world, store = inputs
+    recipe = toy.RECIPE.model_copy(update={"self_critical_epochs": 1, "self_critical_learning_rate": 1e-4})
+    captioner, metadata = load(toy.train(world, store, recipe).version, store)
+    test = split_features(
+        dataset.load(metadata.dataset), "test", encoder_id=world.encoder_id, store=store, max_failed_fraction=0.05
+    )
+    written = [caption.text for caption in captioner.caption(test.vectors, beam_width=3)]
+    assert all(
+        key.partition("/")[2].partition("-")[0] in text
+        for key, text in zip(test.table["image_key"].to_pylist(), written, strict=True)
+    )
+    of_mean = captioner.caption(test.vectors.mean(axis=1), beam_width=3)
+    assert [caption.text for caption in of_mean] == written
+
+
+def test_each_epoch_draws_other_views():
+    """Shuffled batches show one view of an image, in the end all of them; batches in order show the mean."""
+    vectors = np.arange(2 * 3 * 1, dtype=np.float32).reshape(2, 3, 1)
+    captions = Captions(vectors, np.array([0, 1]), [[1, 4, 2], [1, 5, 2]])
+    rng = np.random.default_rng(0)
+    seen = [set(), set()]
+    for _ in range(30):
+        for inputs, *_ in captions.batches(2, rng):
+            for word, vector in zip(inputs["words"][:, 1], inputs["features"], strict=True):
+                seen[word - 4].add(float(vector[0]))
+    assert seen == [{0, 1, 2}, {3, 4, 5}]
+    [(inputs, *_)] = captions.batches(2)
+    np.testing.assert_array_equal(inputs["features"], [[1], [4]])
+
+
+def test_one_view_is_drawn_without_chance():
+    """Vectors of an encoder of one view are themselves, whatever the generator, which stays as it was."""
+    vectors = np.ones((2, 3), np.float32)
+    rng = np.random.default_rng(0)
+    assert views.draw(vectors, rng) is vectors
+    assert views.average(vectors) is vectors
+    assert rng.integers(2**31) == np.random.default_rng(0).integers(2**31)
