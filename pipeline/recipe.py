@@ -19,7 +19,9 @@ class Recipe(BaseModel):
     units: int = Field(256, ge=8, le=4096, description="Width of the image's projection, the LSTM and the merged layer")
     dropout: float = Field(0.3, ge=0, lt=1, description="Share of the units dropped while training")
     epochs: int = Field(10, ge=1, le=1000, description="Passes over the training captions, at most")
-    patience: int = Field(3, ge=1, description="Epochs without a better CIDEr on dev after which training stops")
+    patience: int = Field(
+        3, ge=1, description="Epochs without a better CIDEr or a lower loss on dev after which training stops"
+    )
     batch_size: int = Field(256, ge=1, le=65536, description="Captions in one step")
     learning_rate: float = Field(2e-3, gt=0, le=1, description="Adam's; decayed to zero over the epochs by a cosine")
     self_critical_epochs: int = Field(

@@ -38,7 +38,7 @@ class Stage:
     Attributes:
         name: what it is called in curves.
         epochs: how many there are, at most.
-        patience: epochs without a better CIDEr on dev after which it stops.
+        patience: epochs without a better CIDEr or a lower loss on dev after which it stops.
         steps: of one epoch.
         learning_rate: Adam's at the first step; it falls to zero over all of them by a cosine.
         run: trains for one epoch and returns its mean ``loss`` or ``reward``; takes the random generator that decides
@@ -117,8 +117,10 @@ def fit(
         chosen = best(done)
         epochs = done[len(before) :]
         ended = len(epochs) == stage.epochs
-        if not ended and len(done) - max(chosen.epoch, len(before)) >= stage.patience:
-            log.info("no better CIDEr on dev for %d epochs: stopping", stage.patience)
+        # CIDEr is noisy: where it stands still for some epochs, a loss that falls says that the model still learns.
+        lowest = min(epochs, key=lambda epoch: epoch.dev_loss)
+        if not ended and len(done) - max(chosen.epoch, lowest.epoch) >= stage.patience:
+            log.info("neither a better CIDEr nor a lower loss on dev for %d epochs: stopping", stage.patience)
             ended = True
         checkpoint = Checkpoint(
             epochs,

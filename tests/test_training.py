@@ -128,10 +128,13 @@ def test_missing_features_are_an_error(trained, bucket):
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Let CIDEr on dev be as scripted, or an exception; the result fills with the weights at each epoch's score."""
+    """Let CIDEr on dev be as scripted, or an exception; the result fills with the weights at each epoch's score.
 
-    def script(*scores):
-        models, seen, scores = [], [], iter(scores)
+    ``losses`` on dev may be scripted too.
+    """
+
+    def script(*scores, losses=()):
+        models, seen, scores, losses = [], [], iter(scores), iter(losses)
 
         def build(*args):
             models.append(original(*args))
@@ -144,8 +147,13 @@ def scripted(monkeypatch):
                 raise score
             return score
 
-        original = training.build
+        def mean_loss(on_batch, batches):
+            measured = original_loss(on_batch, batches)
+            return next(losses, measured) if on_batch.__name__ == "test_on_batch" else measured
+
+        original, original_loss = training.build, stages.mean_loss
         monkeypatch.setattr(training, "build", build)
+        monkeypatch.setattr(stages, "mean_loss", mean_loss)
         monkeypatch.setattr(stages, "cider", cider)
         return seen
 
@@ -153,13 +161,20 @@ def scripted(monkeypatch):
 
 
 def test_it_stops_early_and_keeps_the_best_epoch(trained, store, scripted):
-    """After `patience` epochs without a better CIDEr training ends, and the model has the best epoch's weights."""
-    seen = scripted(0.1, 0.5, 0.3, 0.4, 0.9)
+    """After `patience` epochs that are better in nothing training ends, and the model has the best epoch's weights."""
+    seen = scripted(0.1, 0.5, 0.3, 0.4, 0.9, losses=[3.0, 2.0, 2.5, 2.1, 1.0])
     model = toy.train(trained.inputs, store, short(epochs=9, patience=2))
     [member] = model.members
     assert (member.best_epoch, len(member.epochs)) == (2, 4)
     assert_same_weights(weights(model, store), seen[1])
     assert any(not np.array_equal(best, last) for best, last in zip(seen[1], seen[-1], strict=True))
+
+
+def test_it_goes_on_while_the_loss_falls(trained, store, scripted):
+    """A CIDEr that stands still for some epochs ends nothing where the loss on dev falls; the best CIDEr is kept."""
+    scripted(0.1, 0.5, 0.3, 0.4, 0.4, 0.9, losses=[3.0, 2.5, 2.2, 2.3, 2.1, 2.4])
+    [member] = toy.train(trained.inputs, store, short(epochs=6, patience=2)).members
+    assert (member.best_epoch, len(member.epochs)) == (6, 6)
 
 
 def test_equal_scores_are_told_apart_by_the_loss(trained, store, scripted):
