@@ -25,7 +25,7 @@ class Recipe(BaseModel):
     batch_size: int = Field(256, ge=1, le=65536, description="Captions in one step")
     learning_rate: float = Field(2e-3, gt=0, le=1, description="Adam's; decayed to zero over the epochs by a cosine")
     self_critical_epochs: int = Field(
-        4, ge=0, le=1000, description="Passes over the photographs that train for CIDEr itself, afterwards; 0 for none"
+        0, ge=0, le=1000, description="Passes over the photographs that train for CIDEr itself, afterwards; 0 for none"
     )
     self_critical_learning_rate: float = Field(2e-4, gt=0, le=1, description="Adam's in these; decayed likewise")
     members: int = Field(

@@ -9,7 +9,7 @@ caption is rewarded for breaking off.
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -206,13 +206,14 @@ def stage(model: "keras.Model", recipe: Recipe, examples: Examples) -> Stage:
     generator = keras.random.SeedGenerator(0)
     draw = sampler(model, max_length=examples.longest + 1, seed=generator)
     references = padded(captions.ids, examples.longest + 1)
-    reward = CiderReward(references, captions.image, len(examples.vocabulary))
+    # Made when it is first needed: a stage that was finished before needs none.
+    reward = cache(lambda: CiderReward(references, captions.image, len(examples.vocabulary)))
     steps = math.ceil(len(captions.features) / IMAGES)
 
     def run(rng: np.random.Generator, name: str) -> dict[str, float]:
         generator.state.assign(rng.integers(2**31, size=2))
         rewards = []
-        drawn = batches(captions, references, draw, reward, rng)
+        drawn = batches(captions, references, draw, reward(), rng)
         for batch, mean_reward in track(drawn, total=steps, unit=f"batches of {name}", log=log):
             # The loss of a policy gradient has no meaning but this: where it is no number, the weights are none either.
             if not math.isfinite(model.train_on_batch(*batch)):
