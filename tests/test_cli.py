@@ -17,7 +17,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 COMMANDS = {
     "ingest": {"source", "--name", "--max-dropped-fraction"},
     "vocabulary": {"dataset_uri", "--min-count"},
-    "encoder": {"spec", "--views"},
+    "encoder": {"spec", "--views", "--no-views"},
     "plan": {"dataset_uri", "encoder_id", "--run"},
     "extract": {"shard"},
     "train": {"dataset_uri", "vocabulary_uri", "encoder_id", "--set"},
@@ -139,7 +139,7 @@ def test_a_retraining_and_a_night(environment, result, command, toy_encoder):
     assert result("plan", dataset, encoder_id) == []
     recipe = [f"--set={name}={value}" for name, value in toy.RECIPE.model_dump().items()]
     model = result("train", dataset, words["vocabulary"], encoder_id, *recipe)
-    assert model["epochs"] == 15
+    assert model["epochs"] == toy.RECIPE.epochs
     metrics = result("evaluate", model["version"], "--beam-width", "2")
     assert metrics["version"] == model["version"]
     assert metrics["CIDEr"] > 3
