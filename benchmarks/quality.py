@@ -1,6 +1,6 @@
 """The scores of a recipe, as means over seeds: a row of the tables in README and docs/experiments.md.
 
-    python -m benchmarks.quality DATA ENCODER [NAME=VALUE ...] [--views] [--seeds 0 1 2] [--beam 1 5]
+    python -m benchmarks.quality DATA ENCODER [NAME=VALUE ...] [--views] [--seeds 0 1 2] [--beam 1 5] [--samples 0 40]
 
 DATA is a folder in the Flickr8k layout, ENCODER what `python -m pipeline encoder` takes, NAME=VALUE a field of the
 recipe. All is kept in CAPTION_STORE, so that what was extracted or trained before is not done again. Choose by the
@@ -18,7 +18,7 @@ from pipeline import features, training
 from pipeline.captioner import Captioner, Metadata, load
 from pipeline.examples import count_words, split_features
 from pipeline.metrics import score
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, Search
 from pipeline.settings import Settings
 from pipeline.storage import Bucket, open_bucket
 
@@ -38,11 +38,13 @@ def main() -> None:
     parser.add_argument("recipe", nargs="*", metavar="NAME=VALUE")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--beam", nargs="+", type=int, default=[5], help="beam widths; 1 is greedy search")
+    parser.add_argument("--samples", nargs="+", type=int, default=[0], help="samples to choose by; 0 is none")
     options = parser.parse_args()
     store = open_bucket(Settings().store)
     dataset_uri, vocabulary_uri, encoder_id = prepare(options.data, options.encoder, views=options.views, store=store)
     recipe = Recipe.parse(options.recipe)
-    rows: dict[int, list[dict[str, float]]] = {width: [] for width in options.beam}
+    searches = [Search(beam_width=width, samples=samples) for width in options.beam for samples in options.samples]
+    rows: dict[Search, list[dict[str, float]]] = {search: [] for search in searches}
     for seed in options.seeds:
         model = training.train(
             dataset_uri,
@@ -53,11 +55,11 @@ def main() -> None:
             max_failed_fraction=0.05,
         )
         captioner, _ = load(model.version, store)
-        for width in options.beam:
-            rows[width].append(measure(captioner, model, width, store))
-            say(width, f"seed {seed}", rows[width][-1:])
-    for width, measured in rows.items():
-        say(width, f"mean of {len(measured)}", measured)
+        for search, measured in rows.items():
+            measured.append(measure(captioner, model, search, store))
+            say(search, f"seed {seed}", measured[-1:])
+    for search, measured in rows.items():
+        say(search, f"mean of {len(measured)}", measured)
 
 
 def prepare(data: str, encoder: str, *, views: bool, store: Bucket) -> tuple[str, str, str]:
@@ -77,14 +79,14 @@ def prepare(data: str, encoder: str, *, views: bool, store: Bucket) -> tuple[str
     return dataset_uri, vocabulary_uri, encoder_id
 
 
-def measure(captioner: Captioner, model: Metadata, beam_width: int, store: Bucket) -> dict[str, float]:
+def measure(captioner: Captioner, model: Metadata, search: Search, store: Bucket) -> dict[str, float]:
     """Scores on dev and test, by split and name, and the minutes of training."""
     row = {"minutes": sum(epoch.seconds for member in model.members for epoch in member.epochs) / 60}
     for split, columns in COLUMNS.items():
         examples = split_features(
             datasets.load(model.dataset), split, encoder_id=model.encoder_id, store=store, max_failed_fraction=0.05
         )
-        texts = [caption.text for caption in captioner.caption(examples.vectors, beam_width=beam_width)]
+        texts = [caption.text for caption in captioner.caption(examples.vectors, search)]
         captions = {str(row): text for row, text in enumerate(texts)}
         # Java's METEOR takes its time: only where it is shown.
         scores = score(captions, examples.references, java=None if "METEOR" in columns else False)
@@ -97,14 +99,14 @@ def measure(captioner: Captioner, model: Metadata, beam_width: int, store: Bucke
     return row
 
 
-def say(beam_width: int, what: str, rows: list[dict[str, float]]) -> None:
+def say(search: Search, what: str, rows: list[dict[str, float]]) -> None:
     """Print the means of the rows; where there are several, with their standard deviations."""
     cells = [
         f"{name} {statistics.mean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
         for name in rows[0]
         for values in [[row[name] for row in rows]]
     ]
-    print(f"beam {beam_width}, {what}: " + ", ".join(cells), flush=True)  # noqa: T201 - it is a program for a terminal
+    print(f"{search}, {what}: " + ", ".join(cells), flush=True)  # noqa: T201 - it is a program for a terminal
 
 
 if __name__ == "__main__":

@@ -19,16 +19,19 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from dags.assets import CHAMPION, DATASET
 from dags.tasks import DEFAULT_ARGS, GPU, PipelineOperator, extract_features
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, Search
 from pipeline.settings import Settings
 
 settings = Settings()
 
-# The form shows the recipe's own fields: names, defaults, bounds and descriptions stand in one place.
-recipe_params = {
-    name: Param(field.pop("default"), section="Recipe", **field)
-    for name, field in Recipe.model_json_schema()["properties"].items()
-}
+# The form shows the models' own fields: names, defaults, bounds and descriptions stand in one place.
+recipe_params, search_params = (
+    {
+        name: Param(field.pop("default"), section=section, **field)
+        for name, field in model.model_json_schema()["properties"].items()
+    }
+    for model, section in ((Recipe, "Recipe"), (Search, "Evaluation and promotion"))
+)
 
 with DAG(
     dag_id="retrain_captioner",
@@ -73,15 +76,7 @@ with DAG(
             section="Data",
         ),
         **recipe_params,
-        "beam_width": Param(
-            5,
-            type="integer",
-            minimum=1,
-            maximum=50,
-            title="Beam width",
-            description="Of the evaluation, beside greedy search",
-            section="Evaluation and promotion",
-        ),
+        **search_params,
         "promotion": Param(
             "auto",
             enum=["auto", "never"],
@@ -140,7 +135,12 @@ with DAG(
     )
     evaluate = PipelineOperator(
         task_id="evaluate",
-        arguments=["evaluate", train.output["version"], "--beam-width", "{{ params.beam_width }}"],
+        arguments=[
+            "evaluate",
+            train.output["version"],
+            "--beam={{ params.beam_width }}",
+            "--samples={{ params.samples }}",
+        ],
         pool=GPU,
         queue=GPU,
     )

@@ -19,7 +19,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from pipeline import keras_files
 from pipeline.errors import PipelineError
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, Search
 from pipeline.storage import Bucket, ObjectNotFoundError
 from pipeline.views import average
 from pipeline.vocabulary import Vocabulary
@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DECODE_BATCH = 256
-"""Images decoded at once, at most: (images × beams × vocabulary) floats are held."""
+"""Images decoded at once, at most."""
+
+DECODE_ROWS = 4096
+"""Captions written at once, at most: (captions × vocabulary) floats are held."""
 
 
 StageName = Literal["cross_entropy", "self_critical"]
@@ -169,18 +172,18 @@ class Captioner:
         self.models = models
         self.vocabulary = vocabulary
         self.max_length = max_length
-        self._searches: dict[int, Compiled] = {}
+        self._searches: dict[Search, Compiled] = {}
 
-    def caption(self, features: npt.NDArray[np.float32], *, beam_width: int) -> list[Caption]:
+    def caption(self, features: npt.NDArray[np.float32], search: Search) -> list[Caption]:
         """The best caption of each image: (N, D) or (N, V, D) float32 to N captions."""
-        return [best for best, *_ in self.alternatives(features, beam_width=beam_width)]
+        return [best for best, *_ in self.alternatives(features, search)]
 
-    def alternatives(self, features: npt.NDArray[np.float32], *, beam_width: int) -> list[list[Caption]]:
-        """All captions of each image's beam, best first: N lists of 1 to ``beam_width`` captions.
+    def alternatives(self, features: npt.NDArray[np.float32], search: Search) -> list[list[Caption]]:
+        """All captions of each image's beam, best first: N lists of 1 to ``search.beam_width`` captions.
 
         Args:
             features: (N, D) or (N, V, D) float32; of several views the mean is captioned.
-            beam_width: captions that the search keeps of each image.
+            search: how captions are looked for.
         """
         return [
             [
@@ -188,36 +191,47 @@ class Captioner:
                 for ids, length, log_prob in zip(*beam, strict=True)
                 if log_prob > -math.inf
             ]
-            for sentences in self._search(average(features), beam_width)
+            for sentences in self._search(average(features), search)
             for beam in zip(*sentences, strict=True)
         ]
 
-    def _search(self, features: npt.NDArray[np.float32], beam_width: int) -> Iterator["Sentences"]:
+    def _search(self, features: npt.NDArray[np.float32], search: Search) -> Iterator["Sentences"]:
         """The sentences, as arrays, of one batch after the other."""
+        from pipeline.consensus import rank
         from pipeline.decoding import Sentences
 
         # One size for all batches, so that the search is compiled once; a power of two, so that it rarely is again.
-        size = min(DECODE_BATCH, 1 << (len(features) - 1).bit_length())
+        most = DECODE_ROWS // max(search.beam_width, search.samples)
+        size = min(DECODE_BATCH, 1 << (most.bit_length() - 1), 1 << (len(features) - 1).bit_length())
         for start in range(0, len(features), size):
             batch = features[start : start + size]
             padded = np.pad(batch, ((0, size - len(batch)), (0, 0)), mode="edge")
-            found = self._compiled(beam_width).predict_on_batch(padded)
-            yield Sentences(*(array[: len(batch)] for array in found))
+            beam, *samples = self._compiled(search).predict_on_batch(padded)
+            if samples:
+                beam = rank(beam, samples[0], self.vocabulary.information)
+            yield Sentences(*(array[: len(batch)] for array in beam))
 
-    def _compiled(self, beam_width: int) -> "Compiled":
-        from pipeline.decoding import Compiled, Sentences, beam_search
+    def _compiled(self, search: Search) -> "Compiled":
+        """A function of features to the beam, and to the ids of the samples where there are to be any."""
+        from keras import ops
 
-        def search(features: "Tensor") -> Sentences:
-            return beam_search(
-                partial(next_words, self.models),
-                initial_state(self.models, features),
-                beam_width=beam_width,
-                max_length=self.max_length,
-            )
+        from pipeline.consensus import spread
+        from pipeline.decoding import Compiled, beam_search, sample
 
-        if beam_width not in self._searches:
-            self._searches[beam_width] = Compiled(search, self.models)
-        return self._searches[beam_width]
+        step = partial(next_words, self.models)
+
+        def look(features: "Tensor") -> tuple["Tensor", ...]:
+            state = initial_state(self.models, features)
+            beam = beam_search(step, state, beam_width=search.beam_width, max_length=self.max_length)
+            if not search.samples:
+                return (beam,)
+            numbers = spread(search.samples, self.max_length)
+            numbers = ops.broadcast_to(numbers, (ops.shape(features)[0], *numbers.shape))
+            return beam, sample(step, state, numbers=numbers).ids
+
+        if search not in self._searches:
+            self._searches[search] = Compiled(look, self.models)
+        return self._searches[search]
 
 
 def save(captioner: Captioner, metadata: Metadata, store: Bucket) -> None:

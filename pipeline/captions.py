@@ -18,6 +18,7 @@ from pipeline.captioner import load, load_metadata
 from pipeline.errors import PipelineError
 from pipeline.features import IMAGES, INDEX
 from pipeline.images import is_image
+from pipeline.recipe import Search
 from pipeline.storage import Bucket, ObjectNotFoundError, open_bucket
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ def plan_captions(run: str, *, store: Bucket, date: str, shard_size: int) -> lis
     return shards
 
 
-def caption(shard: str, *, store: Bucket, beam_width: int, sidecars: bool) -> dict[str, Any]:
+def caption(shard: str, *, store: Bucket, search: Search, sidecars: bool) -> dict[str, Any]:
     """Write the captions of a planned shard; does nothing where they are written already."""
     rows, about = features.read_plan(shard, store)
     key = _captions_key(about["version"], about["date"], shard)
@@ -115,7 +116,7 @@ def caption(shard: str, *, store: Bucket, beam_width: int, sidecars: bool) -> di
         captioner, _ = load(about["version"], store)
         readable = rows.filter(pa.array(ok))
         vectors = features.read_vectors(readable, encoder_id=about["encoder_id"], store=store)
-        written = dict(zip(readable["key"].to_pylist(), captioner.caption(vectors, beam_width=beam_width), strict=True))
+        written = dict(zip(readable["key"].to_pylist(), captioner.caption(vectors, search), strict=True))
     now = datetime.now(UTC)
     table = pa.Table.from_pylist(
         [

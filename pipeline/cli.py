@@ -19,11 +19,13 @@ import typer
 from pydantic import ValidationError
 
 from pipeline.errors import PipelineError
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, Search
 from pipeline.settings import Settings
 
 if TYPE_CHECKING:
     from pipeline.storage import Bucket
+
+DEFAULT = Search()
 
 app = typer.Typer(
     name="pipeline",
@@ -41,6 +43,13 @@ Version = Annotated[str, typer.Argument(help="version of a model, as `status` li
 Shard = Annotated[str, typer.Argument(help="name of a planned shard")]
 Run = Annotated[str, typer.Argument(help="name of the run; Airflow's run id, for example")]
 RunOption = Annotated[str, typer.Option("--run", help="name of the run that asks")]
+Beam = Annotated[
+    int, typer.Option(min=1, max=50, help="captions that the search keeps of a picture; 1 is greedy search")
+]
+Samples = Annotated[
+    int,
+    typer.Option(min=0, max=1000, help="captions drawn by chance, to choose that of the beam which is most like them"),
+]
 
 
 def main() -> None:
@@ -162,16 +171,17 @@ def train(
 @app.command()
 def evaluate(
     version: Version,
-    beam_width: Annotated[int, typer.Option(min=1, max=50, help="beam width beside greedy search")] = 5,
+    beam: Beam = DEFAULT.beam_width,
+    samples: Samples = DEFAULT.samples,
 ) -> None:
-    """Caption the test split, score the captions, and write metrics.json and report.html."""
+    """Caption the test split, greedily and as asked; score the captions, and write metrics.json and report.html."""
     from pipeline import evaluation
 
     settings = _settings()
     metrics = evaluation.evaluate(
         version,
         store=_store(),
-        beam_width=beam_width,
+        search=Search(beam_width=beam, samples=samples),
         max_failed_fraction=settings.max_failed_fraction,
         tracking_uri=settings.tracking_uri,
     )
@@ -226,7 +236,9 @@ def caption(
     pictures: Annotated[
         list[str], typer.Argument(help="paths or URIs of pictures, or of folders; an S3 folder ends in /")
     ],
-    beam: Annotated[int, typer.Option(min=1, max=50, help="beam width; 1 is greedy search")] = 5,
+    *,
+    beam: Beam = DEFAULT.beam_width,
+    samples: Samples = DEFAULT.samples,
     alternatives: Annotated[int, typer.Option(min=0, help="further captions of each picture, with probabilities")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="print an object of JSON a line")] = False,
     model: Annotated[str | None, typer.Option(help="version of a model; by default the champion")] = None,
@@ -239,7 +251,7 @@ def caption(
         captioned = on_demand.caption(
             pictures,
             version=model,
-            beam_width=beam,
+            search=Search(beam_width=beam, samples=samples),
             alternatives=alternatives,
             store=_store(),
             batch_size=_settings().batch_size,
@@ -325,7 +337,7 @@ def night_caption(shard: Shard) -> None:
     from pipeline import captions
 
     settings = _settings()
-    _print(captions.caption(shard, store=_store(), beam_width=settings.beam_width, sidecars=settings.sidecars))
+    _print(captions.caption(shard, store=_store(), search=settings.search, sidecars=settings.sidecars))
 
 
 @night.command("publish")

@@ -83,10 +83,8 @@ def beam_search(
     return _write(step, state, choose, start=start, max_length=max_length)
 
 
-def sample(
-    step: Step, state: State, *, count: int, max_length: int, seed: "int | keras.random.SeedGenerator"
-) -> Sentences:
-    """``count`` sentences of each sequence, each word drawn with the probability that the model gives it.
+def sample(step: Step, state: State, *, numbers: Tensor) -> Sentences:
+    """K sentences of each sequence, each word drawn with the probability that the model gives it.
 
     What is never written (see ``beam_search``) leaves its share to the other words; ``log_probs`` are the model's own,
     without that share.
@@ -94,18 +92,15 @@ def sample(
     Args:
         step: the model.
         state: what it starts from; the rows are the B sequences.
-        count: samples of each sequence, K.
-        max_length: words after which a sentence is cut, T.
-        seed: the same integer draws the same sentences; a generator draws others each time.
+        numbers: (B, K, T) float32, uniform in [0, 1): the chance in each word of the samples, which are cut after T.
 
     Raises:
         PipelineError: a count or a length below 1.
     """
+    count, max_length = numbers.shape[1:]
     _require_positive(count, max_length)
-    rows = ops.shape(state[0])[0] * count
-    every_row = ops.arange(rows, dtype="int32")
-    # All at once: a generator can't advance inside a compiled loop.
-    numbers = keras.random.uniform((rows, max_length), seed=seed)
+    numbers = ops.reshape(numbers, (-1, max_length))
+    every_row = ops.arange(ops.shape(numbers)[0], dtype="int32")
 
     def choose(position: Tensor, log_probs: Tensor, rows: Sentences, finished: Tensor) -> tuple[Tensor, ...]:
         cumulative = ops.cumsum(ops.softmax(log_probs), axis=-1)

@@ -20,6 +20,7 @@ from pipeline.captioner import Captioner, Metadata, load
 from pipeline.examples import Split, split_features
 from pipeline.images import BadImageError, decode
 from pipeline.metrics import Agreement, Diversity, Scores, agreement, diversity, score
+from pipeline.recipe import GREEDY, Search
 from pipeline.report import Example, Report, render
 from pipeline.storage import Bucket, ObjectChangedError, open_bucket
 from pipeline.vocabulary import SPECIAL_WORDS
@@ -42,29 +43,29 @@ class Metrics(BaseModel):
     version: str = Field(description="of the model")
     dataset: str = Field(description="URI of the dataset whose test split was captioned")
     images: int = Field(description="test images that were captioned")
-    beam_width: int = Field(description="of beam search")
+    search: Search = Field(description="how captions were looked for, beside greedy search")
     evaluated_at: AwareDatetime = Field(description="when, UTC")
-    scores: dict[str, Scores] = Field(description="against all references, by search: greedy and beam")
-    agreement: Agreement = Field(description="beam search beside people, both against all references but one")
+    scores: dict[str, Scores] = Field(description="against all references, by search: greedy and chosen")
+    agreement: Agreement = Field(description="the chosen search beside people, both against all references but one")
     diversity: dict[str, Diversity] = Field(description="by search, and of people: one reference of each image")
-    by_length: list[LengthGroup] = Field(description="beam search by the length of the images' references")
-    errors: dict[ErrorKind, ErrorCount] = Field(description="of beam search, counted from words")
+    by_length: list[LengthGroup] = Field(description="the chosen search by the length of the images' references")
+    errors: dict[ErrorKind, ErrorCount] = Field(description="of the chosen search, counted from words")
 
     @property
     def cider(self) -> float:
-        """CIDEr of beam search, by which models are compared."""
-        return self.scores["beam"].corpus["CIDEr"]
+        """CIDEr of the chosen search, by which models are compared."""
+        return self.scores["chosen"].corpus["CIDEr"]
 
     @property
     def summary(self) -> dict[str, float]:
-        """The scores of beam search, by their usual names."""
-        return self.scores["beam"].corpus
+        """The scores of the chosen search, by their usual names."""
+        return self.scores["chosen"].corpus
 
 
 def evaluate(
-    version: str, *, store: Bucket, beam_width: int, max_failed_fraction: float, tracking_uri: str = ""
+    version: str, *, store: Bucket, search: Search, max_failed_fraction: float, tracking_uri: str = ""
 ) -> Metrics:
-    """Caption the test split of a model's dataset greedily and by beam search; write ``metrics.json`` and the report.
+    """Caption the test split of a model's dataset greedily and by ``search``; write ``metrics.json`` and the report.
 
     The MLflow at ``tracking_uri`` is told, and gets what it missed of the training; empty tells none.
 
@@ -77,33 +78,33 @@ def evaluate(
         dataset, "test", encoder_id=metadata.encoder_id, store=store, max_failed_fraction=max_failed_fraction
     )
     written = {
-        "greedy": _write(captioner, test, beam_width=1),
-        "beam": _write(captioner, test, beam_width=beam_width),
+        "greedy": _write(captioner, test, GREEDY),
+        "chosen": _write(captioner, test, search),
     }
     references = _references(test)
     vocabulary = captioner.vocabulary.words[len(SPECIAL_WORDS) :]
     training = [caption for captions in dataset.split("train")["captions"].to_pylist() for caption in captions]
-    scores = {search: score(captions, references) for search, captions in written.items()}
+    scores = {name: score(captions, references) for name, captions in written.items()}
     # Of people as many captions as of the captioner: the first reference of an image, the second of the next, …
     people = [captions[row % len(captions)] for row, captions in enumerate(references.values())]
-    said = {search: list(captions.values()) for search, captions in written.items()} | {"people": people}
+    said = {name: list(captions.values()) for name, captions in written.items()} | {"people": people}
     metrics = Metrics(
         version=version,
         dataset=metadata.dataset,
         images=len(test.table),
-        beam_width=beam_width,
+        search=search,
         evaluated_at=datetime.now(UTC),
         scores=scores,
-        agreement=agreement(written["beam"], references),
+        agreement=agreement(written["chosen"], references),
         diversity={
             name: diversity(captions, vocabulary=vocabulary, training=training) for name, captions in said.items()
         },
-        by_length=by_length(written["beam"], references, scores["beam"].image_cider),
-        errors=count_errors(written["beam"], references),
+        by_length=by_length(written["chosen"], references, scores["chosen"].image_cider),
+        errors=count_errors(written["chosen"], references),
     )
-    for search, found in metrics.scores.items():
-        log.info("%s: %s", search, ", ".join(f"{name} {value:.3f}" for name, value in found.corpus.items()))
-    album = _Album(test, written["beam"], open_bucket(dataset.source))
+    for name, found in metrics.scores.items():
+        log.info("%s: %s", name, ", ".join(f"{metric} {value:.3f}" for metric, value in found.corpus.items()))
+    album = _Album(test, written["chosen"], open_bucket(dataset.source))
     page = render(_report(metrics, metadata, dataset.name, album))
     store.put(f"models/{version}/metrics.json", metrics.model_dump_json(indent=2).encode())
     store.put(report_key(version), page.encode())
@@ -112,7 +113,7 @@ def evaluate(
         run.parameters(tracking.inputs(metadata.dataset, metadata.encoder_id, metadata.recipe))
         for member in metadata.members:
             run.curves(tracking.points(metadata.recipe, member.seed, member.epochs))
-        run.scores({search: found.corpus for search, found in metrics.scores.items()})
+        run.scores({name: found.corpus for name, found in metrics.scores.items()})
         run.page("report.html", page)
     return metrics
 
@@ -131,7 +132,7 @@ def cider_on(
     dataset_uri: str,
     version: str,
     *,
-    beam_width: int,
+    search: Search,
     store: Bucket,
     batch_size: int,
     max_failed_fraction: float,
@@ -150,11 +151,11 @@ def cider_on(
     test = split_features(
         dataset, "test", encoder_id=metadata.encoder_id, store=store, max_failed_fraction=max_failed_fraction
     )
-    return score(_write(captioner, test, beam_width=beam_width), _references(test)).corpus["CIDEr"]
+    return score(_write(captioner, test, search), _references(test)).corpus["CIDEr"]
 
 
-def _write(captioner: Captioner, split: Split, *, beam_width: int) -> dict[str, str]:
-    captions = captioner.caption(split.vectors, beam_width=beam_width)
+def _write(captioner: Captioner, split: Split, search: Search) -> dict[str, str]:
+    captions = captioner.caption(split.vectors, search)
     return {image: caption.text for image, caption in zip(_images(split), captions, strict=True)}
 
 
@@ -210,7 +211,6 @@ class _Album:
 
 
 def _report(metrics: Metrics, metadata: Metadata, dataset: str, album: _Album) -> Report:
-    beam = f"beam {metrics.beam_width}"
     return Report(
         title=f"Captioner {metrics.version}",
         metadata={
@@ -219,21 +219,21 @@ def _report(metrics: Metrics, metadata: Metadata, dataset: str, album: _Album) -
             "encoder": metadata.encoder_id,
             "trained": f"{metadata.created_at:%Y-%m-%d %H:%M} UTC",
         },
-        search=beam,
-        scores=_labelled(metrics.scores, beam),
+        search=str(metrics.search),
+        scores=_labelled(metrics.scores, metrics.search),
         agreement=metrics.agreement,
-        diversity=_labelled(metrics.diversity, beam),
+        diversity=_labelled(metrics.diversity, metrics.search),
         by_length=metrics.by_length,
         errors=metrics.errors,
         error_examples=album.with_errors(metrics.errors),
         members=metadata.members,
-        examples=album.ranked(metrics.scores["beam"].image_cider),
+        examples=album.ranked(metrics.scores["chosen"].image_cider),
         configuration={"dataset": metadata.dataset, "max_length": metadata.max_length, **metadata.recipe.model_dump()},
     )
 
 
-def _labelled(by_search: Mapping[str, T], beam: str) -> dict[str, T]:
-    return {beam if search == "beam" else search: value for search, value in by_search.items()}
+def _labelled(by_search: Mapping[str, T], chosen: Search) -> dict[str, T]:
+    return {str(chosen) if search == "chosen" else search: value for search, value in by_search.items()}
 
 
 def _thumbnail(source: Bucket, key: str, etag: str) -> bytes:

@@ -14,6 +14,7 @@ from pipeline.captioner import Caption
 from pipeline.errors import PipelineError
 from pipeline.features import Picture
 from pipeline.images import decode, is_image
+from pipeline.recipe import Search
 from pipeline.storage import Bucket, LocalBucket, ObjectNotFoundError, open_bucket, open_object
 
 
@@ -47,7 +48,7 @@ class Captioned:
 
 
 def caption(
-    pictures: Sequence[str], *, version: str | None, beam_width: int, alternatives: int, store: Bucket, batch_size: int
+    pictures: Sequence[str], *, version: str | None, search: Search, alternatives: int, store: Bucket, batch_size: int
 ) -> list[Captioned]:
     """Caption pictures, in their order; one that can't be read does not keep the others from it.
 
@@ -55,7 +56,7 @@ def caption(
         pictures: paths or URIs of pictures, or of folders, which stand for the pictures below them, by name. On S3 what
             ends in ``/`` is a folder.
         version: of the model; by default the champion.
-        beam_width: captions that the search keeps of each picture.
+        search: how captions are looked for.
         alternatives: captions wanted of each picture beside the best.
         store: where models and encoders lie.
         batch_size: pictures in one pass of the encoder.
@@ -63,10 +64,10 @@ def caption(
     Raises:
         PipelineError: there is no such model, no champion, or fewer captions in the beam than wanted.
     """
-    if alternatives >= beam_width:
+    if alternatives >= search.beam_width:
         raise PipelineError(
-            f"A beam of {beam_width} holds the best caption and {beam_width - 1} alternatives, not {alternatives}: "
-            "widen the beam, or ask for fewer."
+            f"A beam of {search.beam_width} holds the best caption and {search.beam_width - 1} alternatives, "
+            f"not {alternatives}: widen the beam, or ask for fewer."
         )
     captioner, metadata = captioners.load(version or registry.champion(store).version, store)
     encoder = encoders.load(metadata.encoder_id, store)
@@ -79,7 +80,7 @@ def caption(
         batch_size,
     )
     readable = np.array([error is None for error in errors], bool)
-    beams = iter(captioner.alternatives(vectors[readable].astype(np.float32), beam_width=beam_width))
+    beams = iter(captioner.alternatives(vectors[readable].astype(np.float32), search))
     return [
         Captioned(source.picture, next(beams)[: 1 + alternatives] if error is None else [], error)
         for source, error in zip(sources, errors, strict=True)

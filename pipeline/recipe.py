@@ -1,4 +1,4 @@
-"""The recipe of a captioner: the one place for its defaults and bounds, read by training, command line and DAG."""
+"""How a captioner is made and asked: the one place for defaults and bounds, read by library, command line and DAG."""
 
 from collections.abc import Sequence
 
@@ -52,3 +52,27 @@ class Recipe(BaseModel):
         except ValidationError as error:
             wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise PipelineError(f"Not a recipe: {wrong}. The fields are {', '.join(cls.model_fields)}.") from error
+
+
+class Search(BaseModel):
+    """How captions are looked for; written beside the scores that they get."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    beam_width: int = Field(
+        5, ge=1, le=50, description="Captions that the search keeps of a picture; 1 is greedy search"
+    )
+    samples: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="Captions drawn by chance, to choose that of the beam which is most like them; 0 for none",
+    )
+
+    def __str__(self) -> str:
+        if self.samples:
+            return f"beam {self.beam_width}, {self.samples} samples"
+        return "greedy" if self.beam_width == 1 else f"beam {self.beam_width}"
+
+
+GREEDY = Search(beam_width=1)

@@ -78,7 +78,7 @@ def consider(
     """Let the gate decide on a candidate, promote it if it passes, and write the retraining's record.
 
     It passes when its CIDEr is neither below ``floor`` nor below the champion's by more than ``tolerance``. Both are
-    scored on the test split of the candidate's dataset, with beam search of the same width; a champion that was not
+    scored on the test split of the candidate's dataset, with the same search; a champion that was not
     evaluated so is scored again.
     """
     metrics = load_metrics(version, store)
@@ -98,7 +98,7 @@ def consider(
             reference = cider_on(
                 metrics.dataset,
                 current.version,
-                beam_width=metrics.beam_width,
+                search=metrics.search,
                 store=store,
                 batch_size=batch_size,
                 max_failed_fraction=max_failed_fraction,
@@ -152,12 +152,12 @@ def roll_back(store: Bucket) -> Champion:
 
 
 def _known_cider(version: str, metrics: Metrics, store: Bucket) -> float | None:
-    """A model's CIDEr, where it was evaluated on the dataset and with the beam width of ``metrics``."""
+    """A model's CIDEr, where it was evaluated on the dataset and with the search of ``metrics``."""
     try:
         known = load_metrics(version, store)
     except ObjectNotFoundError:  # promoted by hand, without an evaluation
         return None
-    alike = (known.dataset, known.beam_width) == (metrics.dataset, metrics.beam_width)
+    alike = (known.dataset, known.search) == (metrics.dataset, metrics.search)
     return known.cider if alike else None
 
 

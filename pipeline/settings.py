@@ -5,6 +5,8 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from pipeline.recipe import Search
+
 PROJECT = Path(__file__).resolve().parents[1]
 """The checkout: by default everything lies under its ``data/``."""
 
@@ -33,8 +35,14 @@ class Settings(BaseSettings):
     )
     shard_size: int = Field(500, ge=1, description="images in one unit of work: a mapped task, a Parquet object")
     batch_size: int = Field(32, ge=1, description="images in one pass of the encoder")
-    beam_width: int = Field(5, ge=1, description="beam width of the nightly captions")
+    beam_width: int = Field(5, ge=1, le=50, description="captions that the nightly search keeps of each picture")
+    samples: int = Field(0, ge=0, le=1000, description="captions drawn to choose the nightly caption by; 0 for none")
     max_failed_fraction: float = Field(
         0.05, ge=0, le=1, description="share of a run's images that may fail before the run fails"
     )
     sidecars: bool = Field(False, description="also write each nightly caption as JSON under sidecars/")
+
+    @property
+    def search(self) -> Search:
+        """How the nightly captions are looked for."""
+        return Search(beam_width=self.beam_width, samples=self.samples)

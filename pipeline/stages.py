@@ -19,7 +19,7 @@ from pipeline.errors import PipelineError
 from pipeline.examples import Batch, Examples
 from pipeline.metrics import cider
 from pipeline.progress import track
-from pipeline.recipe import Recipe
+from pipeline.recipe import GREEDY, Recipe
 from pipeline.storage import Bucket
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def _run_epoch(
                 f"{stage.learning_rate}), or look for features that are not finite."
             )
     development = examples.development
-    written = judge.caption(development.vectors, beam_width=1)
+    written = judge.caption(development.vectors, GREEDY)
     epoch = Epoch(
         epoch=number,
         stage=stage.name,

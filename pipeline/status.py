@@ -38,7 +38,7 @@ def show(store: Bucket, *, limit: int, under: str) -> None:
 
 def _show_models(console: Console, store: Bucket, champion: str | None) -> None:
     columns = (Column("model", no_wrap=True), "", "encoder", "CIDEr", "BLEU-4")
-    table = Table(*columns, title="Models (scores by beam search)")
+    table = Table(*columns, title="Models (scores on the test split)")
     for model in list_models(store):
         try:
             scores = load_metrics(model.version, store).summary

@@ -96,7 +96,7 @@ class Run:
         self._write(write)
 
     def scores(self, scores: Mapping[str, Mapping[str, float]]) -> None:
-        """Record scores by search and metric, such as ``beam/CIDEr``; MLflow shows the newest of each."""
+        """Record scores by search and metric, such as ``chosen/CIDEr``; MLflow shows the newest of each."""
 
         def write(client: "MlflowClient", run: str) -> None:
             for search, values in scores.items():

@@ -73,6 +73,12 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.words)
 
+    @property
+    def information(self) -> npt.NDArray[np.float64]:
+        """(words,) how much each word tells, in nats: less the log of its share of all words; special words nothing."""
+        counts = np.array(self.counts)
+        return np.where(counts > 0, np.log(counts.sum()) - np.log(np.maximum(counts, 1)), 0.0)
+
     def encode(self, caption: str) -> list[int]:
         """The caption's ids between ``<start>`` and ``<end>``; words outside the vocabulary become ``<unk>``."""
         return [START, *(self._ids.get(word, UNKNOWN) for word in clean(caption)), END]

@@ -21,7 +21,7 @@ from pipeline.captioner import (
 )
 from pipeline.errors import PipelineError
 from pipeline.examples import Captions
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, Search
 from pipeline.stages import compile_for_training, mean_loss
 from pipeline.vocabulary import END, PAD, START, UNKNOWN, Vocabulary
 
@@ -132,7 +132,7 @@ def test_batches_hold_every_caption_once(vocabulary, features):
 def test_greedy_search_follows_the_models(model, other_model, members, vocabulary, features):
     """What is written is what repeated calls of the whole models on the growing prefix give, averaged over them."""
     models = [model, other_model][:members]
-    written = Captioner(models, vocabulary, max_length=6).caption(features, beam_width=1)
+    written = Captioner(models, vocabulary, max_length=6).caption(features, Search(beam_width=1))
     for vector, caption in zip(features, written, strict=True):
         ids, probabilities = [START], []
         while len(ids) <= 6 and ids[-1] != END:
@@ -159,7 +159,9 @@ def test_a_step_averages_the_probabilities(model, other_model, vocabulary, featu
 
 def test_two_equal_models_are_as_good_as_one(model, vocabulary, features):
     """A model beside itself writes what it writes alone."""
-    alone, twice = (Captioner([model] * n, vocabulary, max_length=6).caption(features, beam_width=3) for n in (1, 2))
+    alone, twice = (
+        Captioner([model] * n, vocabulary, max_length=6).caption(features, Search(beam_width=3)) for n in (1, 2)
+    )
     assert [caption.text for caption in alone] == [caption.text for caption in twice]
     np.testing.assert_allclose([c.log_prob for c in alone], [c.log_prob for c in twice], rtol=1e-5)
 
@@ -167,8 +169,8 @@ def test_two_equal_models_are_as_good_as_one(model, vocabulary, features):
 def test_alternatives_come_best_first(model, vocabulary, features):
     """The whole beam is given, by rank; its first is the caption, and no two are the same."""
     captioner = Captioner([model], vocabulary, max_length=6)
-    alternatives = captioner.alternatives(features, beam_width=4)
-    assert [best for best, *_ in alternatives] == captioner.caption(features, beam_width=4)
+    alternatives = captioner.alternatives(features, Search(beam_width=4))
+    assert [best for best, *_ in alternatives] == captioner.caption(features, Search(beam_width=4))
     for captions in alternatives:
         assert len({caption.text for caption in captions}) == len(captions) == 4
         assert [c.log_prob for c in captions] == sorted((c.log_prob for c in captions), reverse=True)
@@ -177,12 +179,26 @@ def test_alternatives_come_best_first(model, vocabulary, features):
 def test_batches_change_nothing(model, vocabulary, features, monkeypatch):
     """However many images are decoded at once, and with a last batch that is not full, the captions are the same."""
     captioner = Captioner([model], vocabulary, max_length=6)
-    together = captioner.caption(features, beam_width=2)
+    together = captioner.caption(features, Search(beam_width=2))
     monkeypatch.setattr(captioners, "DECODE_BATCH", 2)
-    apart = captioner.caption(features, beam_width=2)
+    apart = captioner.caption(features, Search(beam_width=2))
     assert [caption.text for caption in apart] == [caption.text for caption in together]
     np.testing.assert_allclose([c.log_prob for c in apart], [c.log_prob for c in together], rtol=1e-5)
-    assert captioner.caption(features[:0], beam_width=2) == []
+    assert captioner.caption(features[:0], Search(beam_width=2)) == []
+
+
+def test_samples_choose_within_the_beam(model, other_model, vocabulary, features, monkeypatch):
+    """With samples the beam's captions stand in another order, which does not depend on how images are batched."""
+    captioner = Captioner([model, other_model], vocabulary, max_length=6)
+    search = Search(beam_width=4, samples=20)
+    plain, chosen = (captioner.alternatives(features, s) for s in (Search(beam_width=4), search))
+    for by_probability, by_samples in zip(plain, chosen, strict=True):
+        assert {caption.text for caption in by_samples} == {caption.text for caption in by_probability}
+    assert [best for best, *_ in chosen] != [best for best, *_ in plain]
+    for name, most in (("DECODE_BATCH", 2), ("DECODE_ROWS", 20)):
+        monkeypatch.setattr(captioners, name, most)
+        again = captioner.alternatives(features, search)
+        assert [[c.text for c in beam] for beam in again] == [[c.text for c in beam] for beam in chosen]
 
 
 def test_captions_follow_the_training(vocabulary, features):
@@ -190,12 +206,12 @@ def test_captions_follow_the_training(vocabulary, features):
     model = build(len(vocabulary), features, RECIPE)
     compile_for_training(model, 0.1)
     captioner = Captioner([model], vocabulary, max_length=12)
-    before = captioner.caption(features, beam_width=2)
+    before = captioner.caption(features, Search(beam_width=2))
     captions = Captions(features, np.arange(3), [vocabulary.encode(caption) for caption in CAPTIONS[:3]])
     for _ in range(60):
         for batch in captions.batches(3):
             model.train_on_batch(*batch)
-    after = captioner.caption(features, beam_width=2)
+    after = captioner.caption(features, Search(beam_width=2))
     assert [caption.text for caption in after] == CAPTIONS[:3]
     assert [caption.text for caption in before] != CAPTIONS[:3]
 
@@ -227,7 +243,7 @@ def test_a_bundle_captions_as_before(bucket, model, other_model, vocabulary, fea
     save(captioner, about, bucket)
     loaded, loaded_about = load("v1", bucket)
     assert loaded_about == about
-    assert loaded.alternatives(features, beam_width=3) == captioner.alternatives(features, beam_width=3)
+    assert loaded.alternatives(features, Search(beam_width=3)) == captioner.alternatives(features, Search(beam_width=3))
     assert [found.version for found in list_models(bucket)] == ["v1"]
     assert {item.key for item in bucket.list("models/v1/model-")} == {f"models/v1/model-{i}.keras" for i in (0, 1)}
 

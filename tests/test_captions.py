@@ -13,6 +13,7 @@ from pipeline import captions, encoder, features, registry, runs, tables
 from pipeline.captioner import load, load_metadata
 from pipeline.errors import PipelineError
 from pipeline.images import is_image
+from pipeline.recipe import Search
 from pipeline.storage import ObjectNotFoundError
 
 DATE = "2026-01-02"
@@ -68,7 +69,7 @@ def extract(run, store):
 def write(run, store, *, sidecars=False, date=DATE):
     """Plan the captions of a night and write them."""
     for shard in captions.plan_captions(run, store=store, date=date, shard_size=3):
-        captions.caption(shard, store=store, beam_width=2, sidecars=sidecars)
+        captions.caption(shard, store=store, search=Search(beam_width=2), sidecars=sidecars)
 
 
 def night(run, inbox, store, *, max_failed_fraction=0.2, **kwargs):
@@ -231,7 +232,10 @@ def test_a_step_repeated_after_it_was_done_changes_nothing(inbox, store):
         assert features.extract(shard, store=store, batch_size=2).images == 0
     shards = runs.read("n1", "captions", store)["shards"]
     for shard in shards:
-        assert captions.caption(shard, store=store, beam_width=2, sidecars=False) == {"shard": shard, "images": 0}
+        assert captions.caption(shard, store=store, search=Search(beam_width=2), sidecars=False) == {
+            "shard": shard,
+            "images": 0,
+        }
     # On another day, too, the run goes on in the partition that it began.
     write("n1", store, date="2026-01-03")
     assert runs.read("n1", "captions", store)["shards"] == shards
@@ -264,7 +268,7 @@ def interrupted(run, inbox, store, last):
     if "captions planned" in reached:
         shards = captions.plan_captions(run, store=store, date=DATE, shard_size=3)
         if "partly captioned" in reached:
-            captions.caption(shards[1], store=store, beam_width=2, sidecars=False)
+            captions.caption(shards[1], store=store, search=Search(beam_width=2), sidecars=False)
 
 
 @pytest.mark.parametrize("new_bucket", ["file"], indirect=True)
@@ -303,12 +307,12 @@ def test_a_crash_before_the_shard_is_written_leaves_no_row(inbox, store, trained
     with monkeypatch.context() as patch:
         patch.setattr(tables, "write", fail)
         with pytest.raises(OSError, match="disk full"):
-            captions.caption(shard, store=store, beam_width=2, sidecars=True)
+            captions.caption(shard, store=store, search=Search(beam_width=2), sidecars=True)
     assert rows_in(store) == []
     with pytest.raises(ObjectNotFoundError, match=shard):
         captions.publish("n1", store=store, max_failed_fraction=0.2)
     assert list(runs.finished(captions.KIND, store)) == []
-    done = captions.caption(shard, store=store, beam_width=2, sidecars=True)
+    done = captions.caption(shard, store=store, search=Search(beam_width=2), sidecars=True)
     assert done == {"shard": shard, "images": 7, "captioned": 6, "failed": 1}
     assert identities(rows_in(store)) == photographs(inbox, trained.model.version)
 

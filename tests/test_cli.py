@@ -21,11 +21,11 @@ COMMANDS = {
     "plan": {"dataset_uri", "encoder_id", "--run"},
     "extract": {"shard"},
     "train": {"dataset_uri", "vocabulary_uri", "encoder_id", "--set"},
-    "evaluate": {"version", "--beam-width"},
+    "evaluate": {"version", "--beam", "--samples"},
     "consider": {"version", "--policy", "--tolerance", "--floor", "--run"},
     "promote": {"version"},
     "rollback": set(),
-    "caption": {"pictures", "--beam", "--alternatives", "--json", "--model"},
+    "caption": {"pictures", "--beam", "--samples", "--alternatives", "--json", "--model"},
     "status": {"--captions", "--under"},
     "demo-data": {"directory", "--images", "--seed"},
     "demo-inbox": {"--count"},
@@ -140,7 +140,7 @@ def test_a_retraining_and_a_night(environment, result, command, toy_encoder):
     recipe = [f"--set={name}={value}" for name, value in toy.RECIPE.model_dump().items()]
     model = result("train", dataset, words["vocabulary"], encoder_id, *recipe)
     assert model["epochs"] == toy.RECIPE.epochs
-    metrics = result("evaluate", model["version"], "--beam-width", "2")
+    metrics = result("evaluate", model["version"], "--beam", "2")
     assert metrics["version"] == model["version"]
     assert metrics["CIDEr"] > 3
     assert Path(metrics["report"].removeprefix("file://")).is_file()
@@ -231,7 +231,7 @@ def test_an_error_is_one_line_and_status_2(environment):
         (["night", "publish", "n9"], "runs/n9/listing.parquet"),
         (["consider", "v9", "--policy", "perhaps"], "perhaps"),
         (["night", "plan-captions", "n9", "--date", "tomorrow"], "tomorrow"),
-        (["evaluate", "v9", "--beam-width", "0"], "--beam-width"),
+        (["evaluate", "v9", "--beam", "0"], "--beam"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

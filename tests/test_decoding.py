@@ -22,6 +22,11 @@ def arrays(sentences):
     return Sentences(*map(ops.convert_to_numpy, sentences))
 
 
+def draw(step, state, *, count, max_length, seed=0):
+    """Samples of each sequence, from the numbers of a seed."""
+    return sample(step, state, numbers=keras.random.uniform((len(state[0]), count, max_length), seed=seed))
+
+
 def written(sentences, sequence=0):
     """The words of a sequence's sentences, without end and padding, in their order."""
     return [
@@ -112,7 +117,7 @@ def test_spells_the_words(beam_width):
     assert found.ids[1, 0].tolist() == [LETTERS.index("a"), END] + [PAD] * 10
 
 
-@pytest.mark.parametrize(("decode", "count"), [(beam_search, {"beam_width": 2}), (sample, {"count": 2, "seed": 0})])
+@pytest.mark.parametrize(("decode", "count"), [(beam_search, {"beam_width": 2}), (draw, {"count": 2})])
 def test_stops_when_all_have_ended(decode, count):
     """No step is taken after every sentence has ended."""
     step, state = spelling("of", "it")
@@ -139,7 +144,7 @@ def test_cuts_at_the_longest_length():
     assert found.log_probs[0, 0] == pytest.approx(4 * LOG_HALF, abs=1e-4)
 
 
-@pytest.mark.parametrize(("decode", "count"), [(beam_search, {"beam_width": 3}), (sample, {"count": 50, "seed": 0})])
+@pytest.mark.parametrize(("decode", "count"), [(beam_search, {"beam_width": 3}), (draw, {"count": 50})])
 def test_never_emits_forbidden_words_nor_a_word_twice_in_a_row(decode, count):
     """Forbidden words are not written even where the model wants nothing else; nor is a word right after itself."""
     step, state = constant([90, 90, -9, 90, 5, 1])
@@ -224,7 +229,7 @@ def test_samples_are_as_frequent_as_they_are_probable():
     """Each sentence is drawn with the product of its words' probabilities, the forbidden ones' share left out."""
     longest, count = 3, 20_000
     table, step, state = tables(1, sequences=2, words=2, longest=longest)
-    found = sample(step, state, count=count, max_length=longest, seed=3)
+    found = draw(step, state, count=count, max_length=longest, seed=3)
     for sequence in (0, 1):
         drawn = written(found, sequence)
         for ids in sentences_that_may_be(2, longest):
@@ -240,27 +245,27 @@ def test_samples_are_as_frequent_as_they_are_probable():
 def test_samples_have_the_models_log_probabilities():
     """A sample's sum is that of the model, and stops at its end."""
     table, step, state = tables(2, sequences=1, words=3, longest=4)
-    found = arrays(sample(step, state, count=30, max_length=4, seed=0))
+    found = arrays(draw(step, state, count=30, max_length=4))
     expected = [log_probs_by_hand(table[0], ids) for ids in written(found)]
     np.testing.assert_allclose(found.log_probs[0], expected, rtol=1e-4)
 
 
-def test_a_seed_draws_the_same_samples():
-    """The same seed draws the same, another seed others; a generator draws others each time, compiled too."""
+def test_the_same_numbers_draw_the_same_samples():
+    """All chance is in the numbers; a generator draws others each time, in a compiled function too."""
     _, step, state = tables(4, sequences=2, words=5, longest=6)
 
-    def draw(seed):
-        return arrays(sample(step, state, count=20, max_length=6, seed=seed)).ids.tolist()
+    def drawn(seed):
+        return arrays(draw(step, state, count=20, max_length=6, seed=seed)).ids.tolist()
 
-    assert draw(1) == draw(1) != draw(2)
+    assert drawn(1) == drawn(1) != drawn(2)
 
     def drawn_twice(seed):
         generator = keras.random.SeedGenerator(seed)
 
-        def draw(state):
-            return sample(step, tuple(state), count=20, max_length=6, seed=generator)
+        def once(state):
+            return sample(step, tuple(state), numbers=keras.random.uniform((2, 20, 6), seed=generator))
 
-        function = Compiled(draw, [generator])
+        function = Compiled(once, [generator])
         return [function.predict_on_batch(list(state)).ids.tolist() for _ in range(2)]
 
     first, second = drawn_twice(5)
@@ -275,4 +280,4 @@ def test_refuses_impossible_settings(count, max_length):
     with pytest.raises(PipelineError, match=f"at least 1. Received: {count} and {max_length}"):
         beam_search(step, state, beam_width=count, max_length=max_length)
     with pytest.raises(PipelineError, match=f"at least 1. Received: {count} and {max_length}"):
-        sample(step, state, count=count, max_length=max_length, seed=0)
+        draw(step, state, count=count, max_length=max_length)

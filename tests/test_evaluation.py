@@ -11,6 +11,7 @@ from pipeline.captioner import Caption, Captioner, load_metadata
 from pipeline.errors import PipelineError
 from pipeline.evaluation import Metrics, cider_on, evaluate, load_metrics, report_key
 from pipeline.metrics import Agreement, Diversity, Scores
+from pipeline.recipe import Search
 from pipeline.storage import ObjectNotFoundError, open_bucket
 
 
@@ -38,15 +39,15 @@ def adopt(version, dataset_uri, source, target):
 def test_metrics_and_report_are_written(trained, store):
     """The toy model's captions score near the best there is, and the store holds what was returned and the page."""
     version = trained.model.version
-    metrics = evaluate(version, store=store, beam_width=3, max_failed_fraction=0)
+    metrics = evaluate(version, store=store, search=Search(beam_width=3), max_failed_fraction=0)
     assert load_metrics(version, store) == metrics
     assert (metrics.version, metrics.dataset, metrics.images) == (version, trained.inputs.dataset, 4)
-    assert set(metrics.scores) == {"greedy", "beam"}
-    assert set(metrics.diversity) == {"greedy", "beam", "people"}
-    assert set(metrics.scores["beam"].image_cider) == {f"{colour}-5.jpg" for colour in toy.COLOURS}
+    assert set(metrics.scores) == {"greedy", "chosen"}
+    assert set(metrics.diversity) == {"greedy", "chosen", "people"}
+    assert set(metrics.scores["chosen"].image_cider) == {f"{colour}-5.jpg" for colour in toy.COLOURS}
     assert metrics.cider == metrics.summary["CIDEr"] > 3
     assert metrics.summary["BLEU-1"] == pytest.approx(1)
-    assert metrics.diversity["beam"].distinct_captions == 1
+    assert metrics.diversity["chosen"].distinct_captions == 1
 
     # In the toy world people say nothing new, and neither they nor the captioner are wrong.
     assert metrics.diversity["people"].novel_captions == 0
@@ -68,9 +69,9 @@ def test_wrong_captions_are_shown_with_their_word(trained, store, monkeypatch):
     monkeypatch.setattr(
         Captioner,
         "caption",
-        lambda self, features, *, beam_width: [Caption("a red square", -1.0, 0.5)] * len(features),
+        lambda self, features, search: [Caption("a red square", -1.0, 0.5)] * len(features),
     )
-    metrics = evaluate(trained.model.version, store=store, beam_width=2, max_failed_fraction=0)
+    metrics = evaluate(trained.model.version, store=store, search=Search(beam_width=2), max_failed_fraction=0)
     colour = metrics.errors["colour"]
     assert (colour.captioner, colour.words) == (Rate(checked=4, wrong=3), {"red": 3})
     assert {case.image for case in colour.cases} == {"blue-5.jpg", "green-5.jpg", "yellow-5.jpg"}
@@ -90,12 +91,12 @@ def test_both_searches_are_scored(trained, store, monkeypatch):
     monkeypatch.setattr(
         Captioner,
         "caption",
-        lambda self, features, *, beam_width: (
-            [Caption(" ".join(["a red square"] * beam_width), -1.0, 0.5)] * len(features)
+        lambda self, features, search: (
+            [Caption(" ".join(["a red square"] * search.beam_width), -1.0, 0.5)] * len(features)
         ),
     )
-    metrics = evaluate(trained.model.version, store=store, beam_width=4, max_failed_fraction=0)
-    assert (metrics.diversity["greedy"].mean_length, metrics.diversity["beam"].mean_length) == (3, 12)
+    metrics = evaluate(trained.model.version, store=store, search=Search(beam_width=4), max_failed_fraction=0)
+    assert (metrics.diversity["greedy"].mean_length, metrics.diversity["chosen"].mean_length) == (3, 12)
     assert metrics.summary["BLEU-1"] < metrics.scores["greedy"].corpus["BLEU-1"]
 
 
@@ -105,7 +106,7 @@ def test_features_of_another_dataset_are_extracted(tmp_path, trained, bucket, to
     elsewhere = toy.prepare(source, open_bucket(str(tmp_path / "elsewhere")), toy_encoder)
     toy.copy(trained.store, bucket, "encoders/")
     adopt(trained.model.version, elsewhere.dataset, trained.store, bucket)
-    ask = {"beam_width": 2, "store": bucket, "max_failed_fraction": 0}
+    ask = {"search": Search(beam_width=2), "store": bucket, "max_failed_fraction": 0}
 
     with pytest.raises(PipelineError, match="4 of 4 images have no features"):
         evaluate("v2", **ask)
@@ -124,11 +125,11 @@ def test_a_photograph_that_has_gone_is_grey(tmp_path, trained, toy_encoder):
     source, store = open_bucket(str(tmp_path / "source")), open_bucket(str(tmp_path / "store"))
     inputs = toy.prepare(source, store, toy_encoder)
     adopt(trained.model.version, inputs.dataset, trained.store, store)
-    before = evaluate("v2", store=store, beam_width=1, max_failed_fraction=0)
+    before = evaluate("v2", store=store, search=Search(beam_width=1), max_failed_fraction=0)
     pictures = store.get(report_key("v2")).count(b"data:image/jpeg")
     for colour in toy.COLOURS:
         toy.delete(source, f"pictures/{colour}-5.jpg")
-    assert evaluate("v2", store=store, beam_width=1, max_failed_fraction=0).scores == before.scores
+    assert evaluate("v2", store=store, search=Search(beam_width=1), max_failed_fraction=0).scores == before.scores
     thumbnails = re.findall(r"data:image/jpeg;base64,[\w+/=]+", store.get(report_key("v2")).decode())
     assert (len(thumbnails), len(set(thumbnails))) == (pictures, 1)
 
@@ -138,4 +139,4 @@ def test_without_evaluation_there_are_no_metrics(trained, bucket):
     with pytest.raises(ObjectNotFoundError, match=r"models/v9/metrics\.json"):
         load_metrics("v9", bucket)
     with pytest.raises(PipelineError, match="no model 'v9'"):
-        evaluate("v9", store=bucket, beam_width=1, max_failed_fraction=0)
+        evaluate("v9", store=bucket, search=Search(beam_width=1), max_failed_fraction=0)

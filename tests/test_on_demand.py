@@ -12,6 +12,7 @@ from pipeline import on_demand, registry
 from pipeline.captioner import Caption
 from pipeline.errors import PipelineError
 from pipeline.on_demand import Captioned
+from pipeline.recipe import Search
 from pipeline.storage import open_bucket
 
 
@@ -29,7 +30,7 @@ def caption(store):
     """Caption pictures by the toy world's store; what was found, by the name it was given."""
 
     def run(*pictures, **changes):
-        ask = {"version": None, "beam_width": 3, "alternatives": 0, "store": store, "batch_size": 2}
+        ask = {"version": None, "search": Search(), "alternatives": 0, "store": store, "batch_size": 2}
         return {found.picture: found for found in on_demand.caption(pictures, **(ask | changes))}
 
     return run
@@ -119,11 +120,11 @@ def test_alternatives_are_as_many_as_wanted(tmp_path, caption):
     """The best caption comes first, however many alternatives; no more than the beam holds can be asked for."""
     path = str(tmp_path / "red.jpg")
     Path(path).write_bytes(toy.picture("red"))
-    alone, three = (caption(path, beam_width=4, alternatives=n)[path].captions for n in (0, 2))
+    alone, three = (caption(path, search=Search(beam_width=4), alternatives=n)[path].captions for n in (0, 2))
     assert (len(alone), len(three)) == (1, 3)
     assert three[0] == alone[0]
     with pytest.raises(PipelineError, match="4 holds the best caption and 3 alternatives"):
-        caption(path, beam_width=4, alternatives=4)
+        caption(path, search=Search(beam_width=4), alternatives=4)
 
 
 def test_a_model_can_be_named(tmp_path, caption, store, trained):

@@ -10,13 +10,15 @@ from pipeline.captioner import Metadata
 from pipeline.errors import PipelineError
 from pipeline.evaluation import Metrics
 from pipeline.metrics import Agreement, Diversity, Scores
+from pipeline.recipe import GREEDY, Search
 from pipeline.registry import CHAMPION, Policy, champion, consider, promote, roll_back
 from pipeline.storage import ABSENT, ObjectChangedError, ObjectNotFoundError
 
 DATASET = "file:///data/dataset.parquet"
+BEAM = Search(beam_width=3)
 
 
-def candidate(version, store, *, cider=None, dataset=DATASET, beam_width=3):
+def candidate(version, store, *, cider=None, dataset=DATASET, search=BEAM):
     """Write down a model and, where CIDEr is given, its evaluation."""
     now = datetime.now(UTC)
     metadata = Metadata(
@@ -48,7 +50,7 @@ def candidate(version, store, *, cider=None, dataset=DATASET, beam_width=3):
             version=version,
             dataset=dataset,
             images=4,
-            beam_width=beam_width,
+            search=search,
             evaluated_at=now,
             scores=scores,
             agreement=Agreement(images=0, images_left_out=4, people={}, captioner={}),
@@ -133,28 +135,28 @@ def test_the_champion_again(bucket):
     "theirs",
     [
         {"cider": 9.0, "dataset": "file:///data/other.parquet"},
-        {"cider": 9.0, "beam_width": 1},
+        {"cider": 9.0, "search": GREEDY},
         {"cider": None},
     ],
-    ids=["another dataset", "another beam width", "not evaluated"],
+    ids=["another dataset", "another search", "not evaluated"],
 )
 @pytest.mark.parametrize(("reference", "promoted"), [(0.41, True), (0.42, False)])
 def test_a_champion_whose_score_does_not_compare_is_scored_again(bucket, monkeypatch, theirs, reference, promoted):
-    """A champion not evaluated as the candidate was is scored on the candidate's dataset, with its beam width."""
+    """A champion not evaluated as the candidate was is scored on the candidate's dataset, with its search."""
     candidate("v1", bucket, **theirs)
     promote("v1", bucket)
     candidate("v2", bucket, cider=0.4)
     asked = []
     monkeypatch.setattr(registry, "cider_on", lambda *args, **kwargs: asked.append((args, kwargs)) or reference)
     decision = decide("v2", bucket)
-    settings = {"beam_width": 3, "store": bucket, "batch_size": 2, "max_failed_fraction": 0.05}
+    settings = {"search": BEAM, "store": bucket, "batch_size": 2, "max_failed_fraction": 0.05}
     assert asked == [((DATASET, "v1"), settings)]
     assert decision.promoted is promoted
     assert f"against {reference:.3f} of the champion v1" in decision.reason
 
 
 def test_a_champion_evaluated_alike_is_not_scored_again(bucket, monkeypatch):
-    """Scores of the same dataset and beam width are compared as they are."""
+    """Scores of the same dataset and search are compared as they are."""
     monkeypatch.setattr(registry, "cider_on", lambda *_, **__: pytest.fail("scored again"))
     candidate("v1", bucket, cider=0.4)
     candidate("v2", bucket, cider=0.4)

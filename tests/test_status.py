@@ -4,6 +4,7 @@ import pytest
 import toy
 
 from pipeline import captions, evaluation, features, registry, status
+from pipeline.recipe import Search
 from pipeline.storage import open_bucket
 
 
@@ -20,7 +21,7 @@ def shown(capsys):
 
 def consider(version, store, run):
     """Evaluate a model and let the gate decide on it."""
-    evaluation.evaluate(version, store=store, beam_width=2, max_failed_fraction=0)
+    evaluation.evaluate(version, store=store, search=Search(beam_width=2), max_failed_fraction=0)
     registry.consider(
         version,
         run=run,
@@ -39,7 +40,7 @@ def night(run, inbox, store):
     for shard in captions.plan_extraction(run, store=store, shard_size=100):
         features.extract(shard, store=store, batch_size=8)
     for shard in captions.plan_captions(run, store=store, date="2026-01-02", shard_size=100):
-        captions.caption(shard, store=store, beam_width=2, sidecars=False)
+        captions.caption(shard, store=store, search=Search(beam_width=2), sidecars=False)
     captions.publish(run, store=store, max_failed_fraction=0.5)
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline import evaluation, tracking, training
+from pipeline.recipe import Search
 from pipeline.settings import Settings
 from pipeline.storage import open_bucket
 
@@ -118,7 +119,7 @@ def evaluate(uri, version, points, cider):
     """Record an evaluation, as a later process does."""
     with tracking.Run(uri, version) as run:
         run.curves(points)
-        run.scores({"greedy": {"CIDEr": cider - 0.1}, "beam": {"CIDEr": cider, "BLEU-4": 0.2}})
+        run.scores({"greedy": {"CIDEr": cider - 0.1}, "chosen": {"CIDEr": cider, "BLEU-4": 0.2}})
         run.page("report.html", f"<p>CIDEr {cider} – ©</p>")
 
 
@@ -134,7 +135,7 @@ def test_training_and_evaluation_are_one_run(kind, request, capfd):
     assert run.data.params == {"seed": "7", "embedding": "glove", "learning_rate": "0.002"}
     for name in ("loss", "dev_cider", "seconds"):
         assert points.pop(name) == [(point["epoch"], point[name]) for point in CURVES]
-    assert points == {"greedy/CIDEr": [(0, 0.4)], "beam/CIDEr": [(0, 0.5)], "beam/BLEU-4": [(0, 0.2)]}
+    assert points == {"greedy/CIDEr": [(0, 0.4)], "chosen/CIDEr": [(0, 0.5)], "beam/BLEU-4": [(0, 0.2)]}
     assert artifact(uri, run, "report.html") == "<p>CIDEr 0.5 – ©</p>"
 
 
@@ -151,7 +152,7 @@ def test_a_second_evaluation_is_what_is_shown(database):
     evaluate(database, "again", CURVES, 0.5)
     evaluate(database, "again", CURVES, 0.4)
     run, _ = recorded(database, "again")
-    assert run.data.metrics["beam/CIDEr"] == 0.4
+    assert run.data.metrics["chosen/CIDEr"] == 0.4
     assert artifact(database, run, "report.html") == "<p>CIDEr 0.4 – ©</p>"
 
 
@@ -308,9 +309,11 @@ def test_a_model_is_recorded_from_training_to_report(database, trained, tmp_path
 
     unrecorded = trained.model.version
     toy.copy(trained.store, store, f"models/{unrecorded}/")
-    metrics = evaluation.evaluate(unrecorded, store=store, beam_width=2, max_failed_fraction=0, tracking_uri=database)
+    metrics = evaluation.evaluate(
+        unrecorded, store=store, search=Search(beam_width=2), max_failed_fraction=0, tracking_uri=database
+    )
     run, points = recorded(database, unrecorded)
-    assert points["beam/CIDEr"] == [(0, pytest.approx(metrics.cider))]
+    assert points["chosen/CIDEr"] == [(0, pytest.approx(metrics.cider))]
     assert [step for step, _ in points["loss"]] == list(range(1, 16))
     page = artifact(database, run, "report.html")
     assert page.encode() == store.get(evaluation.report_key(unrecorded))

@@ -8,6 +8,7 @@ from pipeline import dataset, stages, training
 from pipeline.captioner import list_models, load
 from pipeline.errors import PipelineError
 from pipeline.examples import Split, encode_captions, split_features
+from pipeline.recipe import Search
 from pipeline.storage import open_bucket
 from pipeline.vocabulary import END, START, Vocabulary
 
@@ -61,7 +62,7 @@ def test_it_learns(trained):
         store=trained.store,
         max_failed_fraction=0,
     )
-    captions = captioner.caption(pictures.vectors, beam_width=3)
+    captions = captioner.caption(pictures.vectors, Search(beam_width=3))
     assert len(captions) == 16
     for name, caption in zip(pictures.table["image_id"].to_pylist(), captions, strict=True):
         assert set(toy.COLOURS) & set(caption.text.split()) == {name.partition("-")[0]}

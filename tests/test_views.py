@@ -9,6 +9,7 @@ from pipeline import dataset, encoder, features, tables, views
 from pipeline.captioner import load
 from pipeline.errors import PipelineError
 from pipeline.examples import Captions, split_features
+from pipeline.recipe import Search
 
 
 def means(size=10):
@@ -96,12 +97,12 @@ def test_a_captioner_learns_from_views_and_writes_from_their_mean(inputs):
     test = split_features(
         dataset.load(metadata.dataset), "test", encoder_id=world.encoder_id, store=store, max_failed_fraction=0.05
     )
-    written = [caption.text for caption in captioner.caption(test.vectors, beam_width=3)]
+    written = [caption.text for caption in captioner.caption(test.vectors, Search(beam_width=3))]
     assert all(
         key.partition("/")[2].partition("-")[0] in text
         for key, text in zip(test.table["image_key"].to_pylist(), written, strict=True)
     )
-    of_mean = captioner.caption(test.vectors.mean(axis=1), beam_width=3)
+    of_mean = captioner.caption(test.vectors.mean(axis=1), Search(beam_width=3))
     assert [caption.text for caption in of_mean] == written
 
 
