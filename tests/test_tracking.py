@@ -135,7 +135,7 @@ def test_training_and_evaluation_are_one_run(kind, request, capfd):
     assert run.data.params == {"seed": "7", "embedding": "glove", "learning_rate": "0.002"}
     for name in ("loss", "dev_cider", "seconds"):
         assert points.pop(name) == [(point["epoch"], point[name]) for point in CURVES]
-    assert points == {"greedy/CIDEr": [(0, 0.4)], "chosen/CIDEr": [(0, 0.5)], "beam/BLEU-4": [(0, 0.2)]}
+    assert points == {"greedy/CIDEr": [(0, 0.4)], "chosen/CIDEr": [(0, 0.5)], "chosen/BLEU-4": [(0, 0.2)]}
     assert artifact(uri, run, "report.html") == "<p>CIDEr 0.5 – ©</p>"
 
 
@@ -314,6 +314,6 @@ def test_a_model_is_recorded_from_training_to_report(database, trained, tmp_path
     )
     run, points = recorded(database, unrecorded)
     assert points["chosen/CIDEr"] == [(0, pytest.approx(metrics.cider))]
-    assert [step for step, _ in points["loss"]] == list(range(1, 16))
+    assert [step for step, _ in points["loss"]] == list(range(1, toy.RECIPE.epochs + 1))
     page = artifact(database, run, "report.html")
     assert page.encode() == store.get(evaluation.report_key(unrecorded))
