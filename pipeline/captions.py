@@ -7,8 +7,9 @@ night; plan and extract what has no features; plan and write the captions that t
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -19,11 +20,14 @@ from pipeline.errors import PipelineError
 from pipeline.features import IMAGES, INDEX
 from pipeline.images import is_image
 from pipeline.recipe import Search
-from pipeline.storage import Bucket, ObjectNotFoundError, open_bucket
+from pipeline.storage import Bucket, ObjectNotFoundError, StoredObject, open_bucket
 
 log = logging.getLogger(__name__)
 
 KIND = "caption_new_images"
+
+PAGE = 50_000
+"""Objects of a listing held at once."""
 
 SCHEMA = pa.schema(
     [
@@ -52,8 +56,8 @@ def list_inbox(run: str, *, inbox: str, store: Bucket) -> dict[str, Any]:
         PipelineError: there is no champion yet.
     """
     version = registry.champion(store).version
-    images = [item for item in open_bucket(inbox).list() if is_image(item.key)]
-    table = pa.table([[item.key for item in images], [item.etag for item in images]], schema=IMAGES)
+    images = (item for item in open_bucket(inbox).list() if is_image(item.key))
+    table = _as_table(images)
     encoder_id = load_metadata(version, store).encoder_id
     about = {"inbox": inbox, "version": version, "encoder_id": encoder_id, "listed_at": datetime.now(UTC).isoformat()}
     tables.write(table, _listing_key(run), store, about=about)
@@ -78,25 +82,25 @@ def plan_captions(run: str, *, store: Bucket, date: str, shard_size: int) -> lis
     earlier = _earlier_plan(run, about["listed_at"], store)
     date = earlier.get("date", date)
     written = [s for s in earlier.get("shards", []) if store.exists(_captions_key(about["version"], date, s))]
-    rows = features.look_up(images, encoder_id=about["encoder_id"], store=store)
     done = read(about["version"], store, columns=["image_key", "image_etag"]).rename_columns(IMAGES.names)
-    # Images of one shard of features stay together, so that each of those is read once.
-    pending = rows.join(done, keys=["key", "etag"], join_type="left anti").sort_by(
-        [("shard", "ascending"), ("key", "ascending")]
+    pending = features.look_up(
+        images.join(done, keys=["key", "etag"], join_type="left anti"), encoder_id=about["encoder_id"], store=store
     )
+    # Images of one shard of features stay together, so that each of those is read once.
+    pending = pending.sort_by([("shard", "ascending"), ("key", "ascending")])
     shards = features.write_plans(
         pending.select(INDEX.names),
         {"version": about["version"], "encoder_id": about["encoder_id"], "inbox": about["inbox"], "date": date},
         store=store,
         shard_size=shard_size,
     )
-    already_done = len(rows) - len(pending) - sum(len(features.read_plan(shard, store)[0]) for shard in written)
+    already_done = len(images) - len(pending) - sum(len(features.read_plan(shard, store)[0]) for shard in written)
     plan = {"listed_at": about["listed_at"], "date": date, "already_done": already_done, "shards": [*written, *shards]}
     runs.write(run, "captions", plan, store)
     log.info(
         "%d of %d images have a caption of %s, %d are pending",
-        len(rows) - len(pending),
-        len(rows),
+        len(images) - len(pending),
+        len(images),
         about["version"],
         len(pending),
     )
@@ -194,6 +198,14 @@ def read(version: str, store: Bucket, *, columns: Sequence[str]) -> pa.Table:
     schema = pa.schema([SCHEMA.field(name) for name in columns])
     shards = store.list(f"captions/model={version}/")
     return pa.concat_tables([schema.empty_table(), *(tables.read(item.key, store, columns=columns) for item in shards)])
+
+
+def _as_table(images: Iterator[StoredObject]) -> pa.Table:
+    """A listing as a table, page by page: a million rows take a tenth of the memory that as many objects do."""
+    pages = [IMAGES.empty_table()]
+    while page := list(islice(images, PAGE)):
+        pages.append(pa.table([[item.key for item in page], [item.etag for item in page]], schema=IMAGES))
+    return pa.concat_tables(pages).combine_chunks()
 
 
 def _earlier_plan(run: str, listed_at: str, store: Bucket) -> dict[str, Any]:

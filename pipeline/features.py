@@ -163,11 +163,11 @@ def look_up(images: pa.Table, *, encoder_id: str, store: Bucket) -> pa.Table:
         PipelineError: an image has no row.
     """
     order = images.select(["key", "etag"]).append_column("position", pa.array(range(len(images)), pa.int64()))
+    # A join keeps its right side in memory, which is the shorter one here.
+    found = index(encoder_id, store).join(order, keys=["key", "etag"], join_type="inner").sort_by("position")
     # Two planners at once may have put an image in two shards; either row serves.
-    rows = index(encoder_id, store).group_by(["key", "etag"], use_threads=False)
-    rows = rows.aggregate([(name, "first") for name in ("status", "error", "shard")])
-    rows = rows.rename_columns(INDEX.names)
-    found = order.join(rows, keys=["key", "etag"], join_type="inner").sort_by("position").drop_columns("position")
+    found = found.group_by("position", use_threads=False).aggregate([(name, "first") for name in INDEX.names])
+    found = found.select([f"{name}_first" for name in INDEX.names]).rename_columns(INDEX.names)
     if len(found) < len(images):
         raise PipelineError(
             f"{len(images) - len(found)} of {len(images)} images have no features of {encoder_id} in {store.uri}: "

@@ -37,7 +37,7 @@ SAMPLES = 5
 IMAGES = 64
 """Images in one step."""
 
-CROSS_ENTROPY = 0.05
+CROSS_ENTROPY = 0.2
 """Weight of the loss on captions by people; without it captions become alike and short, as CIDEr alone rewards that."""
 
 

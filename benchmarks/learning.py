@@ -1,0 +1,110 @@
+"""Training and decoding, against the usual way: captions and pictures per CPU second."""
+
+import keras
+import numpy as np
+
+from benchmarks.measure import alternate, cpu, spread
+from benchmarks.usual import PICTURES, batches_of_prefixes, caption, model_of_prefixes
+from pipeline.captioner import Captioner, build
+from pipeline.examples import Captions
+from pipeline.recipe import GREEDY, Recipe, Search
+from pipeline.stages import compile_for_training, mean_loss
+from pipeline.vocabulary import END, SPECIAL_WORDS, START, Vocabulary
+
+WORDS, DIMENSION, LONGEST = 2549, 2048, 25
+"""Flickr8k's vocabulary at 10 occurrences, ResNet50's features, and the longest caption that is not cut."""
+
+LEARNT_PICTURES, LEARNT_THE_USUAL_WAY = 1200, 12
+WRITTEN_PICTURES, WRITTEN_THE_USUAL_WAY = 1024, 4
+
+
+def captions_like_flickr8k(pictures: int) -> Captions:
+    """Captions as long as Flickr8k's and of words as frequent as English's, five a picture; the pictures are noise."""
+    rng = np.random.default_rng(0)
+    frequency = 1 / np.arange(1, WORDS + 1)
+    lengths = rng.normal(10.8, 3.8, 5 * pictures).round().clip(2, LONGEST).astype(int)
+    ids = [
+        [START, *(len(SPECIAL_WORDS) + rng.choice(WORDS, size, p=frequency / frequency.sum())).tolist(), END]
+        for size in lengths
+    ]
+    features = rng.random((pictures, DIMENSION), dtype=np.float32)
+    return Captions(features, np.repeat(np.arange(pictures), 5), ids)
+
+
+def head(captions: Captions, pictures: int) -> Captions:
+    """The first pictures with their captions."""
+    return Captions(captions.features[:pictures], captions.image[: 5 * pictures], captions.ids[: 5 * pictures])
+
+
+def training(rounds: int) -> dict[str, float]:
+    """Captions learnt per CPU second, by whole captions and by their prefixes; and how far the losses lie apart."""
+    captions = captions_like_flickr8k(LEARNT_PICTURES)
+    few = head(captions, LEARNT_THE_USUAL_WAY)
+    recipe = Recipe(embedding="learned")
+    size = WORDS + len(SPECIAL_WORDS)
+    ours = build(size, captions.features, recipe)
+    compile_for_training(ours, recipe.learning_rate)
+    theirs = model_of_prefixes(ours, recipe, LONGEST + 1)
+    difference = _loss_of_prefixes(theirs, few, size) / mean_loss(ours.test_on_batch, few.batches(64)) - 1
+
+    def learn_whole_captions() -> None:
+        mean_loss(ours.train_on_batch, captions.batches(recipe.batch_size, np.random.default_rng(0)))
+
+    def learn_prefixes() -> None:
+        steps = LEARNT_THE_USUAL_WAY // PICTURES
+        theirs.fit(batches_of_prefixes(few, size, LONGEST + 1), steps_per_epoch=steps, verbose=0)
+
+    whole, prefixes = alternate(learn_whole_captions, learn_prefixes, rounds=rounds)
+    rate, usual = len(captions.ids) / cpu(whole), len(few.ids) / cpu(prefixes)
+    keras.backend.clear_session()
+    return {
+        "captions_per_cpu_second": rate,
+        "captions_per_cpu_second_usual": usual,
+        "training_over_prefix_expansion": rate / usual,
+        "relative_difference_of_loss": abs(difference),
+        "spread": max(spread(whole), spread(prefixes)),
+    }
+
+
+def _loss_of_prefixes(model: keras.Model, captions: Captions, size: int) -> float:
+    """The mean loss of a next word, prefix by prefix."""
+    total = words = 0.0
+    for inputs, targets in batches_of_prefixes(captions, size, LONGEST + 1):
+        total += float(model.test_on_batch(inputs, targets)) * len(targets)
+        words += len(targets)
+    return total / words
+
+
+def decoding(rounds: int) -> dict[str, float]:
+    """Pictures captioned per CPU second; and which share of the captions is the same the usual way."""
+    captions = captions_like_flickr8k(WRITTEN_PICTURES)
+    recipe = Recipe(embedding="learned")
+    size = WORDS + len(SPECIAL_WORDS)
+    model = build(size, captions.features, recipe)
+    compile_for_training(model, recipe.learning_rate)
+    # Untrained, it would never end a caption.
+    for _ in range(3):
+        mean_loss(model.train_on_batch, captions.batches(recipe.batch_size, np.random.default_rng(0)))
+    words = [f"w{number}" for number in range(WORDS)]
+    vocabulary = Vocabulary((*SPECIAL_WORDS, *words), (*([0] * len(SPECIAL_WORDS)), *([10] * WORDS)), 10)
+    captioner = Captioner([model], vocabulary, max_length=LONGEST)
+    of_prefixes = model_of_prefixes(model, recipe, LONGEST + 1)
+    few = captions.features[:WRITTEN_THE_USUAL_WAY]
+    greedy, beam, usual = alternate(
+        lambda: captioner.caption(captions.features, GREEDY),
+        lambda: captioner.caption(captions.features, Search(beam_width=5)),
+        lambda: caption(of_prefixes, few, LONGEST),
+        rounds=rounds,
+    )
+    ours = [found.text for found in captioner.caption(captions.features, GREEDY)[: 4 * len(few)]]
+    theirs = [vocabulary.decode(ids) for ids in caption(of_prefixes, captions.features[: 4 * len(few)], LONGEST)]
+    rate, usual_rate = WRITTEN_PICTURES / cpu(greedy), len(few) / cpu(usual)
+    return {
+        "greedy_pictures_per_cpu_second": rate,
+        "beam5_pictures_per_cpu_second": WRITTEN_PICTURES / cpu(beam),
+        "usual_pictures_per_cpu_second": usual_rate,
+        "greedy_over_per_word_predict": rate / usual_rate,
+        "beam5_time_over_greedy": cpu(beam) / cpu(greedy),
+        "same_captions": sum(a == b for a, b in zip(ours, theirs, strict=True)) / len(ours),
+        "spread": max(map(spread, (greedy, beam, usual))),
+    }

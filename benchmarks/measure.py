@@ -1,0 +1,38 @@
+"""Measuring: functions in turn in one process, so that a machine whose speed drifts drifts for all of them."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a call took: seconds of all its threads, and of the clock."""
+
+    cpu: float
+    wall: float
+
+
+def alternate(*functions: Callable[[], object], rounds: int = 5) -> list[list[Cost]]:
+    """The costs of the functions, called in turn ``rounds`` times, after each was called once to warm up."""
+    for function in functions:
+        function()
+    costs: list[list[Cost]] = [[] for _ in functions]
+    for _ in range(rounds):
+        for function, found in zip(functions, costs, strict=True):
+            cpu, wall = time.process_time(), time.perf_counter()
+            function()
+            found.append(Cost(time.process_time() - cpu, time.perf_counter() - wall))
+    return costs
+
+
+def cpu(costs: list[Cost]) -> float:
+    """The median of the CPU seconds."""
+    return statistics.median(cost.cpu for cost in costs)
+
+
+def spread(costs: list[Cost]) -> float:
+    """How far the CPU seconds lie apart: their range over their median."""
+    seconds = [cost.cpu for cost in costs]
+    return (max(seconds) - min(seconds)) / statistics.median(seconds)

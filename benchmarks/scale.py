@@ -1,0 +1,128 @@
+"""A night's bookkeeping in a bucket that has grown large: list it, and find what has no features and no caption yet.
+
+    python -m benchmarks.scale [KEYS ...]
+
+The bucket is a listing of made-up keys. All of them have features, and all but one in a hundred a caption, in as many
+shards as earlier nights would have left. Each step has a process of its own, as in a night.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import captions, features, tables
+from pipeline.captioner import Metadata
+from pipeline.recipe import Recipe
+from pipeline.registry import promote
+from pipeline.storage import Bucket, LocalBucket, StoredObject, open_bucket
+
+KEYS = (10_000, 100_000, 1_000_000)
+SHARD_SIZE = 1000
+ENCODER, VERSION, NEW = "encoder-0", "v1", 100
+"""One key in ``NEW`` has no caption yet."""
+
+STEPS: dict[str, Callable[[Bucket], object]] = {
+    "list": lambda store: captions.list_inbox("r", inbox="file:///photographs", store=store),
+    "plan_extraction": lambda store: captions.plan_extraction("r", store=store, shard_size=500),
+    "plan_captions": lambda store: captions.plan_captions("r", store=store, date="2026-01-02", shard_size=500),
+}
+"""What a night does before it reads a picture."""
+
+
+class Listing(LocalBucket):
+    """A bucket of so many photographs, of which only the listing can be read."""
+
+    def __init__(self, keys: int) -> None:
+        super().__init__(Path("/photographs"))
+        self.keys = keys
+
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+        """Keys such as a camera's folders have, with etags such as S3's."""
+        for number in range(self.keys):
+            yield StoredObject(f"2026/{number // 1000:04}/IMG_{number:07}.jpg", f"{number:032x}", 100_000)
+
+
+def main() -> None:
+    """Measure each size in a process of its own, and print a line of JSON for each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("keys", nargs="*", type=int, default=KEYS)
+    for keys in parser.parse_args().keys:
+        print(json.dumps(measure(keys)), flush=True)  # noqa: T201 - it is a program for a terminal
+
+
+def measure(keys: int) -> dict[str, float]:
+    """Seconds of the steps, each in a process of its own as in a night, and the peak of their memory in MB."""
+    found: dict[str, float] = {"keys": keys, "seconds": 0, "peak_mb": 0}
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(open_bucket(folder), keys)
+        for step in STEPS:
+            work = [sys.executable, "-c", f"from benchmarks.scale import work; work({step!r}, {folder!r}, {keys})"]
+            seconds, peak = map(float, subprocess.run(work, check=True, stdout=subprocess.PIPE).stdout.split())
+            found[f"{step}_seconds"] = seconds
+            found["seconds"] += seconds
+            found["peak_mb"] = max(found["peak_mb"], peak)
+    return found
+
+
+def prepare(store: Bucket, keys: int) -> None:
+    """A champion, the features of all photographs, and the captions of nearly all."""
+    metadata = Metadata(
+        version=VERSION,
+        created_at=datetime.now(UTC),
+        encoder_id=ENCODER,
+        dataset="none",
+        max_length=20,
+        recipe=Recipe(),
+        members=[],
+    )
+    store.put(f"models/{VERSION}/metadata.json", metadata.model_dump_json().encode())
+    promote(VERSION, store)
+    everything = list(Listing(keys).list())
+    for start in range(0, keys, SHARD_SIZE):
+        part = everything[start : start + SHARD_SIZE]
+        vectors = np.zeros((len(part), 8), np.float16)
+        of_features = pa.table(
+            [
+                [item.key for item in part],
+                [item.etag for item in part],
+                ["ok"] * len(part),
+                pa.nulls(len(part), pa.string()),
+                pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 8),
+            ],
+            schema=features.schema((8,)),
+        )
+        tables.write(of_features, f"features/{ENCODER}/{start:016x}.parquet", store)
+        written = pa.Table.from_pylist(
+            [
+                {"image_key": item.key, "image_etag": item.etag, "caption": "a dog on the grass", "status": "ok"}
+                for item in part
+                if int(item.etag, 16) % NEW
+            ],
+            schema=captions.SCHEMA,
+        )
+        tables.write(written, f"captions/model={VERSION}/date=2026-01-01/{start:016x}.parquet", store)
+
+
+def work(step: str, folder: str, keys: int) -> None:
+    """Do a step of what a night does before it reads a picture; print its seconds, and its peak of memory in MB."""
+    store = open_bucket(folder)
+    start = time.perf_counter()
+    with patch.object(captions, "open_bucket", lambda _: Listing(keys)):
+        STEPS[step](store)
+    seconds = time.perf_counter() - start
+    print(f"{seconds:.3f} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f}")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

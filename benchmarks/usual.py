@@ -1,0 +1,76 @@
+"""The usual way, as tutorials of this captioner have it: what training and decoding are measured against.
+
+Each caption is expanded into its prefixes, padded to the longest; the model reads a picture and a prefix and predicts
+the next word, as one-hot vectors. Decoding calls `predict` for each word of each picture.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from keras import layers
+
+from pipeline.examples import Captions
+from pipeline.recipe import Recipe
+from pipeline.vocabulary import END, PAD, START, UNKNOWN
+
+PICTURES = 3
+"""Pictures in a batch, with all prefixes of all their captions."""
+
+
+def model_of_prefixes(model: keras.Model, recipe: Recipe, longest: int) -> keras.Model:
+    """The merge model of (features (B, D), prefixes (B, longest)) to probabilities (B, V), with ``model``'s weights.
+
+    Both have the layers of image, merge, hidden and logits in common; embedding and LSTM are as tutorials write them.
+    """
+    layer = model.get_layer
+    features = keras.Input(model.get_layer("features").output.shape[1:])
+    words = keras.Input((longest,), dtype="int32")
+    image = layer("image")(layer("image_dropout")(layer("scale")(features)))
+    old = layer("embedding")
+    embedding = layers.Embedding(old.input_dim, old.output_dim, mask_zero=True)
+    lstm = layers.LSTM(recipe.units)
+    state = lstm(layers.Dropout(recipe.dropout)(embedding(words)))
+    merged = layer("merge")([layers.Dropout(recipe.dropout)(state), image])
+    logits = layer("logits")(layer("hidden_dropout")(layer("hidden")(merged)))
+    embedding.set_weights(old.get_weights())
+    lstm.set_weights(layer("lstm").get_weights())
+    of_prefixes = keras.Model([features, words], layers.Softmax()(logits))
+    of_prefixes.compile(optimizer=keras.optimizers.Adam(recipe.learning_rate), loss="categorical_crossentropy")
+    return of_prefixes
+
+
+def batches_of_prefixes(
+    captions: Captions, vocabulary_size: int, longest: int
+) -> Iterator[tuple[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]], npt.NDArray[np.float32]]]:
+    """Every (picture, prefix) with the next word, one-hot; ``PICTURES`` pictures at a time."""
+    of_picture: dict[int, list[Sequence[int]]] = {}
+    for picture, ids in zip(captions.image.tolist(), captions.ids, strict=True):
+        of_picture.setdefault(picture, []).append(ids)
+    pictures = list(of_picture)
+    for start in range(0, len(pictures), PICTURES):
+        rows, prefixes, following = [], [], []
+        for picture in pictures[start : start + PICTURES]:
+            for ids in of_picture[picture]:
+                for length in range(1, len(ids)):
+                    rows.append(picture)
+                    prefixes.append(ids[:length])
+                    following.append(ids[length])
+        padded = keras.utils.pad_sequences(prefixes, maxlen=longest)
+        yield (captions.features[rows], padded), keras.utils.to_categorical(following, vocabulary_size)
+
+
+def caption(of_prefixes: keras.Model, features: npt.NDArray[np.float32], longest: int) -> list[list[int]]:
+    """Greedy captions as ids, a picture and a word at a time, with the pipeline's rules against repeats."""
+    captions = []
+    for vector in features:
+        ids = [START]
+        while len(ids) <= longest and ids[-1] != END:
+            prefix = keras.utils.pad_sequences([ids], maxlen=longest + 1)
+            probabilities = of_prefixes.predict((vector[None], prefix), verbose=0)[0]
+            again = [c for a, b, c in zip(ids, ids[1:], ids[2:], strict=False) if [a, b] == ids[-2:]]
+            probabilities[[PAD, START, UNKNOWN, ids[-1], *again]] = 0
+            ids.append(int(probabilities.argmax()))
+        captions.append(ids[1:])
+    return captions
