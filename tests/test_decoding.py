@@ -9,9 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
+from pipeline import decoding
 from pipeline.decoding import Compiled, Sentences, beam_search, sample
 from pipeline.errors import PipelineError
 from pipeline.vocabulary import END, PAD, START, UNKNOWN
+
+
+@pytest.fixture(scope="module", autouse=True, params=[2, 64], ids=["many blocks", "one block"])
+def _blocks(request):
+    """Small vocabularies are cut into blocks too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "BLOCK", request.param)
+        yield
+
 
 LETTERS = "__$_abcdefghijklmnopqrstuvwxyz"  # ids 0 to 3 are special, 2 is the end, 4 is "a"
 LOG_HALF = np.log(0.5)
@@ -223,6 +233,34 @@ def test_every_sentence_is_what_it_is_said_to_be(seed, words, longest, beam_widt
         )
         ranks = log_probs / np.array(lengths) ** length_exponent
         assert (np.diff(ranks) <= 1e-5).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(1, 40).flatmap(
+        lambda size: st.lists(st.lists(st.integers(-3, 3), min_size=size, max_size=size), min_size=1, max_size=5)
+    ),
+    st.integers(1, 40),
+)
+def test_the_greatest_are_found_by_blocks(values, count):
+    """As by sorting each row; of equals the first, however they lie in the blocks."""
+    values = np.array(values, np.float32)
+    values[values == -3] = -np.inf
+    count = min(count, values.shape[1])
+    found, places = map(ops.convert_to_numpy, decoding._top(ops.convert_to_tensor(values), count))
+    expected = np.argsort(-values, axis=1, kind="stable")[:, :count]
+    np.testing.assert_array_equal(places, expected)
+    np.testing.assert_array_equal(found, np.take_along_axis(values, expected, axis=1))
+
+
+@pytest.mark.parametrize("number", [0.0, 0.5, 1 - 2**-24])
+def test_what_has_no_probability_is_never_drawn(number):
+    """Not at the ends of the interval either, where a sum that is rounded may lie on the wrong side."""
+    rng = np.random.default_rng(0)
+    probabilities = rng.random((500, 11)).astype(np.float32) * (rng.random((500, 11)) < 0.3)
+    probabilities = probabilities[probabilities.any(axis=1)]
+    drawn = ops.convert_to_numpy(decoding._draw(probabilities, np.full(len(probabilities), number, np.float32)))
+    assert (np.take_along_axis(probabilities, drawn[:, None], axis=1) > 0).all()
 
 
 def test_samples_are_as_frequent_as_they_are_probable():
