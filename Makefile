@@ -31,7 +31,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 # The server's own job queue is several processes that nothing here needs.
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION ?= false
 
-.PHONY: help demo up mlflow test lint lock clean
+.PHONY: help demo up mlflow bench test lint lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
@@ -45,6 +45,9 @@ mlflow: .venv-mlflow/installed  ## show the trainings recorded in data/mlflow.db
 	@mkdir -p $(ROOT)/data/mlflow
 	@$(ROOT)/.venv-mlflow/bin/mlflow server --backend-store-uri sqlite:///$(ROOT)/data/mlflow.db \
 	    --artifacts-destination $(ROOT)/data/mlflow --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1
+
+bench: .venv/installed  ## measure speed against the usual ways, into benchmarks/results.json
+	@$(BIN)/python -m benchmarks
 
 test: .venv/installed-dev  ## run all tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -61,8 +61,8 @@ def training(rounds: int) -> dict[str, float]:
         "captions_per_cpu_second": rate,
         "captions_per_cpu_second_usual": usual,
         "training_over_prefix_expansion": rate / usual,
-        "relative_difference_of_loss": abs(difference),
-        "spread": max(spread(whole), spread(prefixes)),
+        "relative_difference_of_loss": float(abs(difference)),
+        "training_spread": max(spread(whole), spread(prefixes)),
     }
 
 
@@ -106,5 +106,5 @@ def decoding(rounds: int) -> dict[str, float]:
         "greedy_over_per_word_predict": rate / usual_rate,
         "beam5_time_over_greedy": cpu(beam) / cpu(greedy),
         "same_captions": sum(a == b for a, b in zip(ours, theirs, strict=True)) / len(ours),
-        "spread": max(map(spread, (greedy, beam, usual))),
+        "decoding_spread": max(map(spread, (greedy, beam, usual))),
     }
