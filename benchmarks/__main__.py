@@ -13,6 +13,13 @@ RESULTS = Path(__file__).with_name("results.json")
 ROUNDS = 5
 
 
+def extraction() -> dict[str, float]:
+    """Pictures encoded a second, against the usual ways and against a product of matrices."""
+    from benchmarks.extraction import extraction
+
+    return extraction(ROUNDS)
+
+
 def training() -> dict[str, float]:
     """Captions learnt a second, against the expansion of captions into prefixes."""
     from benchmarks import learning
@@ -35,7 +42,12 @@ def scale() -> dict[str, float]:
     return {"plan_1m_seconds": found["seconds"], "plan_1m_peak_mb": found["peak_mb"]}
 
 
-MEASUREMENTS: dict[str, Callable[[], dict[str, float]]] = {"training": training, "decoding": decoding, "scale": scale}
+MEASUREMENTS: dict[str, Callable[[], dict[str, float]]] = {
+    "extraction": extraction,
+    "training": training,
+    "decoding": decoding,
+    "scale": scale,
+}
 
 
 def main() -> None:

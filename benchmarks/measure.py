@@ -32,6 +32,11 @@ def cpu(costs: list[Cost]) -> float:
     return statistics.median(cost.cpu for cost in costs)
 
 
+def wall(costs: list[Cost]) -> float:
+    """The median of the seconds of the clock."""
+    return statistics.median(cost.wall for cost in costs)
+
+
 def spread(costs: list[Cost]) -> float:
     """How far the CPU seconds lie apart: their range over their median."""
     seconds = [cost.cpu for cost in costs]

@@ -74,7 +74,6 @@ def prepare(data: str, encoder: str, *, views: bool, store: Bucket) -> tuple[str
         source=dataset.source,
         encoder_id=encoder_id,
         store=store,
-        batch_size=32,
     )
     return dataset_uri, vocabulary_uri, encoder_id
 

@@ -123,7 +123,8 @@ def work(step: str, folder: str, keys: int) -> None:
     seconds = time.perf_counter() - start
     # Not getrusage's peak, which begins at that of the process that started this one.
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert peak is not None, "this measurement needs Linux"
+    if peak is None:
+        raise RuntimeError("There is no VmHWM in /proc/self/status: this measurement needs Linux.")
     print(f"{seconds:.3f} {int(peak[1]) / 1024:.0f}")  # noqa: T201
 
 

@@ -4,4 +4,9 @@ The package is a plain library with a command line (``python -m pipeline``). It 
 loads nothing heavy: each module imports what it needs.
 """
 
+import sys
+
 __version__ = "0.1.0"
+
+# OpenVINO and NNCF tell their makers of each use of them, unless this package of theirs is missing.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

@@ -14,13 +14,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import features, registry, runs, tables
+from pipeline import features, registry, runs, tables, timing
 from pipeline.captioner import load, load_metadata
 from pipeline.errors import PipelineError
 from pipeline.features import IMAGES, INDEX
 from pipeline.images import is_image
 from pipeline.recipe import Search
 from pipeline.storage import Bucket, ObjectNotFoundError, StoredObject, open_bucket
+from pipeline.timing import Stopwatch
 
 log = logging.getLogger(__name__)
 
@@ -114,13 +115,17 @@ def caption(shard: str, *, store: Bucket, search: Search, sidecars: bool) -> dic
     if store.exists(key):
         log.info("%s exists: nothing to do", store.url(key))
         return {"shard": shard, "images": 0}
+    stopwatch = Stopwatch()
     ok = [status == "ok" for status in rows["status"].to_pylist()]
     written = {}
     if any(ok):
-        captioner, _ = load(about["version"], store)
+        with stopwatch.stage("load"):
+            captioner, _ = load(about["version"], store)
         readable = rows.filter(pa.array(ok))
-        vectors = features.read_vectors(readable, encoder_id=about["encoder_id"], store=store)
-        written = dict(zip(readable["key"].to_pylist(), captioner.caption(vectors, search), strict=True))
+        with stopwatch.stage("read"):
+            vectors = features.read_vectors(readable, encoder_id=about["encoder_id"], store=store)
+        with stopwatch.stage("caption"):
+            written = dict(zip(readable["key"].to_pylist(), captioner.caption(vectors, search), strict=True))
     now = datetime.now(UTC)
     table = pa.Table.from_pylist(
         [
@@ -139,11 +144,14 @@ def caption(shard: str, *, store: Bucket, search: Search, sidecars: bool) -> dic
         ],
         schema=SCHEMA,
     )
-    if sidecars:
-        for row in table.to_pylist():
-            store.put(f"sidecars/{row['image_key']}.json", json.dumps(row, indent=2, default=str).encode())
-    # The shard comes last: once it is there, nobody comes back to these images.
-    tables.write(table, key, store)
+    with stopwatch.stage("write"):
+        if sidecars:
+            for row in table.to_pylist():
+                store.put(f"sidecars/{row['image_key']}.json", json.dumps(row, indent=2, default=str).encode())
+        # The shard comes last: once it is there, nobody comes back to these images.
+        tables.write(table, key, store)
+    timing.save(shard, stopwatch, store)
+    log.info("seconds: %s", stopwatch)
     log.info("%s: %d captions, %d failed", store.url(key), len(written), len(rows) - len(written))
     return {"shard": shard, "images": len(rows), "captioned": len(written), "failed": len(rows) - len(written)}
 
@@ -152,7 +160,8 @@ def publish(run: str, *, store: Bucket, max_failed_fraction: float) -> dict[str,
     """Count the night, write its record, and fail where images are unaccounted for or too many failed.
 
     Returns:
-        The record: how many images were listed, done before, extracted, captioned and failed, and the errors by kind.
+        The record: how many images were listed, done before, extracted, captioned and failed, the errors by kind, the
+        seconds by stage, and the images a second from the listing to this count.
     """
     images, about = _listing(run, store)
     plan = runs.read(run, "captions", store)
@@ -164,6 +173,10 @@ def publish(run: str, *, store: Bucket, max_failed_fraction: float) -> dict[str,
         ).to_pylist()
     ]
     failed = [(row["image_key"], row["error"]) for row in rows if row["status"] == "failed"]
+    extracted = runs.extracted(run, store)
+    seconds = Counter(extracted["seconds"]) + Counter(timing.total(plan["shards"], store))
+    finished_at = datetime.now(UTC)
+    clock = (finished_at - datetime.fromisoformat(about["listed_at"])).total_seconds()
     record = {
         "kind": KIND,
         "inbox": about["inbox"],
@@ -171,12 +184,14 @@ def publish(run: str, *, store: Bucket, max_failed_fraction: float) -> dict[str,
         "encoder_id": about["encoder_id"],
         "listed": len(images),
         "already_done": plan["already_done"],
-        "extracted": runs.extracted(run, store)["extracted"],
+        "extracted": extracted["extracted"],
         "captioned": len(rows) - len(failed),
         "failed": len(failed),
         "errors": dict(Counter(error for _, error in failed).most_common()),
+        "seconds": dict(seconds),
+        "images_per_second": round(len(rows) / max(clock, 1e-9), 2),
         "started_at": about["listed_at"],
-        "finished_at": datetime.now(UTC).isoformat(),
+        "finished_at": finished_at.isoformat(),
     }
     runs.finish(run, record, store)
     log.info(

@@ -99,11 +99,23 @@ def encoder(
     views: Annotated[
         bool, typer.Option(help="encode six views of each picture: better captions, six times the extraction")
     ] = False,
+    int8: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATASET_URI",
+            help="compute in 8-bit integers, calibrated on this dataset: several times faster on CPUs with VNNI",
+        ),
+    ] = None,
 ) -> None:
     """Put an image encoder in the store."""
     from pipeline import encoder as encoders
 
-    _print({"encoder_id": encoders.publish(spec, _store(), views=views)})
+    encoder_id = encoders.publish(spec, _store(), views=views)
+    if int8:
+        from pipeline import calibration
+
+        encoder_id = calibration.quantise(encoder_id, int8, _store())
+    _print({"encoder_id": encoder_id})
 
 
 @app.command()
@@ -130,7 +142,7 @@ def extract(shard: Shard) -> None:
 
     from pipeline import features
 
-    _print(asdict(features.extract(shard, store=_store(), batch_size=_settings().batch_size)))
+    _print(asdict(features.extract(shard, store=_store())))
 
 
 @app.command()
@@ -209,7 +221,6 @@ def consider(
         tolerance=tolerance,
         floor=floor,
         store=_store(),
-        batch_size=settings.batch_size,
         max_failed_fraction=settings.max_failed_fraction,
     )
     _print(decision.model_dump())
@@ -254,7 +265,6 @@ def caption(
             search=Search(beam_width=beam, samples=samples),
             alternatives=alternatives,
             store=_store(),
-            batch_size=_settings().batch_size,
         )
     for found in captioned:
         if as_json:

@@ -1,13 +1,14 @@
 """The image encoder: a Keras model that maps RGB pictures to pooled feature vectors, and its identity.
 
-An encoder is stored once under ``encoders/<encoder_id>.keras``, so that every later run, on any machine, extracts with
-the very weights that the captioner was trained on. Its id holds a hash of those weights: features of different weights
-can't be mixed.
+An encoder is stored once under ``encoders/``, so that every later run, on any machine, extracts with the very weights
+that the captioner was trained on. Its id holds a hash of those weights: features of different weights can't be mixed.
+It is stored in two forms: ``<encoder_id>.keras``, for GPUs, and ``<encoder_id>.xml`` with ``.bin``, for CPUs.
 """
 
 import hashlib
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,13 +16,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import keras_files
+from pipeline import gpu, keras_files
 from pipeline.errors import PipelineError
 from pipeline.storage import Bucket, open_object
 from pipeline.views import several
 
 if TYPE_CHECKING:
     import keras
+
+    from pipeline.networks import Network
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +33,12 @@ DEFAULT_SIZE = 224
 
 RANDOM_SEED = 0
 """Of the weights of the encoder ``random``, which serves to try the pipeline without a download."""
+
+CPU_BATCH = 8
+"""Pictures in one pass on a CPU: more are no faster, and let cores wait for each other at the end of a shard."""
+
+NETWORK_SUFFIXES = ("xml", "bin")
+"""Of the files of a network's structure and weights."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +49,21 @@ class Encoder:
         encoder_id: its name and the hash of its weights.
         size: (height, width) of its pictures.
         shape: of a picture's features: (D,), or (V, D) where it encodes several views.
+        batch_size: pictures that are best encoded at once.
+        threads: from how many threads it is best called.
+        run: encodes a batch.
     """
 
     encoder_id: str
     size: tuple[int, int]
     shape: tuple[int, ...]
-    model: "keras.Model"
+    batch_size: int
+    threads: int
+    run: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.floating]]
 
     def encode(self, pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Features of a batch: (N, height, width, 3) RGB 0..255 to (N, D) or (N, V, D) float32."""
-        return np.asarray(self.model.predict_on_batch(pictures.astype(np.float32)), np.float32)
+        return np.asarray(self.run(pictures), np.float32)
 
 
 def publish(spec: str, store: Bucket, *, views: bool = False) -> str:
@@ -66,28 +80,68 @@ def publish(spec: str, store: Bucket, *, views: bool = False) -> str:
             of a model that has some already.
     """
     model, name = _build(spec)
+    size, shape = _dimensions(model, name)
     if views:
-        encoder = _checked(model, name)
-        if len(encoder.shape) > 1:
-            raise PipelineError(f"{spec} encodes {encoder.shape[0]} views of a picture already: leave out --views.")
-        model, name = several(model, encoder.size), f"{name}-views"
-    encoder = _checked(model, f"{name}-{_weights_hash(model)}")
-    key = _key(encoder.encoder_id)
-    if not store.exists(key):
-        store.put(key, keras_files.to_bytes(model))
-    pixels, features = ("×".join(map(str, shape)) for shape in (encoder.size, encoder.shape))
-    log.info("encoder %s: %s pixels to %s features", encoder.encoder_id, pixels, features)
-    return encoder.encoder_id
+        if len(shape) > 1:
+            raise PipelineError(f"{spec} encodes {shape[0]} views of a picture already: leave out --views.")
+        model, name = several(model, size), f"{name}-views"
+        size, shape = _dimensions(model, name)
+    encoder_id = f"{name}-{_weights_hash(model)}"
+    # The form for CPUs is written first: where there is that for GPUs, there are both.
+    if not store.exists(_key(encoder_id, "keras")):
+        from pipeline import networks
+
+        save_network(encoder_id, networks.convert(model), store)
+        store.put(_key(encoder_id, "keras"), keras_files.to_bytes(model))
+    pixels, features = ("×".join(map(str, numbers)) for numbers in (size, shape))
+    log.info("encoder %s: %s pixels to %s features", encoder_id, pixels, features)
+    return encoder_id
 
 
 def load(encoder_id: str, store: Bucket) -> Encoder:
-    """The encoder published under this id. Raises ``PipelineError`` where there is none."""
-    key = _key(encoder_id)
-    return _checked(keras_files.from_bytes(store.get(key), origin=store.url(key)), encoder_id)
+    """The encoder of this id, for the GPU where there is one. Raises ``ObjectNotFoundError`` where it isn't stored."""
+    key = _key(encoder_id, "keras")
+    # In 8-bit integers it is for CPUs alone.
+    if gpu.present() and store.exists(key):
+        model = keras_files.from_bytes(store.get(key), origin=store.url(key))
+        return on_gpu(model, encoder_id)
+    from pipeline import networks
+
+    network = networks.Compiled(load_network(encoder_id, store))
+    height, width = network.size
+    size = height or DEFAULT_SIZE, width or DEFAULT_SIZE
+    return Encoder(encoder_id, size, network.shape, CPU_BATCH, network.threads, network)
 
 
-def _key(encoder_id: str) -> str:
-    return f"encoders/{encoder_id}.keras"
+def on_gpu(model: "keras.Model", encoder_id: str) -> Encoder:
+    """The encoder that a Keras model is, computed by Keras's backend."""
+    size, shape = _dimensions(model, encoder_id)
+    gpu.prepare(model)
+    batch_size = gpu.largest_batch(model.predict_on_batch, size)
+    log.info("encoding %d pictures at once on the GPU", batch_size)
+    return Encoder(encoder_id, size, shape, batch_size, 1, model.predict_on_batch)
+
+
+def exists(encoder_id: str, store: Bucket) -> bool:
+    """Whether the encoder is in the store."""
+    return store.exists(_key(encoder_id, "xml"))
+
+
+def load_network(encoder_id: str, store: Bucket) -> "Network":
+    """The encoder's form for CPUs. Raises ``ObjectNotFoundError`` where it isn't stored."""
+    from pipeline.networks import Network
+
+    return Network(*(store.get(_key(encoder_id, suffix)) for suffix in NETWORK_SUFFIXES))
+
+
+def save_network(encoder_id: str, network: "Network", store: Bucket) -> None:
+    """Store the encoder's form for CPUs; its structure last, which makes it an encoder."""
+    for suffix, data in reversed(list(zip(NETWORK_SUFFIXES, network, strict=True))):
+        store.put(_key(encoder_id, suffix), data)
+
+
+def _key(encoder_id: str, suffix: str) -> str:
+    return f"encoders/{encoder_id}.{suffix}"
 
 
 def _build(spec: str) -> tuple["keras.Model", str]:
@@ -130,19 +184,20 @@ def _resnet50(weights: str | None) -> "keras.Model":
     return keras.Model(pictures, backbone(centred), name="resnet50")
 
 
-def _checked(model: "keras.Model", encoder_id: str) -> Encoder:
+def _dimensions(model: "keras.Model", name: str) -> tuple[tuple[int, int], tuple[int, ...]]:
+    """The size of the model's pictures and the shape of their features. Raises ``PipelineError`` where it has none."""
     inputs, outputs = model.inputs, model.outputs
     if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].shape[-1] != 3:
         shapes = f"{[tuple(i.shape) for i in inputs]} to {[tuple(o.shape) for o in outputs]}"
-        raise PipelineError(f"An encoder maps (N, H, W, 3) to (N, D); {encoder_id} maps {shapes}.")
+        raise PipelineError(f"An encoder maps (N, H, W, 3) to (N, D); {name} maps {shapes}.")
     shape = tuple(outputs[0].shape[1:])
     if len(shape) not in (1, 2) or None in shape:
         raise PipelineError(
-            f"An encoder's output is (N, D), or (N, V, D) of V views; that of {encoder_id} is "
+            f"An encoder's output is (N, D), or (N, V, D) of V views; that of {name} is "
             f"{tuple(outputs[0].shape)}: end the model in GlobalAveragePooling2D."
         )
     _, height, width, _ = inputs[0].shape
-    return Encoder(encoder_id, (height or DEFAULT_SIZE, width or DEFAULT_SIZE), shape, model)
+    return (height or DEFAULT_SIZE, width or DEFAULT_SIZE), shape
 
 
 def _weights_hash(model: "keras.Model") -> str:

@@ -134,7 +134,6 @@ def cider_on(
     *,
     search: Search,
     store: Bucket,
-    batch_size: int,
     max_failed_fraction: float,
 ) -> float:
     """CIDEr of a model on the test split of any dataset; extracts what features its encoder lacks."""
@@ -146,7 +145,6 @@ def cider_on(
         source=dataset.source,
         encoder_id=metadata.encoder_id,
         store=store,
-        batch_size=batch_size,
     )
     test = split_features(
         dataset, "test", encoder_id=metadata.encoder_id, store=store, max_failed_fraction=max_failed_fraction

@@ -8,23 +8,25 @@ hash of its content, so a retry writes the same object, and what is pending is t
 import hashlib
 import logging
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline import runs, tables
+from pipeline import runs, tables, timing
 from pipeline.errors import PipelineError
 from pipeline.images import BadImageError, decode
 from pipeline.progress import track
 from pipeline.storage import Bucket, ObjectChangedError, ObjectNotFoundError, open_bucket
+from pipeline.timing import Stopwatch
 
 if TYPE_CHECKING:
     from pipeline.encoder import Encoder
@@ -37,7 +39,8 @@ MAX_SHARDS = 1000
 SHARD = 1000
 """Images a shard where one process extracts all: what is lost, at most, if it is interrupted."""
 
-DECODE_THREADS = 8
+READERS = min(32, 4 + (os.cpu_count() or 1))
+"""Threads that read and decode pictures: enough to keep the cores busy while some wait for the storage."""
 
 IMAGES = pa.schema([("key", pa.string()), ("etag", pa.string())])
 """A listing: images by key, each with the etag that it had when it was listed."""
@@ -94,29 +97,31 @@ def read_plan(shard: str, store: Bucket) -> tuple[pa.Table, dict[str, str]]:
     return table, tables.about(table)
 
 
-def complete(images: pa.Table, *, run: str, source: str, encoder_id: str, store: Bucket, batch_size: int) -> None:
+def complete(images: pa.Table, *, run: str, source: str, encoder_id: str, store: Bucket) -> None:
     """Extract here and now what has no row yet; arguments as those of ``plan`` and ``extract``."""
     shards = plan(images, run=run, source=source, encoder_id=encoder_id, store=store, shard_size=SHARD)
     for shard in shards:
-        extract(shard, store=store, batch_size=batch_size)
+        extract(shard, store=store)
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """What the extraction of one shard did; ``seconds`` is wall time without loading the encoder."""
+    """What the extraction of one shard did.
+
+    Attributes:
+        shard: its name.
+        images: how many there were to encode; none where it was done before.
+        failed: how many of them could not be.
+        images_per_second: by the clock, without loading the encoder.
+    """
 
     shard: str
     images: int
     failed: int
-    seconds: float
-
-    @property
-    def images_per_second(self) -> float:
-        """The rate, for logs and records."""
-        return self.images / max(self.seconds, 1e-9)
+    images_per_second: float
 
 
-def extract(shard: str, *, store: Bucket, batch_size: int) -> Extraction:
+def extract(shard: str, *, store: Bucket) -> Extraction:
     """Encode a planned shard's images and write its features; does nothing where they are written already."""
     from pipeline import encoder as encoders
 
@@ -125,11 +130,13 @@ def extract(shard: str, *, store: Bucket, batch_size: int) -> Extraction:
     if store.exists(key):
         log.info("%s exists: nothing to do", store.url(key))
         return Extraction(shard, 0, 0, 0.0)
-    encoder = encoders.load(about["encoder_id"], store)
+    stopwatch = Stopwatch()
+    with stopwatch.stage("load"):
+        encoder = encoders.load(about["encoder_id"], store)
     start = time.monotonic()
-    read = partial(_read_picture, open_bucket(about["source"]), encoder.size)
+    read = partial(read_picture, open_bucket(about["source"]), encoder.size, stopwatch=stopwatch)
     rows = list(zip(images["key"].to_pylist(), images["etag"].to_pylist(), strict=True))
-    vectors, errors = encode(rows, read, encoder, batch_size)
+    vectors, errors = encode(rows, read, encoder, stopwatch)
     table = pa.table(
         [
             images["key"],
@@ -140,9 +147,13 @@ def extract(shard: str, *, store: Bucket, batch_size: int) -> Extraction:
         ],
         schema=schema(encoder.shape),
     )
-    tables.write(table, key, store)
-    done = Extraction(shard, len(rows), sum(e is not None for e in errors), time.monotonic() - start)
-    log.info("%s: %d images, %d failed, %.1f a second", shard, done.images, done.failed, done.images_per_second)
+    with stopwatch.stage("write"):
+        tables.write(table, key, store)
+    rate = len(rows) / max(time.monotonic() - start, 1e-9)
+    timing.save(shard, stopwatch, store)
+    done = Extraction(shard, len(rows), sum(error is not None for error in errors), round(rate, 2))
+    log.info("%s: %d images, %d failed, %.1f a second", shard, done.images, done.failed, rate)
+    log.info("seconds, those of all threads added up: %s", stopwatch)
     return done
 
 
@@ -237,10 +248,14 @@ Picture = npt.NDArray[np.uint8] | str
 """A decoded picture, or why there is none."""
 
 
-def _read_picture(bucket: Bucket, size: tuple[int, int], image: tuple[str, str]) -> Picture:
+def read_picture(bucket: Bucket, size: tuple[int, int], image: tuple[str, str], *, stopwatch: Stopwatch) -> Picture:
+    """The picture of an image, (key, etag), scaled to (height, width); the time goes to the stages read and decode."""
     key, etag = image
     try:
-        return decode(bucket.get(key, etag=etag), size)
+        with stopwatch.stage("read"):
+            data = bucket.get(key, etag=etag)
+        with stopwatch.stage("decode"):
+            return decode(data, size)
     except BadImageError as error:
         return str(error)
     except (ObjectNotFoundError, ObjectChangedError):
@@ -249,15 +264,18 @@ def _read_picture(bucket: Bucket, size: tuple[int, int], image: tuple[str, str])
 
 
 def encode(
-    rows: list[tuple[str, str]], read: Callable[[tuple[str, str]], Picture], encoder: "Encoder", batch_size: int
+    rows: list[tuple[str, str]],
+    read: Callable[[tuple[str, str]], Picture],
+    encoder: "Encoder",
+    stopwatch: Stopwatch,
 ) -> tuple[npt.NDArray[np.float16], list[str | None]]:
-    """Encode pictures, in batches, reading ahead.
+    """Encode pictures, in batches, while others are read.
 
     Args:
         rows: the pictures' names, as ``read`` takes them.
-        read: from a name to the decoded picture, or to why there is none.
+        read: from a name to the decoded picture, or to why there is none; called from several threads.
         encoder: what to encode with.
-        batch_size: pictures in one pass.
+        stopwatch: the time goes to the stage encode.
 
     Returns:
         The vectors, (N, D) or (N, V, D) float16, zero where there is no picture; and of each picture why there is none,
@@ -265,39 +283,45 @@ def encode(
     """
     vectors = np.zeros((len(rows), *encoder.shape), np.float16)
     errors: list[str | None] = [None] * len(rows)
-    batch: list[tuple[int, npt.NDArray[np.uint8]]] = []
 
-    def flush() -> None:
-        encoded = encoder.encode(np.stack([picture for _, picture in batch]))
-        for (row, _), vector in zip(batch, encoded, strict=True):
-            with np.errstate(over="ignore"):
-                vectors[row] = vector
-            if not np.isfinite(vectors[row]).all():
-                errors[row] = "its features are not finite in 16 bits"
-        batch.clear()
+    def batches() -> Iterator[dict[int, npt.NDArray[np.uint8]]]:
+        batch = {}
+        pictures = _ahead(read, rows, threads=READERS, window=4 * encoder.threads * encoder.batch_size)
+        for row, picture in enumerate(track(pictures, total=len(rows), unit="images", log=log)):
+            if isinstance(picture, str):
+                errors[row] = picture
+                log.warning("%s: %s", rows[row][0], picture)
+            else:
+                batch[row] = picture
+            if len(batch) == encoder.batch_size:
+                yield batch
+                batch = {}
+        if batch:
+            yield batch
 
-    pictures = _ahead(rows, read, window=4 * batch_size)
-    for row, picture in enumerate(track(pictures, total=len(rows), unit="images", log=log)):
-        if isinstance(picture, str):
-            errors[row] = picture
-            log.warning("%s: %s", rows[row][0], picture)
-        else:
-            batch.append((row, picture))
-        if len(batch) == batch_size:
-            flush()
-    if batch:
-        flush()
+    def run(batch: dict[int, npt.NDArray[np.uint8]]) -> tuple[list[int], npt.NDArray[np.float32]]:
+        with stopwatch.stage("encode"):
+            return list(batch), encoder.encode(np.stack(list(batch.values())))
+
+    for places, encoded in _ahead(run, batches(), threads=encoder.threads, window=2 * encoder.threads):
+        with np.errstate(over="ignore"):
+            vectors[places] = encoded
+        for place in places:
+            if not np.isfinite(vectors[place]).all():
+                errors[place] = "its features are not finite in 16 bits"
     return vectors, errors
 
 
-def _ahead(
-    rows: Iterable[tuple[str, str]], read: Callable[[tuple[str, str]], Picture], *, window: int
-) -> Iterator[Picture]:
-    """Read and decode in threads, at most ``window`` pictures ahead of the encoder, in order."""
-    with ThreadPoolExecutor(DECODE_THREADS) as pool:
-        pending: deque[Future[Picture]] = deque()
-        for row in rows:
-            pending.append(pool.submit(read, row))
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def _ahead(function: Callable[[Item], Result], items: Iterable[Item], *, threads: int, window: int) -> Iterator[Result]:
+    """The function's values in the items' order, computed in threads, at most ``window`` ahead of who takes them."""
+    with ThreadPoolExecutor(threads) as pool:
+        pending: deque[Future[Result]] = deque()
+        for item in items:
+            pending.append(pool.submit(function, item))
             if len(pending) >= window:
                 yield pending.popleft().result()
         while pending:

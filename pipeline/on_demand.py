@@ -16,6 +16,7 @@ from pipeline.features import Picture
 from pipeline.images import decode, is_image
 from pipeline.recipe import Search
 from pipeline.storage import Bucket, LocalBucket, ObjectNotFoundError, open_bucket, open_object
+from pipeline.timing import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Captioned:
 
 
 def caption(
-    pictures: Sequence[str], *, version: str | None, search: Search, alternatives: int, store: Bucket, batch_size: int
+    pictures: Sequence[str], *, version: str | None, search: Search, alternatives: int, store: Bucket
 ) -> list[Captioned]:
     """Caption pictures, in their order; one that can't be read does not keep the others from it.
 
@@ -59,7 +60,6 @@ def caption(
         search: how captions are looked for.
         alternatives: captions wanted of each picture beside the best.
         store: where models and encoders lie.
-        batch_size: pictures in one pass of the encoder.
 
     Raises:
         PipelineError: there is no such model, no champion, or fewer captions in the beam than wanted.
@@ -77,7 +77,7 @@ def caption(
         [(source.picture, source.key) for source in sources],
         lambda row: by_name[row[0]].read(encoder.size),
         encoder,
-        batch_size,
+        Stopwatch(),
     )
     readable = np.array([error is None for error in errors], bool)
     beams = iter(captioner.alternatives(vectors[readable].astype(np.float32), search))

@@ -72,7 +72,6 @@ def consider(
     tolerance: float,
     floor: float,
     store: Bucket,
-    batch_size: int,
     max_failed_fraction: float,
 ) -> Decision:
     """Let the gate decide on a candidate, promote it if it passes, and write the retraining's record.
@@ -100,7 +99,6 @@ def consider(
                 current.version,
                 search=metrics.search,
                 store=store,
-                batch_size=batch_size,
                 max_failed_fraction=max_failed_fraction,
             )
         promoted = cider >= reference - tolerance

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pipeline import timing
 from pipeline.storage import Bucket, ObjectNotFoundError
 
 
@@ -23,13 +24,19 @@ def read(run: str, stage: str, store: Bucket) -> dict[str, Any]:
     return _decode(store.get(f"{folder(run)}/{stage}.json"))
 
 
-def extracted(run: str, store: Bucket) -> dict[str, int]:
-    """How many ``images`` the run asked the features of, and how many of them had to be ``extracted``."""
+def extracted(run: str, store: Bucket) -> dict[str, Any]:
+    """What the run extracted.
+
+    Returns:
+        How many ``images`` the run asked the features of, how many of them had to be ``extracted``, and by stage the
+        ``seconds`` that it took.
+    """
     try:
         plan = read(run, "extraction", store)
     except ObjectNotFoundError:  # a step by hand, of a run that planned nothing
-        return {"images": 0, "extracted": 0}
-    return {"images": plan["images"], "extracted": plan["pending"]}
+        return {"images": 0, "extracted": 0, "seconds": {}}
+    seconds = timing.total(plan["shards"], store)
+    return {"images": plan["images"], "extracted": plan["pending"], "seconds": seconds}
 
 
 def finish(run: str, record: Mapping[str, Any], store: Bucket) -> None:

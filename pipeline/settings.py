@@ -34,7 +34,6 @@ class Settings(BaseSettings):
         description="where MLflow records trainings: an SQLite file or a server; empty for nowhere",
     )
     shard_size: int = Field(500, ge=1, description="images in one unit of work: a mapped task, a Parquet object")
-    batch_size: int = Field(32, ge=1, description="images in one pass of the encoder")
     beam_width: int = Field(5, ge=1, le=50, description="captions that the nightly search keeps of each picture")
     samples: int = Field(0, ge=0, le=1000, description="captions drawn to choose the nightly caption by; 0 for none")
     max_failed_fraction: float = Field(

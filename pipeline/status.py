@@ -64,6 +64,9 @@ def _show_runs(console: Console, store: Bucket) -> None:
             f"features of {record['extracted']} extracted",
             markup=False,
         )
+        spent = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in record["seconds"].items())
+        if spent:
+            console.print(f"    {record['images_per_second']} images a second; seconds: {spent}", markup=False)
         for error, count in record["errors"].items():
             console.print(f"    {count} × {error}", markup=False, soft_wrap=True)
 

@@ -35,7 +35,7 @@ def several(model: "keras.Model", size: tuple[int, int]) -> "keras.Model":
     top, left = round(height * (1 - CORNER)), round(width * (1 - CORNER))
     pictures = keras.Input((height, width, 3), name="pictures")
     corners = [
-        layers.Resizing(height, width, antialias=True)(layers.Cropping2D((rows, columns))(pictures))
+        layers.Resizing(height, width)(layers.Cropping2D((rows, columns))(pictures))
         for rows in ((0, top), (top, 0))
         for columns in ((0, left), (left, 0))
     ]

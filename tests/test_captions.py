@@ -63,7 +63,7 @@ def colour_in(text):
 def extract(run, store):
     """Plan the extraction of a night and do it."""
     for shard in captions.plan_extraction(run, store=store, shard_size=3):
-        features.extract(shard, store=store, batch_size=2)
+        features.extract(shard, store=store)
 
 
 def write(run, store, *, sidecars=False, date=DATE):
@@ -122,6 +122,9 @@ def test_every_photograph_ends_in_one_row(inbox, store, trained):
     [(error, count)] = record["errors"].items()
     assert (count, "cannot be decoded" in error) == (1, True)
     assert (record["version"], record["inbox"]) == (trained.model.version, inbox.uri)
+    assert set(record["seconds"]) == {"load", "read", "decode", "encode", "caption", "write"}
+    assert record["seconds"]["caption"] > 0
+    assert record["images_per_second"] > 0
     assert datetime.fromisoformat(record["started_at"]) - before < timedelta(minutes=5)
     [written] = runs.finished(captions.KIND, store)
     assert written == {"run": "scheduled__2026-01-02T02:00:00+00:00", **record}
@@ -229,7 +232,7 @@ def test_a_step_repeated_after_it_was_done_changes_nothing(inbox, store):
     record = night("n1", inbox, store)
     before = toy.etags(store, "features/", "captions/")
     for shard in runs.read("n1", "extraction", store)["shards"]:
-        assert features.extract(shard, store=store, batch_size=2).images == 0
+        assert features.extract(shard, store=store).images == 0
     shards = runs.read("n1", "captions", store)["shards"]
     for shard in shards:
         assert captions.caption(shard, store=store, search=Search(beam_width=2), sidecars=False) == {
@@ -240,7 +243,8 @@ def test_a_step_repeated_after_it_was_done_changes_nothing(inbox, store):
     write("n1", store, date="2026-01-03")
     assert runs.read("n1", "captions", store)["shards"] == shards
     again = captions.publish("n1", store=store, max_failed_fraction=0.2)
-    assert {**again, "finished_at": ""} == {**record, "finished_at": ""}
+    by_the_clock = {"finished_at": "", "images_per_second": 0}
+    assert again | by_the_clock == record | by_the_clock
     with pytest.raises(PipelineError, match="1 of 7 images failed, more than the allowed 0%"):
         captions.publish("n1", store=store, max_failed_fraction=0)
     assert toy.etags(store, "features/", "captions/") == before
@@ -264,7 +268,7 @@ def interrupted(run, inbox, store, last):
     if "extraction planned" in reached:
         shards = captions.plan_extraction(run, store=store, shard_size=3)
         for shard in shards if "extracted" in reached else shards[:1] if "partly extracted" in reached else []:
-            features.extract(shard, store=store, batch_size=2)
+            features.extract(shard, store=store)
     if "captions planned" in reached:
         shards = captions.plan_captions(run, store=store, date=DATE, shard_size=3)
         if "partly captioned" in reached:

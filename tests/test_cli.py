@@ -17,7 +17,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 COMMANDS = {
     "ingest": {"source", "--name", "--max-dropped-fraction"},
     "vocabulary": {"dataset_uri", "--min-count"},
-    "encoder": {"spec", "--views", "--no-views"},
+    "encoder": {"spec", "--views", "--no-views", "--int8"},
     "plan": {"dataset_uri", "encoder_id", "--run"},
     "extract": {"shard"},
     "train": {"dataset_uri", "vocabulary_uri", "encoder_id", "--set"},

@@ -110,13 +110,13 @@ def test_features_of_another_dataset_are_extracted(tmp_path, trained, bucket, to
 
     with pytest.raises(PipelineError, match="4 of 4 images have no features"):
         evaluate("v2", **ask)
-    value = cider_on(elsewhere.dataset, "v2", batch_size=2, **ask)
+    value = cider_on(elsewhere.dataset, "v2", **ask)
     # Only the test split is needed.
     [shard] = bucket.list("features/")
     assert evaluation.features.index(elsewhere.encoder_id, bucket).num_rows == 4
     assert evaluate("v2", **ask).cider == pytest.approx(value)
 
-    assert cider_on(elsewhere.dataset, "v2", batch_size=2, **ask) == value
+    assert cider_on(elsewhere.dataset, "v2", **ask) == value
     assert list(bucket.list("features/")) == [shard]
 
 

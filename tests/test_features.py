@@ -65,7 +65,7 @@ def test_extracts_every_image_once(photographs, store, small_encoder):
     encoder_id = encoder.publish(str(small_encoder), store)
     images = listing(photographs)
     shards = plan(images, photographs, encoder_id, store)
-    done = [features.extract(shard, store=store, batch_size=2) for shard in shards]
+    done = [features.extract(shard, store=store) for shard in shards]
     assert [d.images for d in done] == [5, 5, 2]
     assert sum(d.failed for d in done) == 1
 
@@ -85,7 +85,7 @@ def test_vectors_are_those_of_their_images(photographs, store, small_encoder):
     encoder_id = encoder.publish(str(small_encoder), store)
     images = listing(photographs)
     for shard in plan(images, photographs, encoder_id, store):
-        features.extract(shard, store=store, batch_size=4)
+        features.extract(shard, store=store)
     rows = features.look_up(images, encoder_id=encoder_id, store=store)
     rows = rows.filter(pa.compute.equal(rows["status"], "ok")).take(pa.array([7, 0, 10, 3]))
     vectors = features.read_vectors(rows, encoder_id=encoder_id, store=store)
@@ -100,7 +100,7 @@ def test_a_changed_image_is_a_new_image(photographs, store, small_encoder):
     before = listing(photographs)
     shards = plan(before, photographs, encoder_id, store, shard_size=100)
     photographs.put("03.jpg", jpeg(1234))
-    features.extract(shards[0], store=store, batch_size=4)
+    features.extract(shards[0], store=store)
     rows = features.look_up(before, encoder_id=encoder_id, store=store).to_pylist()
     [changed] = [row for row in rows if row["key"] == "03.jpg"]
     assert (changed["status"], changed["error"]) == ("failed", "removed or replaced since it was listed")
@@ -108,7 +108,7 @@ def test_a_changed_image_is_a_new_image(photographs, store, small_encoder):
     [shard] = plan(listing(photographs), photographs, encoder_id, store)
     planned, _ = features.read_plan(shard, store)
     assert planned["key"].to_pylist() == ["03.jpg"]
-    assert features.extract(shard, store=store, batch_size=4).failed == 0
+    assert features.extract(shard, store=store).failed == 0
 
 
 def test_a_repeated_shard_is_not_extracted_again(photographs, store, small_encoder):
@@ -117,9 +117,9 @@ def test_a_repeated_shard_is_not_extracted_again(photographs, store, small_encod
     images = listing(photographs)
     shards = plan(images, photographs, encoder_id, store)
     assert plan(images, photographs, encoder_id, store) == shards
-    features.extract(shards[0], store=store, batch_size=4)
+    features.extract(shards[0], store=store)
     etag = store.etag(f"features/{encoder_id}/{shards[0]}.parquet")
-    assert features.extract(shards[0], store=store, batch_size=4).images == 0
+    assert features.extract(shards[0], store=store).images == 0
     assert store.etag(f"features/{encoder_id}/{shards[0]}.parquet") == etag
 
 
@@ -127,7 +127,7 @@ def test_the_table_is_as_documented(photographs, store, small_encoder):
     """Features are a fixed-size list of 16-bit floats, null where an image failed."""
     encoder_id = encoder.publish(str(small_encoder), store)
     [shard] = plan(listing(photographs), photographs, encoder_id, store, shard_size=100)
-    features.extract(shard, store=store, batch_size=4)
+    features.extract(shard, store=store)
     table = tables.read(f"features/{encoder_id}/{shard}.parquet", store)
     assert table.schema == features.schema((3,))
     assert [row["key"] for row in table.to_pylist() if row["feature"] is None] == ["broken.jpg"]

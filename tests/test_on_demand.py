@@ -30,7 +30,7 @@ def caption(store):
     """Caption pictures by the toy world's store; what was found, by the name it was given."""
 
     def run(*pictures, **changes):
-        ask = {"version": None, "search": Search(), "alternatives": 0, "store": store, "batch_size": 2}
+        ask = {"version": None, "search": Search(), "alternatives": 0, "store": store}
         return {found.picture: found for found in on_demand.caption(pictures, **(ask | changes))}
 
     return run

@@ -64,7 +64,7 @@ def candidate(version, store, *, cider=None, dataset=DATASET, search=BEAM):
 def decide(version, store, **changes):
     """Let the gate decide with the usual settings."""
     settings = {"run": "r", "policy": Policy.AUTO, "tolerance": 0.015, "floor": 0.1}
-    return consider(version, **{**settings, **changes}, store=store, batch_size=2, max_failed_fraction=0.05)
+    return consider(version, **{**settings, **changes}, store=store, max_failed_fraction=0.05)
 
 
 def test_the_first_champion(bucket):
@@ -85,6 +85,7 @@ def test_the_first_champion(bucket):
         "dataset": DATASET,
         "images": 0,
         "extracted": 0,
+        "seconds": {},
         "scores": {"BLEU-4": 0.2, "CIDEr": 0.4},
     }
 
@@ -149,7 +150,7 @@ def test_a_champion_whose_score_does_not_compare_is_scored_again(bucket, monkeyp
     asked = []
     monkeypatch.setattr(registry, "cider_on", lambda *args, **kwargs: asked.append((args, kwargs)) or reference)
     decision = decide("v2", bucket)
-    settings = {"search": BEAM, "store": bucket, "batch_size": 2, "max_failed_fraction": 0.05}
+    settings = {"search": BEAM, "store": bucket, "max_failed_fraction": 0.05}
     assert asked == [((DATASET, "v1"), settings)]
     assert decision.promoted is promoted
     assert f"against {reference:.3f} of the champion v1" in decision.reason

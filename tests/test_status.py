@@ -29,7 +29,6 @@ def consider(version, store, run):
         tolerance=0.015,
         floor=0.1,
         store=store,
-        batch_size=2,
         max_failed_fraction=0,
     )
 
@@ -38,7 +37,7 @@ def night(run, inbox, store):
     """All five steps of a night."""
     captions.list_inbox(run, inbox=inbox.uri, store=store)
     for shard in captions.plan_extraction(run, store=store, shard_size=100):
-        features.extract(shard, store=store, batch_size=8)
+        features.extract(shard, store=store)
     for shard in captions.plan_captions(run, store=store, date="2026-01-02", shard_size=100):
         captions.caption(shard, store=store, search=Search(beam_width=2), sidecars=False)
     captions.publish(run, store=store, max_failed_fraction=0.5)

@@ -89,7 +89,7 @@ def prepare(
     vocabulary, _ = count_words(uri, min_count=1)
     encoder_id = encoder.publish(str(encoder_file), store, views=views)
     features.complete(
-        dataset.images(data.table), run="r", source=source.uri, encoder_id=encoder_id, store=store, batch_size=32
+        dataset.images(data.table), run="r", source=source.uri, encoder_id=encoder_id, store=store
     )
     return Inputs(source, uri, vocabulary, encoder_id)
 

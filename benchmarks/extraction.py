@@ -1,0 +1,107 @@
+"""Extraction of ResNet50's features, against the usual ways and against what the machine's cores can multiply."""
+
+import io
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from PIL import Image, ImageFilter
+
+from benchmarks.measure import alternate, cpu, spread, wall
+from pipeline import encoder as encoders
+from pipeline import features, keras_files, networks
+from pipeline.images import decode
+from pipeline.storage import Bucket, open_bucket
+
+PICTURE_FLOP = 7.7e9
+"""What ResNet50 multiplies and adds for a picture of 224 × 224 (He et al. 2015 count 3.8e9 of each)."""
+
+SIDE = 3000
+"""Of the square matrices whose product says what the cores can do."""
+
+PICTURES = 128
+TUTORIAL_PICTURES, TUTORIAL_BATCH = 16, 32
+
+
+def extraction(rounds: int) -> dict[str, float]:
+    """Pictures encoded per CPU second, each way, and as shares of the rate of a product of matrices."""
+    with tempfile.TemporaryDirectory() as folder:
+        store, inbox = open_bucket(f"{folder}/store"), open_bucket(f"{folder}/inbox")
+        for number, data in enumerate(photographs(PICTURES)):
+            inbox.put(f"{number:04}.jpg", data)
+        encoder_id = encoders.publish("random", store)
+        pictures = np.stack([decode(inbox.get(item.key), (224, 224)) for item in inbox.list()])
+        model = keras_files.from_bytes(store.get(f"encoders/{encoder_id}.keras"), origin=encoder_id)
+        network = encoders.load_network(encoder_id, store)
+        eight_bits = networks.quantise(network, pictures[:32])
+        encoders.save_network("eight-bits", eight_bits, store)
+        as_floats = pictures.astype(np.float32)
+        matrix = np.random.default_rng(0).random((SIDE, SIDE), dtype=np.float32)
+
+        def product() -> None:
+            np.matmul(matrix, matrix)
+
+        def one_by_one() -> None:
+            for picture in as_floats[:TUTORIAL_PICTURES]:
+                model.predict(picture[None], verbose=0)
+
+        costs = dict(
+            zip(
+                ("product", "one_by_one", "batches", "ours", "int8", "end_to_end"),
+                alternate(
+                    product,
+                    one_by_one,
+                    lambda: model.predict(as_floats, batch_size=TUTORIAL_BATCH, verbose=0),
+                    lambda: encode(pictures, encoders.load(encoder_id, store)),
+                    lambda: encode(pictures, encoders.load("eight-bits", store)),
+                    lambda: end_to_end(encoder_id, inbox, store),
+                    rounds=rounds,
+                ),
+                strict=True,
+            )
+        )
+    counts = dict.fromkeys(costs, PICTURES) | {"one_by_one": TUTORIAL_PICTURES}
+    roofline = 2 * SIDE**3 / PICTURE_FLOP / cpu(costs["product"])
+    rates = {name: counts[name] / cpu(cost) for name, cost in costs.items() if name != "product"}
+    return {
+        "extraction_roofline_per_cpu_second": roofline,
+        **{f"extraction_{name}_per_cpu_second": rate for name, rate in rates.items()},
+        **{
+            f"extraction_{name}_per_second": counts[name] / wall(cost)
+            for name, cost in costs.items()
+            if name != "product"
+        },
+        "extraction_one_by_one_of_roofline": rates["one_by_one"] / roofline,
+        "extraction_batches_of_roofline": rates["batches"] / roofline,
+        "extraction_fp32_of_roofline": rates["ours"] / roofline,
+        "extraction_end_to_end_of_roofline": rates["end_to_end"] / roofline,
+        "extraction_int8_over_fp32": rates["int8"] / rates["ours"],
+        "extraction_spread": max(map(spread, costs.values())),
+    }
+
+
+def photographs(count: int) -> Iterator[bytes]:
+    """JPEGs of the size of Flickr8k's photographs, 500 × 375; what they show is blurred noise."""
+    for number in range(count):
+        noise = np.random.default_rng(number).integers(0, 256, (375, 500, 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(noise).filter(ImageFilter.GaussianBlur(1.5)).save(buffer, "JPEG", quality=90)
+        yield buffer.getvalue()
+
+
+def encode(pictures: npt.NDArray[np.uint8], encoder: encoders.Encoder) -> None:
+    """Encode decoded pictures, as an extraction does."""
+    rows = [(str(number), "") for number in range(len(pictures))]
+    features.encode(rows, lambda row: pictures[int(row[0])], encoder, features.Stopwatch())
+
+
+def end_to_end(encoder_id: str, inbox: Bucket, store: Bucket) -> None:
+    """From JPEGs in a bucket to features in Parquet; loading the encoder is part of it."""
+    for item in store.list(f"features/{encoder_id}/"):
+        Path(store.uri.removeprefix("file://"), item.key).unlink()
+    items = list(inbox.list())
+    images = pa.table([[item.key for item in items], [item.etag for item in items]], schema=features.IMAGES)
+    features.complete(images, run="benchmark", source=inbox.uri, encoder_id=encoder_id, store=store)

@@ -1,0 +1,216 @@
+"""Encoders as a CPU runs them: as good as Keras's own, in 8-bit integers nearly so, and without Keras."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import toy
+
+from pipeline import calibration, dataset, encoder, features, keras_files, networks
+from pipeline.captioner import Captioner, build
+from pipeline.errors import PipelineError
+from pipeline.examples import encode_captions, split_features
+from pipeline.images import decode
+from pipeline.recipe import Recipe, Search
+from pipeline.stages import compile_for_training, mean_loss
+from pipeline.storage import open_bucket
+from pipeline.timing import Stopwatch
+from pipeline.vocabulary import Vocabulary
+
+REAL = 400
+"""Photographs of the tests on real ones."""
+
+
+def cosines(ours, theirs):
+    """Of each pair of rows."""
+    return (ours * theirs).sum(axis=1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
+
+
+def convolutions(size=16):
+    """A small network of convolutions, whose weights are always the same."""
+    import keras
+    from keras import layers
+
+    keras.utils.set_random_seed(3)
+    pictures = keras.Input((size, size, 3))
+    x = layers.Conv2D(8, 3, activation="relu")(layers.Rescaling(1 / 255)(pictures))
+    x = layers.Conv2D(8, 3, activation="relu")(layers.BatchNormalization()(x))
+    return keras.Model(pictures, layers.GlobalAveragePooling2D()(x), name="convolutions")
+
+
+def noise(count, size=16):
+    """Made-up pictures: uint8 (count, size, size, 3)."""
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def photographs(flickr8k):
+    """Real photographs with their captions, as uint8 (N, 224, 224, 3) and lists of texts."""
+    captions = {}
+    for line in (flickr8k / "Flickr8k.token.txt").read_text().splitlines():
+        name, caption = line.split("\t")
+        captions.setdefault(name.partition("#")[0], []).append(caption)
+    names = [name for name in sorted(captions) if (flickr8k / "images" / name).exists()][:REAL]
+    pictures = [decode((flickr8k / "images" / name).read_bytes(), (224, 224)) for name in names]
+    return np.stack(pictures), [captions[name] for name in names]
+
+
+def test_a_network_is_its_keras_model():
+    """Any batch, of any length and from any thread, has the features that Keras gives."""
+    model = convolutions()
+    network = networks.Compiled(networks.convert(model))
+    assert (network.size, network.shape) == ((16, 16), (8,))
+    assert network.threads >= 1
+    for count in (1, 5, 8):
+        np.testing.assert_allclose(network(noise(count)), model.predict_on_batch(noise(count)), rtol=1e-4, atol=1e-5)
+
+
+def test_the_real_encoder_and_its_captions_are_those_of_keras(photographs, real_encoder):
+    """Real photographs have Keras's features, cosine .9999 and more, and the same captions in 99 of 100 cases."""
+    pictures, texts = photographs
+    model = keras_files.from_bytes(real_encoder.read_bytes(), origin=str(real_encoder))
+    theirs = np.asarray(model.predict(pictures, verbose=0))
+    network = networks.Compiled(networks.convert(model))
+    ours = np.concatenate([network(batch) for batch in np.array_split(pictures, 20)])
+    assert cosines(ours, theirs).min() >= 0.9999
+
+    vocabulary = Vocabulary.build([text for captions in texts for text in captions], min_count=5)
+    captioner = briefly_trained(theirs, texts, vocabulary)
+    ours, theirs = (
+        [caption.text for caption in captioner.caption(vectors, Search(beam_width=3))] for vectors in (ours, theirs)
+    )
+    assert len(set(theirs)) > REAL / 20  # captions that speak of their pictures, so that the test can fail
+    assert sum(a == b for a, b in zip(ours, theirs, strict=True)) >= 0.99 * REAL
+
+
+def briefly_trained(vectors, texts, vocabulary):
+    """A captioner that has seen these photographs a few times."""
+    import pyarrow as pa
+
+    from pipeline.examples import Split
+
+    captions, longest = encode_captions(Split(pa.table({"captions": texts}), vectors), vocabulary)
+    recipe = Recipe(embedding="learned", units=64)
+    model = build(len(vocabulary), vectors, recipe)
+    compile_for_training(model, 5e-3)
+    rng = np.random.default_rng(0)
+    for _ in range(15):
+        mean_loss(model.train_on_batch, captions.batches(64, rng))
+    return Captioner([model], vocabulary, max_length=longest)
+
+
+def test_eight_bits_are_nearly_as_good_on_real_photographs(photographs, real_encoder):
+    """Features in 8-bit integers point where those in floats do."""
+    pictures, _ = photographs
+    model = keras_files.from_bytes(real_encoder.read_bytes(), origin=str(real_encoder))
+    network = networks.convert(model)
+    exact, quantised = (
+        np.concatenate([compiled(batch) for batch in np.array_split(pictures[100:200], 10)])
+        for compiled in (networks.Compiled(network), networks.Compiled(networks.quantise(network, pictures[:100])))
+    )
+    found = cosines(exact, quantised)
+    assert np.median(found) > 0.98
+    # It is another network, not the same again.
+    assert found.max() < 0.99999
+
+
+@pytest.fixture
+def eight_bits(new_bucket, tmp_path):
+    """A store, the id of an encoder of convolutions, the URI of a dataset with one broken picture, and its source."""
+    store, source = new_bucket(), new_bucket()
+    convolutions().save(tmp_path / "convolutions.keras")
+    encoder_id = encoder.publish(str(tmp_path / "convolutions.keras"), store)
+    uri = dataset.ingest(toy.draw(source, broken=("red-0.jpg",)), store, name="toy").dataset
+    return store, encoder_id, uri, source
+
+
+def test_an_encoder_in_eight_bits_has_features_of_its_own(eight_bits):
+    """It is calibrated once, on the training pictures that can be read, and its features lie apart from the floats'."""
+    store, encoder_id, uri, source = eight_bits
+    quantised_id = calibration.quantise(encoder_id, uri, store)
+    assert quantised_id == f"{encoder_id}-int8"
+    etags = toy.etags(store, "encoders/")
+    assert calibration.quantise(encoder_id, uri, store) == quantised_id
+    assert toy.etags(store, "encoders/") == etags
+
+    data = dataset.load(uri)
+    for each in (encoder_id, quantised_id):
+        features.complete(dataset.images(data.table), run="r", source=source.uri, encoder_id=each, store=store)
+    exact, found = (
+        split_features(data, "train", encoder_id=each, store=store, max_failed_fraction=0.1).vectors
+        for each in (encoder_id, quantised_id)
+    )
+    assert not np.array_equal(exact, found)
+    assert np.median(cosines(exact, found)) > 0.99
+
+
+def test_nothing_to_calibrate_with_is_an_error(eight_bits):
+    """Where no training picture can be read, the error says how many were tried and where."""
+    store, encoder_id, uri, source = eight_bits
+    for item in list(source.list("pictures/")):
+        toy.delete(source, item.key)
+    with pytest.raises(PipelineError, match=r"None of 16 training pictures in .* can be read"):
+        calibration.quantise(encoder_id, uri, store)
+    assert not encoder.exists(f"{encoder_id}-int8", store)
+
+
+def test_an_unconvertible_encoder_is_an_error(tmp_path):
+    """An operation that OpenVINO does not know is named, and nothing is stored."""
+    import keras
+
+    pictures = keras.Input((16, 16, 3))
+    smaller = keras.layers.Resizing(8, 8, antialias=True)(pictures)
+    keras.Model(pictures, keras.layers.GlobalAveragePooling2D()(smaller), name="strange").save(tmp_path / "s.keras")
+    store = open_bucket(str(tmp_path / "store"))
+    with pytest.raises(PipelineError, match=r"strange can't be converted(.|\n)*ScaleAndTranslate"):
+        encoder.publish(str(tmp_path / "s.keras"), store)
+    assert list(store.list()) == []
+
+
+def test_a_damaged_network_is_an_error(tmp_path):
+    """What is no network says what to do."""
+    store = open_bucket(str(tmp_path))
+    encoder.save_network("e", networks.Network(b"<net", b""), store)
+    with pytest.raises(PipelineError, match="Publish the encoder again"):
+        encoder.load("e", store)
+
+
+EXTRACT = """
+import sys
+from pipeline import features
+from pipeline.storage import open_bucket
+
+features.extract(sys.argv[1], store=open_bucket(sys.argv[2]))
+loaded = {name.partition(".")[0] for name in sys.modules if sys.modules[name] is not None}
+print(sorted(loaded & {"keras", "tensorflow", "jax", "openvino", "openvino_telemetry"}))
+"""
+
+
+def test_an_extraction_on_a_cpu_needs_no_keras(eight_bits, tmp_path):
+    """It loads OpenVINO alone, which starts at once, and tells nobody of it."""
+    _, encoder_id, uri, source = eight_bits
+    store = open_bucket(str(tmp_path / "store"))
+    toy.copy(eight_bits[0], store, "encoders/")
+    images = dataset.images(dataset.load(uri).table)
+    [shard] = features.plan(images, run="r", source=source.uri, encoder_id=encoder_id, store=store, shard_size=100)
+    command = [sys.executable, "-c", EXTRACT, shard, store.uri]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "['openvino']\n"
+
+
+def test_a_shard_says_where_its_time_went(eight_bits):
+    """Reading, decoding and encoding have their seconds, though they overlap; pictures keep their places."""
+    store, encoder_id, _, source = eight_bits
+    names = [(item.key, item.etag) for item in source.list("pictures/")]
+    loaded, stopwatch = encoder.load(encoder_id, store), Stopwatch()
+
+    def read(image):
+        return features.read_picture(source, loaded.size, image, stopwatch=stopwatch)
+
+    vectors, errors = features.encode(names, read, loaded, stopwatch)
+    assert set(stopwatch.seconds) == {"read", "decode", "encode"}
+    assert min(stopwatch.seconds.values()) > 0
+    assert [name for (name, _), error in zip(names, errors, strict=True) if error] == ["pictures/red-0.jpg"]
+    for name, vector, error in zip(names, vectors, errors, strict=True):
+        if error is None:
+            np.testing.assert_allclose(vector, loaded.encode(read(name)[None])[0], rtol=1e-2, atol=1e-3)
