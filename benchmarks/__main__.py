@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 RESULTS = Path(__file__).with_name("results.json")
+PLOT = Path(__file__).with_name("scale.svg")
 ROUNDS = 5
 
 
@@ -35,11 +36,31 @@ def decoding() -> dict[str, float]:
 
 
 def scale() -> dict[str, float]:
-    """Listing a bucket of a million photographs and finding what is new in it."""
-    from benchmarks.scale import measure
+    """Listing a bucket of a million photographs and finding what is new in it; draws how it grows."""
+    from benchmarks.plot import log_log
+    from benchmarks.scale import KEYS, measure
 
-    found = measure(1_000_000)
-    return {"plan_1m_seconds": found["seconds"], "plan_1m_peak_mb": found["peak_mb"]}
+    found = [measure(keys) for keys in KEYS]
+    panels = {
+        title: [(row["keys"], row[name]) for row in found]
+        for title, name in (("seconds", "seconds"), ("peak of memory, MB", "peak_mb"))
+    }
+    PLOT.write_text(log_log(panels, "photographs in the bucket"))
+    return {"plan_1m_seconds": found[-1]["seconds"], "plan_1m_peak_mb": found[-1]["peak_mb"]}
+
+
+def night() -> dict[str, float]:
+    """A whole night in Airflow, against the extraction of its pictures."""
+    from benchmarks.night import night
+
+    return night()
+
+
+def gpu() -> dict[str, float]:
+    """Extraction, training and decoding on a GPU."""
+    from benchmarks.gpu import gpu
+
+    return gpu(ROUNDS)
 
 
 MEASUREMENTS: dict[str, Callable[[], dict[str, float]]] = {
@@ -47,15 +68,19 @@ MEASUREMENTS: dict[str, Callable[[], dict[str, float]]] = {
     "training": training,
     "decoding": decoding,
     "scale": scale,
+    "night": night,
+    "gpu": gpu,
 }
+NEED_MORE = {"gpu"}
+"""What is measured only where it is asked for: not every machine has what it needs."""
 
 
 def main() -> None:
-    """Measure what is named, by default everything."""
+    """Measure what is named, by default all that any machine can."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(MEASUREMENTS)}")
-    names = parser.parse_args().names or list(MEASUREMENTS)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MEASUREMENTS)}")
+    names = parser.parse_args().names or [name for name in MEASUREMENTS if name not in NEED_MORE]
     if unknown := set(names) - MEASUREMENTS.keys():
         parser.error(f"no such measurement: {', '.join(unknown)}. There are {', '.join(MEASUREMENTS)}.")
     for name in names:

@@ -14,21 +14,38 @@ from pipeline.vocabulary import END, SPECIAL_WORDS, START, Vocabulary
 WORDS, DIMENSION, LONGEST = 2549, 2048, 25
 """Flickr8k's vocabulary at 10 occurrences, ResNet50's features, and the longest caption that is not cut."""
 
+SUBJECTS = 10
+"""What a picture may show."""
+
+RECIPE = Recipe(embedding="learned")
+
 LEARNT_PICTURES, LEARNT_THE_USUAL_WAY = 1200, 12
 WRITTEN_PICTURES, WRITTEN_THE_USUAL_WAY = 1024, 4
 
 
 def captions_like_flickr8k(pictures: int) -> Captions:
-    """Captions as long as Flickr8k's and of words as frequent as English's, five a picture; the pictures are noise."""
+    """Captions as long as Flickr8k's (10.8 ± 3.7 words), five a picture, which a few epochs teach a model to write.
+
+    A picture's vector says, in noise, about how long its captions are, and what it shows. Each place in a caption has
+    words of its own, a few of them frequent; which, depends on what is shown.
+    """
     rng = np.random.default_rng(0)
-    frequency = 1 / np.arange(1, WORDS + 1)
-    lengths = rng.normal(10.8, 3.8, 5 * pictures).round().clip(2, LONGEST).astype(int)
-    ids = [
-        [START, *(len(SPECIAL_WORDS) + rng.choice(WORDS, size, p=frequency / frequency.sum())).tolist(), END]
-        for size in lengths
-    ]
-    features = rng.random((pictures, DIMENSION), dtype=np.float32)
-    return Captions(features, np.repeat(np.arange(pictures), 5), ids)
+    words = WORDS // LONGEST
+    frequency = np.arange(1, words + 1) ** -1.5
+    shown = rng.integers(SUBJECTS, size=pictures)
+    usual_length = rng.normal(10.8, 3.2, pictures).round().clip(2, LONGEST).astype(int)
+    of_length, of_subject, noise = (
+        rng.random((size, DIMENSION), dtype=np.float32) for size in (LONGEST + 1, SUBJECTS, pictures)
+    )
+    features = of_length[usual_length] + of_subject[shown] + noise
+    image = np.repeat(np.arange(pictures), 5)
+    lengths = rng.normal(usual_length[image], 2.0).round().clip(2, LONGEST).astype(int)
+    ids = []
+    for subject, length in zip(shown[image], lengths, strict=True):
+        ranks = rng.choice(words, length, p=frequency / frequency.sum())
+        of_place = (ranks + subject) % words
+        ids.append([START, *(len(SPECIAL_WORDS) + of_place * LONGEST + np.arange(length)).tolist(), END])
+    return Captions(features, image, ids)
 
 
 def head(captions: Captions, pictures: int) -> Captions:
@@ -40,19 +57,18 @@ def training(rounds: int) -> dict[str, float]:
     """Captions learnt per CPU second, by whole captions and by their prefixes; and how far the losses lie apart."""
     captions = captions_like_flickr8k(LEARNT_PICTURES)
     few = head(captions, LEARNT_THE_USUAL_WAY)
-    recipe = Recipe(embedding="learned")
     size = WORDS + len(SPECIAL_WORDS)
-    ours = build(size, captions.features, recipe)
-    compile_for_training(ours, recipe.learning_rate)
-    theirs = model_of_prefixes(ours, recipe, LONGEST + 1)
+    ours = build(size, captions.features, RECIPE)
+    compile_for_training(ours, RECIPE.learning_rate)
+    theirs = model_of_prefixes(ours, RECIPE)
     difference = _loss_of_prefixes(theirs, few, size) / mean_loss(ours.test_on_batch, few.batches(64)) - 1
 
     def learn_whole_captions() -> None:
-        mean_loss(ours.train_on_batch, captions.batches(recipe.batch_size, np.random.default_rng(0)))
+        mean_loss(ours.train_on_batch, captions.batches(RECIPE.batch_size, np.random.default_rng(0)))
 
     def learn_prefixes() -> None:
         steps = LEARNT_THE_USUAL_WAY // PICTURES
-        theirs.fit(batches_of_prefixes(few, size, LONGEST + 1), steps_per_epoch=steps, verbose=0)
+        theirs.fit(batches_of_prefixes(few, size), steps_per_epoch=steps, verbose=0)
 
     whole, prefixes = alternate(learn_whole_captions, learn_prefixes, rounds=rounds)
     rate, usual = len(captions.ids) / cpu(whole), len(few.ids) / cpu(prefixes)
@@ -69,26 +85,28 @@ def training(rounds: int) -> dict[str, float]:
 def _loss_of_prefixes(model: keras.Model, captions: Captions, size: int) -> float:
     """The mean loss of a next word, prefix by prefix."""
     total = words = 0.0
-    for inputs, targets in batches_of_prefixes(captions, size, LONGEST + 1):
+    for inputs, targets in batches_of_prefixes(captions, size):
         total += float(model.test_on_batch(inputs, targets)) * len(targets)
         words += len(targets)
     return total / words
 
 
+def briefly_trained(captions: Captions) -> Captioner:
+    """A captioner that has seen these until its captions are of all lengths; untrained, it would never end one."""
+    words = [f"w{number}" for number in range(WORDS)]
+    vocabulary = Vocabulary((*SPECIAL_WORDS, *words), (*([0] * len(SPECIAL_WORDS)), *([10] * WORDS)), 10)
+    model = build(len(vocabulary), captions.features, RECIPE)
+    compile_for_training(model, 5e-3)
+    for epoch in range(6):
+        mean_loss(model.train_on_batch, captions.batches(64, np.random.default_rng(epoch)))
+    return Captioner([model], vocabulary, max_length=LONGEST)
+
+
 def decoding(rounds: int) -> dict[str, float]:
     """Pictures captioned per CPU second; and which share of the captions is the same the usual way."""
     captions = captions_like_flickr8k(WRITTEN_PICTURES)
-    recipe = Recipe(embedding="learned")
-    size = WORDS + len(SPECIAL_WORDS)
-    model = build(size, captions.features, recipe)
-    compile_for_training(model, recipe.learning_rate)
-    # Untrained, it would never end a caption.
-    for _ in range(3):
-        mean_loss(model.train_on_batch, captions.batches(recipe.batch_size, np.random.default_rng(0)))
-    words = [f"w{number}" for number in range(WORDS)]
-    vocabulary = Vocabulary((*SPECIAL_WORDS, *words), (*([0] * len(SPECIAL_WORDS)), *([10] * WORDS)), 10)
-    captioner = Captioner([model], vocabulary, max_length=LONGEST)
-    of_prefixes = model_of_prefixes(model, recipe, LONGEST + 1)
+    captioner = briefly_trained(captions)
+    of_prefixes = model_of_prefixes(captioner.models[0], RECIPE)
     few = captions.features[:WRITTEN_THE_USUAL_WAY]
     greedy, beam, usual = alternate(
         lambda: captioner.caption(captions.features, GREEDY),
@@ -97,7 +115,9 @@ def decoding(rounds: int) -> dict[str, float]:
         rounds=rounds,
     )
     ours = [found.text for found in captioner.caption(captions.features, GREEDY)[: 4 * len(few)]]
-    theirs = [vocabulary.decode(ids) for ids in caption(of_prefixes, captions.features[: 4 * len(few)], LONGEST)]
+    theirs = [
+        captioner.vocabulary.decode(ids) for ids in caption(of_prefixes, captions.features[: 4 * len(few)], LONGEST)
+    ]
     rate, usual_rate = WRITTEN_PICTURES / cpu(greedy), len(few) / cpu(usual)
     return {
         "greedy_pictures_per_cpu_second": rate,

@@ -1,13 +1,15 @@
 """Greedy search, beam search and sampling over a next-word model: a whole batch at once, on the device.
 
 The loop knows no model: it asks a step function for the next word's log probabilities. It runs on rows, of which each
-sequence has K that stand side by side (its beams, or its samples); their number never changes. All is written in
-``keras.ops``, so that a search can be compiled as one function, together with its model.
+sequence has K that stand side by side (its beams, or its samples); their number never changes, but the model is asked
+only about those that go on. All is written in ``keras.ops``, so that a search can be compiled as one function, together
+with its model.
 
 This module loads Keras: whoever does not decode should not import it.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import keras
@@ -21,6 +23,9 @@ Tensor = Any
 
 State = tuple[Tensor, ...]
 """What a model remembers of the words so far; each tensor has a row for each row of words."""
+
+PORTIONS = 8
+"""Parts of all rows. The model is asked about a whole number of them; for each number, a step is compiled once more."""
 
 BLOCK = 64
 """Words of a vocabulary that are looked at together: the blocks first, then within those that matter."""
@@ -68,12 +73,13 @@ def beam_search(
     _require_positive(beam_width, max_length)
     first_row = ops.arange(ops.shape(state[0])[0], dtype="int32")[:, None] * beam_width
 
-    def choose(position: Tensor, log_probs: Tensor, rows: Sentences, last: Tensor) -> tuple[Tensor, ...]:
-        finished = _finished(last)
-        forbidden = ops.concatenate([_never(last), _repeats(rows.ids, position)], axis=1)
+    def propose(position: Tensor, log_probs: Tensor, rows: Tensor, last: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        forbidden = ops.concatenate([_never(last), _repeats(ids, position)], axis=1)
         # The K best of a sequence are among the K best of each of its beams.
-        extensions = min(beam_width, log_probs.shape[1])
-        gains, words = _top(_without(log_probs, forbidden), extensions)
+        return _top(_without(log_probs, forbidden), min(beam_width, log_probs.shape[1]))
+
+    def choose(gains: Tensor, words: Tensor, rows: Sentences, finished: Tensor) -> tuple[Tensor, ...]:
+        extensions = words.shape[1]
         # A finished sentence has one extension, which adds nothing.
         nothing = ops.where(ops.arange(extensions) == 0, 0.0, -float("inf"))
         totals = rows.log_probs[:, None] + ops.where(finished[:, None], nothing, gains)
@@ -85,7 +91,7 @@ def beam_search(
 
     # All beams of a sequence start equal: only the first may be extended, or each would hold the same sentence.
     start = [0.0] + [-float("inf")] * (beam_width - 1)
-    return _write(step, state, choose, start=start, max_length=max_length)
+    return _write(step, state, propose, choose, start=start, max_length=max_length)
 
 
 def sample(step: Step, state: State, *, numbers: Tensor) -> Sentences:
@@ -107,12 +113,15 @@ def sample(step: Step, state: State, *, numbers: Tensor) -> Sentences:
     numbers = ops.reshape(numbers, (-1, max_length))
     every_row = ops.arange(ops.shape(numbers)[0], dtype="int32")
 
-    def choose(position: Tensor, log_probs: Tensor, rows: Sentences, last: Tensor) -> tuple[Tensor, ...]:
-        words = _draw(ops.softmax(_without(log_probs, _never(last))), ops.take(numbers, position, axis=1))
-        gains = ops.take_along_axis(log_probs, words[:, None], axis=1)[:, 0]
-        return every_row, words, rows.log_probs + ops.where(_finished(last), 0.0, gains)
+    def propose(position: Tensor, log_probs: Tensor, rows: Tensor, last: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        chance = ops.take(ops.take(numbers, position, axis=1), rows)
+        words = _draw(ops.softmax(_without(log_probs, _never(last))), chance)[:, None]
+        return ops.take_along_axis(log_probs, words, axis=1), words
 
-    return _write(step, state, choose, start=[0.0] * count, max_length=max_length)
+    def choose(gains: Tensor, words: Tensor, rows: Sentences, finished: Tensor) -> tuple[Tensor, ...]:
+        return every_row, words[:, 0], rows.log_probs + ops.where(finished, 0.0, gains[:, 0])
+
+    return _write(step, state, propose, choose, start=[0.0] * count, max_length=max_length)
 
 
 class Compiled(keras.Model):  # type: ignore[misc]
@@ -138,6 +147,7 @@ class Compiled(keras.Model):  # type: ignore[misc]
 def _write(
     step: Step,
     state: State,
+    propose: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
     choose: Callable[[Tensor, Tensor, Sentences, Tensor], tuple[Tensor, ...]],
     *,
     start: list[float],
@@ -148,8 +158,11 @@ def _write(
     Args:
         step: the model.
         state: of B rows.
-        choose: (position, log probabilities (M, V), sentences so far in M rows, their last words (M,)) to (the row that
-            each row goes on from (M,), its next word (M,), its new sum of log probabilities (M,)).
+        propose: (position, log probabilities (S, V), the numbers of these S of all M rows, their last words (S,), their
+            sentences' ids so far (S, T)) to (log probabilities (S, E), words (S, E)) with which they may go on.
+        choose: (the same of all rows (M, E) twice, sentences so far in M rows, whether each is finished (M,)) to (the
+            row that each row goes on from (M,), its next word (M,), its new sum of log probabilities (M,)). What is
+            proposed to a row that does not go on is another's, and means nothing.
         start: the sums that the K rows of each sequence start with.
         max_length: T.
     """
@@ -163,14 +176,22 @@ def _write(
     )
     last = ops.full((sequences * count,), START, dtype="int32")
 
-    def unfinished(position: Tensor, rows: Sentences, last: Tensor, state: State) -> Tensor:
+    def goes_on(rows: Sentences, last: Tensor) -> Tensor:
         # A row without a sentence can't come to one from itself: nobody waits for it.
-        return ops.any(~_finished(last) & (rows.log_probs > -float("inf")))
+        return ~_finished(last) & (rows.log_probs > -float("inf"))
+
+    def unfinished(position: Tensor, rows: Sentences, last: Tensor, state: State) -> Tensor:
+        return ops.any(goes_on(rows, last))
 
     def write(position: Tensor, rows: Sentences, last: Tensor, state: State) -> tuple[Any, ...]:
-        log_probs, state = step(last, state)
+        def extend(chosen: Tensor) -> tuple[Tensor, ...]:
+            words = ops.take(last, chosen)
+            log_probs, following = step(words, tuple(ops.take(tensor, chosen, axis=0) for tensor in state))
+            return (*propose(position, log_probs, chosen, words, ops.take(rows.ids, chosen, axis=0)), *following)
+
+        gains, words, *following = _of_some(goes_on(rows, last), extend)
         finished = _finished(last)
-        origin, words, totals = choose(position, log_probs, rows, last)
+        origin, words, totals = choose(gains, words, rows, finished)
         finished = ops.take(finished, origin)
         words = ops.where(finished, PAD, words)
         here = ops.arange(max_length) == position
@@ -179,7 +200,7 @@ def _write(
             lengths=ops.take(rows.lengths, origin) + ops.cast(~finished, "int32"),
             log_probs=totals,
         )
-        return position + 1, rows, words, tuple(ops.take(tensor, origin, axis=0) for tensor in state)
+        return position + 1, rows, words, tuple(ops.take(tensor, origin, axis=0) for tensor in following)
 
     position = ops.convert_to_tensor(0, dtype="int32")
     _, rows, _, _ = ops.while_loop(unfinished, write, (position, rows, last, state), maximum_iterations=max_length)
@@ -188,6 +209,28 @@ def _write(
         lengths=ops.reshape(rows.lengths, (-1, count)),
         log_probs=ops.reshape(rows.log_probs, (-1, count)),
     )
+
+
+def _of_some(wanted: Tensor, values_of: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Tensors of M rows, worked out for the wanted ones (M,) alone; the others have values of any of these.
+
+    Args:
+        wanted: whether a row is; at least one must be.
+        values_of: the numbers of S rows (S,) to tensors of S rows.
+    """
+    rows = ops.shape(wanted)[0]
+    so_far = ops.cumsum(ops.cast(wanted, "int32"))
+
+    def of_portion(portion: int) -> tuple[Tensor, ...]:
+        size = -(-rows * portion // PORTIONS)
+        # The first, second, … wanted row; where they are fewer than the size, the last row again and again.
+        chosen = ops.minimum(ops.searchsorted(so_far, ops.arange(1, size + 1)), rows - 1)
+        place = ops.clip(so_far - 1, 0, size - 1)
+        return tuple(ops.take(values, place, axis=0) for values in values_of(chosen))
+
+    # Shapes are fixed in a compiled function: it has a branch for each size, and takes the least that holds all.
+    least = (so_far[-1] * PORTIONS - 1) // rows
+    return tuple(ops.switch(least, [partial(of_portion, number + 1) for number in range(PORTIONS)]))
 
 
 def _require_positive(count: int, max_length: int) -> None:

@@ -146,9 +146,9 @@ def _key(encoder_id: str, suffix: str) -> str:
 
 def _build(spec: str) -> tuple["keras.Model", str]:
     if spec == "imagenet":
-        return _resnet50("imagenet"), "resnet50-imagenet"
+        return resnet50("imagenet"), "resnet50-imagenet"
     if spec == "random":
-        return _resnet50(None), "resnet50-random"
+        return resnet50(None), "resnet50-random"
     suffix = Path(spec).suffix
     if suffix not in (".keras", ".h5"):
         raise PipelineError(f"No such encoder: expected imagenet, random, or a .keras or .h5 file. Received: {spec!r}")
@@ -160,14 +160,14 @@ def _build(spec: str) -> tuple["keras.Model", str]:
     # Keras tells its two formats of weights, the old of its downloads and the present one, by the file's name.
     with keras_files.as_file(data, ".weights.h5" if key.endswith(".weights.h5") else ".h5") as path:
         try:
-            return _resnet50(path), f"resnet50-{name.removeprefix('resnet50-')}"
+            return resnet50(path), f"resnet50-{name.removeprefix('resnet50-')}"
         except (ValueError, OSError, KeyError) as error:
             raise PipelineError(
                 f"{spec} does not hold the weights of a ResNet50 without its top (`include_top=False`): {error}"
             ) from error
 
 
-def _resnet50(weights: str | None) -> "keras.Model":
+def resnet50(weights: str | None) -> "keras.Model":
     """ResNet50 (He et al. 2015, https://arxiv.org/abs/1512.03385), pooled to 2048-d, its preprocessing inside."""
     import keras
 

@@ -145,6 +145,39 @@ def test_stops_when_all_have_ended(decode, count):
         assert len(calls) == 3
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="others trace a step for every number of rows")
+@pytest.mark.parametrize(
+    ("beam_width", "asked"), [(1, [16, 16, 16, 2, 2, 2, 2, 2, 2]), (3, [18, 36, 36])], ids=["greedy", "beam"]
+)
+def test_asks_only_about_what_goes_on(beam_width, asked):
+    """A step has the rows that are not finished, rounded up to an eighth of all; of beams that are equal, one."""
+    step, state = spelling("sandwich", *["of"] * 15)
+    rows = []
+
+    def counted(last, state):
+        rows.append(len(last))
+        return step(last, state)
+
+    beam_search(counted, state, beam_width=beam_width, max_length=12)
+    assert rows[: len(asked)] == asked
+
+
+@pytest.mark.parametrize(("decode", "count"), [(beam_search, {"beam_width": 3}), (sample, {})])
+def test_a_sequence_is_written_as_if_it_were_alone(decode, count):
+    """Whichever of its neighbours have ended, and however many they are."""
+    _, step, state = tables(6, sequences=21, words=5, longest=9)
+    numbers = np.random.default_rng(0).random((21, 4, 9), dtype=np.float32)
+
+    def write(rows):
+        settings = {"max_length": 9} if count else {"numbers": numbers[rows]}
+        return arrays(decode(step, tuple(tensor[rows] for tensor in state), **count, **settings))
+
+    together = write(slice(None))
+    for sequence in range(21):
+        for whole, alone in zip(together, write(slice(sequence, sequence + 1)), strict=True):
+            np.testing.assert_array_equal(whole[sequence], alone[0])
+
+
 def test_cuts_at_the_longest_length():
     """A model that never ends is cut, and the sum of its log probabilities is that of the words written."""
     step, state = constant([-30, -30, -30, -30, 0, 0])

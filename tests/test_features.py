@@ -1,6 +1,7 @@
 """The feature store: planning, extraction, and reading back."""
 
 import io
+import threading
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ from pipeline import encoder, features, runs, tables
 from pipeline.errors import PipelineError
 from pipeline.features import IMAGES
 from pipeline.storage import open_bucket
+from pipeline.timing import Stopwatch
 
 
 def jpeg(seed, side=16):
@@ -158,3 +160,22 @@ def test_the_failure_budget(failed, total, fine):
     else:
         with pytest.raises(PipelineError, match=rf"{failed} of {total} images failed.*0\.jpg: the file is empty"):
             features.check_failures(errors, total, allowed_fraction=0.05)
+
+
+def test_reading_goes_on_while_the_encoder_computes():
+    """Pictures of later batches are read while the first one is encoded, and every vector is that of its picture."""
+    later = threading.Event()
+
+    def read(row):
+        if row[0] == "9":
+            later.set()
+        return np.full((4, 4, 3), int(row[0]), np.uint8)
+
+    def run(pictures):
+        assert later.wait(10), "nothing was read meanwhile"
+        return pictures.mean(axis=(1, 2))
+
+    loaded = encoder.Encoder("e", (4, 4), (3,), batch_size=4, threads=1, run=run)
+    vectors, errors = features.encode([(str(number), "") for number in range(14)], read, loaded, Stopwatch())
+    assert errors == [None] * 14
+    np.testing.assert_array_equal(vectors, np.repeat(np.arange(14), 3).reshape(14, 3))

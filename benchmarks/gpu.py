@@ -1,0 +1,113 @@
+"""What a GPU makes of it: extraction, training and decoding, pictures and captions a second of the clock.
+
+    KERAS_BACKEND=jax python -m benchmarks gpu
+
+On whichever backend Keras has there. Extraction is held against what the chip multiplies in 16-bit floats, and against
+the usual loop over a ResNet50 of PyTorch (torch and torchvision, which the pipeline itself does not need).
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import keras
+import numpy as np
+
+from benchmarks.extraction import PICTURE_FLOP, photographs
+from benchmarks.learning import LEARNT_PICTURES, RECIPE, WRITTEN_PICTURES, briefly_trained, captions_like_flickr8k
+from pipeline import encoder as encoders
+from pipeline import features
+from pipeline.images import decode
+from pipeline.recipe import GREEDY, Search
+from pipeline.stages import mean_loss
+from pipeline.timing import Stopwatch
+
+SIDE = 8192
+"""Of the square matrices whose product says what the chip can do."""
+
+PICTURES, DRAWN = 8192, 256
+"""Pictures encoded, of which so many are different."""
+
+
+def gpu(rounds: int) -> dict[str, float]:
+    """Rates by the clock, and extraction's as shares of the chip's and of PyTorch's."""
+    peak = 2 * SIDE**3 / seconds(product(), rounds) / PICTURE_FLOP
+    encoder = encoders.on_gpu(encoders.resnet50(None), "resnet50")
+    jpegs = list(photographs(DRAWN))
+    decoded = [decode(data, encoder.size) for data in jpegs]
+    from_memory = PICTURES / seconds(lambda: encode(encoder, lambda number: decoded[number]), rounds)
+    from_jpeg = PICTURES / seconds(lambda: encode(encoder, lambda number: decode(jpegs[number], encoder.size)), rounds)
+    pytorch = PICTURES / seconds(pytorch_loop(np.stack(decoded), encoder.batch_size), rounds)
+    return {
+        "gpu_roofline_per_second": peak,
+        "gpu_extraction_per_second": from_memory,
+        "gpu_extraction_from_jpeg_per_second": from_jpeg,
+        "gpu_pytorch_per_second": pytorch,
+        "gpu_extraction_of_roofline": from_memory / peak,
+        "gpu_extraction_over_pytorch": from_memory / pytorch,
+        **learning(rounds),
+    }
+
+
+def seconds(function: Callable[[], object], rounds: int) -> float:
+    """The median of the seconds of the clock, after a call that compiles."""
+
+    def measured() -> Iterator[float]:
+        for _ in range(rounds):
+            start = time.perf_counter()
+            function()
+            yield time.perf_counter() - start
+
+    function()
+    return statistics.median(measured())
+
+
+def product() -> Callable[[], object]:
+    """A product of matrices in 16-bit floats, whose end is waited for."""
+    matrix = keras.random.normal((SIDE, SIDE), dtype="float16")
+    return lambda: keras.ops.convert_to_numpy(keras.ops.matmul(matrix, matrix)[0, 0])
+
+
+def encode(encoder: encoders.Encoder, read: Callable[[int], features.Picture]) -> None:
+    """Encode pictures as an extraction does, read by their number while others are encoded."""
+    rows = [(str(number % DRAWN), "") for number in range(PICTURES)]
+    features.encode(rows, lambda row: read(int(row[0])), encoder, Stopwatch())
+
+
+def pytorch_loop(pictures: np.ndarray, batch_size: int) -> Callable[[], object]:
+    """ResNet50 as PyTorch's users run it: no gradient, 16-bit floats, a batch after the other."""
+    import torch
+    from torchvision.models import resnet50
+
+    model = resnet50().cuda().half().to(memory_format=torch.channels_last).eval()
+    model.fc = torch.nn.Identity()
+
+    def loop() -> None:
+        with torch.inference_mode():
+            for start in range(0, PICTURES, batch_size):
+                batch = pictures[np.arange(start, start + batch_size) % DRAWN]
+                tensor = torch.from_numpy(batch).cuda().permute(0, 3, 1, 2).half() / 255
+                model(tensor).float().cpu().numpy()
+
+    return loop
+
+
+def learning(rounds: int) -> dict[str, float]:
+    """Captions learnt, and pictures captioned, a second."""
+    captions = captions_like_flickr8k(LEARNT_PICTURES)
+    captioner = briefly_trained(captions)
+    vectors = captions.features[:WRITTEN_PICTURES]
+    [model] = captioner.models
+
+    # Decoding first: what is learnt afterwards changes its captions.
+    greedy, beam = (seconds(partial(captioner.caption, vectors, search), rounds) for search in (GREEDY, Search()))
+
+    def learn() -> None:
+        mean_loss(model.train_on_batch, captions.batches(RECIPE.batch_size, np.random.default_rng(0)))
+
+    return {
+        "gpu_captions_learnt_per_second": len(captions.ids) / seconds(learn, rounds),
+        "gpu_greedy_per_second": WRITTEN_PICTURES / greedy,
+        "gpu_beam5_per_second": WRITTEN_PICTURES / beam,
+    }
