@@ -1,6 +1,7 @@
 """All measurements: `python -m benchmarks [NAME ...]`, or `make bench`.
 
-Writes what was measured to results.json beside this file, and keeps there what was measured before under other names.
+Writes what was measured to results.json beside this file, and keeps there what was measured before under other names;
+the table in README.md is made from it.
 """
 
 import argparse
@@ -8,6 +9,8 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+
+from benchmarks import table
 
 RESULTS = Path(__file__).with_name("results.json")
 PLOT = Path(__file__).with_name("scale.svg")
@@ -88,7 +91,9 @@ def main() -> None:
         for what, value in found.items():
             print(f"{what:40} {value:12.4g}", flush=True)  # noqa: T201 - it is a program for a terminal
         known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        RESULTS.write_text(json.dumps(known | found, indent=2) + "\n")
+        known |= found | {"machine": table.machine()}
+        RESULTS.write_text(json.dumps(known, indent=2) + "\n")
+        table.write(known)
 
 
 if __name__ == "__main__":

@@ -75,6 +75,14 @@ with DAG(
             description="Encode the whole, its mirror image and its corners: better captions, six times the extraction",
             section="Data",
         ),
+        "int8": Param(
+            False,
+            type="boolean",
+            title="8-bit integers",
+            description="Encode in 8-bit integers, calibrated on these photographs: three times as fast on CPUs with "
+            "VNNI, for captions as good",
+            section="Data",
+        ),
         **recipe_params,
         **search_params,
         "promotion": Param(
@@ -109,7 +117,12 @@ with DAG(
     )
     encoder = PipelineOperator(
         task_id="encoder",
-        arguments=["encoder", "{{ params.encoder }}", "{{ '--views' if params.views else '--no-views' }}"],
+        arguments=[
+            "encoder",
+            "{{ params.encoder }}",
+            "{{ '--views' if params.views else '--no-views' }}",
+            "--int8={{ ti.xcom_pull(task_ids='ingest', key='dataset') if params.int8 else '' }}",
+        ],
         pool=GPU,
         queue=GPU,
     )
@@ -165,6 +178,7 @@ with DAG(
             raise AirflowSkipException(decision["reason"])
         outlet_events[CHAMPION].extra = decision
 
+    ingest >> encoder
     extract >> train
     evaluate >> consider
     announce(consider.output)

@@ -27,6 +27,10 @@ log = logging.getLogger(__name__)
 
 KIND = "caption_new_images"
 
+SHARDS = 5
+"""Planned images make so many times as large shards as for extraction: captioning is as much quicker, and each of its
+processes loads Keras."""
+
 PAGE = 50_000
 """Objects of a listing held at once."""
 
@@ -93,7 +97,7 @@ def plan_captions(run: str, *, store: Bucket, date: str, shard_size: int) -> lis
         pending.select(INDEX.names),
         {"version": about["version"], "encoder_id": about["encoder_id"], "inbox": about["inbox"], "date": date},
         store=store,
-        shard_size=shard_size,
+        shard_size=SHARDS * shard_size,
     )
     already_done = len(images) - len(pending) - sum(len(features.read_plan(shard, store)[0]) for shard in written)
     plan = {"listed_at": about["listed_at"], "date": date, "already_done": already_done, "shards": [*written, *shards]}

@@ -84,6 +84,8 @@ class Compiled:
         # A stream a core: cores that work on batches of their own need not wait for each other. Where a CPU has 16-bit
         # floats OpenVINO would compute in them, unless told otherwise.
         settings = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
+        # OpenVINO looks NumPy up when first it needs it: threads that did so at once would wait for each other for ever
+        ov.Type.u8.to_dtype()
         self._compiled = ov.Core().compile_model(pictures.build(), "CPU", settings)
         self.threads: int = self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         self._of_thread = threading.local()

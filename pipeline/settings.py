@@ -33,7 +33,9 @@ class Settings(BaseSettings):
         pattern=r"^(sqlite:///.+\.db|https?://.+)?$",
         description="where MLflow records trainings: an SQLite file or a server; empty for nowhere",
     )
-    shard_size: int = Field(500, ge=1, description="images in one unit of work: a mapped task, a Parquet object")
+    shard_size: int = Field(
+        2000, ge=1, description="images in one task of extraction; five times as many in one of captioning"
+    )
     beam_width: int = Field(5, ge=1, le=50, description="captions that the nightly search keeps of each picture")
     samples: int = Field(0, ge=0, le=1000, description="captions drawn to choose the nightly caption by; 0 for none")
     max_failed_fraction: float = Field(

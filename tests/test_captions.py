@@ -41,6 +41,12 @@ def store(new_bucket, trained):
     return store
 
 
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch):
+    """Captions are planned in shards as small as those of extraction, so that a few pictures make several."""
+    monkeypatch.setattr(captions, "SHARDS", 1)
+
+
 @pytest.fixture
 def inbox(new_bucket):
     """Seven photographs, one of them damaged and one with a difficult name, and two files that are none."""
@@ -408,3 +414,12 @@ def test_anyone_can_read_the_captions(inbox, store, trained):
     captioned = frame.set_index("image_key")["caption"].dropna()
     assert {key: colour_in(text) for key, text in captioned.items()} == {key: colour_in(key) for key in captioned.index}
     assert len(captioned) == 7
+
+
+def test_shards_of_captions_are_larger(inbox, store, monkeypatch):
+    """One process captions what several have extracted, up to five times as many images."""
+    monkeypatch.setattr(captions, "SHARDS", 5)
+    captions.list_inbox("n1", inbox=inbox.uri, store=store)
+    extract("n1", store)
+    assert len(runs.read("n1", "extraction", store)["shards"]) == 3
+    assert len(captions.plan_captions("n1", store=store, date=DATE, shard_size=1)) == 2

@@ -124,6 +124,13 @@ def test_a_process_prints_one_line_of_json(environment, toy_encoder):
     assert (environment / f"store/encoders/{encoder_id}.keras").is_file()
 
 
+def test_an_encoder_in_eight_bits(environment, result, toy_encoder):
+    """Calibrated on a dataset, the encoder has an id of its own; an empty value asks for none."""
+    dataset = result("ingest", toy.draw(open_bucket(str(environment / "toy"))))["dataset"]
+    plain = result("encoder", str(toy_encoder), "--int8=")["encoder_id"]
+    assert result("encoder", str(toy_encoder), f"--int8={dataset}")["encoder_id"] == f"{plain}-int8"
+
+
 def test_a_retraining_and_a_night(environment, result, command, toy_encoder):
     """What each command prints is what the next one takes, from captioned pictures to captions and status."""
     table = toy.draw(open_bucket(str(environment / "toy")))

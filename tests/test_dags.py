@@ -71,11 +71,11 @@ def test_what_touches_keras_waits_for_the_accelerator(dag):
 
 @pytest.mark.parametrize("dag", ["retrain_captioner"], indirect=True)
 def test_the_retraining_goes_from_data_to_champion(dag):
-    """Each stage follows those whose results it takes; extraction is mapped over shards and may be empty."""
+    """Each stage follows those whose results it may take; extraction is mapped over shards and may be empty."""
     upstream = {task.task_id: task.upstream_task_ids for task in dag.tasks}
     assert upstream == {
         "ingest": set(),
-        "encoder": set(),
+        "encoder": {"ingest"},
         "vocabulary": {"ingest"},
         "plan_extraction": {"ingest", "encoder"},
         "extract": {"plan_extraction"},
@@ -87,6 +87,19 @@ def test_the_retraining_goes_from_data_to_champion(dag):
     assert dag.task_dict["extract"].is_mapped
     assert dag.task_dict["train"].trigger_rule == "none_failed"
     assert [asset.name for asset in dag.task_dict["announce"].outlets] == ["champion_captioner"]
+
+
+@pytest.mark.parametrize("dag", ["retrain_captioner"], indirect=True)
+@pytest.mark.parametrize(("int8", "argument"), [(True, "--int8=file:///d/dataset.parquet"), (False, "--int8=")])
+def test_eight_bits_are_calibrated_on_the_dataset(dag, int8, argument):
+    """Where the form asks for 8-bit integers the encoder is told which dataset to calibrate on, otherwise none."""
+
+    class Instance:
+        def xcom_pull(self, task_ids, key):
+            return {("ingest", "dataset"): "file:///d/dataset.parquet"}[task_ids, key]
+
+    template = dag.get_template_env().from_string(dag.task_dict["encoder"].arguments[-1])
+    assert template.render(params={"int8": int8}, ti=Instance()) == argument
 
 
 @pytest.mark.parametrize("dag", ["caption_new_images"], indirect=True)

@@ -176,6 +176,44 @@ def test_a_damaged_network_is_an_error(tmp_path):
         encoder.load("e", store)
 
 
+FIRST_USE = """
+import sys, threading
+import numpy as np
+from pathlib import Path
+from pipeline import networks
+
+network = networks.Compiled(networks.Network(*(Path(path).read_bytes() for path in sys.argv[1:])))
+
+def busy():
+    while True:
+        sum(range(100))
+
+for _ in range(3):
+    threading.Thread(target=busy, daemon=True).start()
+sys.setswitchinterval(1e-5)
+together = threading.Barrier(4)
+
+def use():
+    together.wait()
+    network(np.zeros((1, 16, 16, 3), np.uint8))
+
+users = [threading.Thread(target=use) for _ in range(4)]
+for user in users:
+    user.start()
+for user in users:
+    user.join()
+"""
+
+
+def test_threads_may_begin_at_once(tmp_path):
+    """The first use of a network, by several threads of a busy process, ends."""
+    network = networks.convert(convolutions())
+    (tmp_path / "n.xml").write_bytes(network.structure)
+    (tmp_path / "n.bin").write_bytes(network.weights)
+    command = [sys.executable, "-c", FIRST_USE, tmp_path / "n.xml", tmp_path / "n.bin"]
+    subprocess.run(command, check=True, timeout=120)
+
+
 EXTRACT = """
 import sys
 from pipeline import features

@@ -88,9 +88,7 @@ def prepare(
     data = dataset.load(uri)
     vocabulary, _ = count_words(uri, min_count=1)
     encoder_id = encoder.publish(str(encoder_file), store, views=views)
-    features.complete(
-        dataset.images(data.table), run="r", source=source.uri, encoder_id=encoder_id, store=store
-    )
+    features.complete(dataset.images(data.table), run="r", source=source.uri, encoder_id=encoder_id, store=store)
     return Inputs(source, uri, vocabulary, encoder_id)
 
 

@@ -1,0 +1,68 @@
+"""The table in README.md beside this file, written anew from what was measured."""
+
+import os
+import platform
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+README = Path(__file__).with_name("README.md")
+PACKAGES = ("tensorflow", "keras", "openvino", "nncf", "apache-airflow", "pyarrow", "numpy")
+
+ROWS = (
+    ("extraction, fp32", "a product of matrices", "extraction_fp32_of_roofline", "at least 0.9"),
+    ("… `predict` a picture", "a product of matrices", "extraction_one_by_one_of_roofline", ""),
+    ("… `predict` in batches of 32", "a product of matrices", "extraction_batches_of_roofline", ""),
+    (
+        "… from JPEG in a bucket to Parquet",
+        "a product of matrices",
+        "extraction_end_to_end_of_roofline",
+        "at least 0.85",
+    ),
+    ("extraction, int8", "fp32", "extraction_int8_over_fp32", "at least 3"),
+    ("training", "prefixes, one-hot, 3 pictures a batch", "training_over_prefix_expansion", "at least 25"),
+    ("greedy", "`predict` a word", "greedy_over_per_word_predict", "at least 1,000"),
+    ("beam 5, time", "greedy's", "beam5_time_over_greedy", "at most 4"),
+    ("a night of 5,000 through Airflow", "extraction alone", "night_over_extraction", "at least 0.9"),
+    ("a night with nothing new, seconds", "", "empty_night_seconds", "at most 15"),
+    ("planning 1,000,000 keys, seconds", "", "plan_1m_seconds", "at most 60"),
+    ("… peak of memory, MB", "", "plan_1m_peak_mb", "at most 1,000"),
+)
+"""Stage, baseline, name of the figure, and what was aimed at."""
+
+
+def machine() -> str:
+    """The machine and the versions, in a line."""
+    cpu = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}: {os.cpu_count()} cores of {cpu[1] if cpu else platform.processor()}, "
+        f"Python {platform.python_version()}, {packages}"
+    )
+
+
+def write(found: Mapping[str, float | str]) -> None:
+    """Put the figures that there are between the marks in README.md."""
+    lines = [
+        "",
+        f"Measured {found['machine']}.",
+        "",
+        "| what | against | measured | aim |",
+        "| --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {what} | {baseline} | **{float(found[name]):,.4g}** | {aim} |"
+        for what, baseline, name, aim in ROWS
+        if name in found
+    ]
+    spreads = ", ".join(
+        f"{name.removesuffix('_spread').replace('_', ' ')} {float(value):.0%}"
+        for name, value in found.items()
+        if name.endswith("_spread")
+    )
+    lines += ["", f"Spread of a figure's rounds, range over median: {spreads}.", ""]
+    begin, end = "<!-- measured -->", "<!-- /measured -->"
+    before, _, rest = README.read_text().partition(begin)
+    README.write_text(before + begin + "\n".join(lines) + end + rest.partition(end)[2])
