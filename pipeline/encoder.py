@@ -87,8 +87,7 @@ def publish(spec: str, store: Bucket, *, views: bool = False) -> str:
         model, name = several(model, size), f"{name}-views"
         size, shape = _dimensions(model, name)
     encoder_id = f"{name}-{_weights_hash(model)}"
-    # The form for CPUs is written first: where there is that for GPUs, there are both.
-    if not store.exists(_key(encoder_id, "keras")):
+    if not all(store.exists(_key(encoder_id, suffix)) for suffix in ("keras", *NETWORK_SUFFIXES)):
         from pipeline import networks
 
         save_network(encoder_id, networks.convert(model), store)
@@ -119,7 +118,7 @@ def on_gpu(model: "keras.Model", encoder_id: str) -> Encoder:
     gpu.prepare(model)
     batch_size = gpu.largest_batch(model.predict_on_batch, size)
     log.info("encoding %d pictures at once on the GPU", batch_size)
-    return Encoder(encoder_id, size, shape, batch_size, 1, model.predict_on_batch)
+    return Encoder(encoder_id, size, shape, batch_size, 1, gpu.in_full_batches(model.predict_on_batch, batch_size))
 
 
 def exists(encoder_id: str, store: Bucket) -> bool:

@@ -60,6 +60,21 @@ def largest_batch(run: Callable[[npt.NDArray[np.uint8]], Any], size: tuple[int, 
             return batch
 
 
+def in_full_batches(run: Callable[[npt.NDArray[np.uint8]], Any], size: int) -> Callable[[npt.NDArray[np.uint8]], Any]:
+    """The same function, asked for ``size`` pictures each time: for another number it would be compiled anew.
+
+    Args:
+        run: encodes (``size``, H, W, 3) pictures.
+        size: what is missing to it is filled up with black pictures, of which nothing is returned.
+    """
+
+    def filled_up(pictures: npt.NDArray[np.uint8]) -> Any:
+        missing = size - len(pictures)
+        return run(np.pad(pictures, ((0, missing), (0, 0), (0, 0), (0, 0))))[: len(pictures)]
+
+    return filled_up
+
+
 def _layers(model: "keras.Model") -> Iterator["keras.Layer"]:
     for layer in model.layers:
         yield layer

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import toy
 
 from pipeline import encoder
 from pipeline.errors import PipelineError
@@ -43,6 +44,17 @@ def test_the_same_weights_have_the_same_id(store, random_id):
     assert encoder.publish("random", store) == random_id
     assert store.etag(f"encoders/{random_id}.keras") == etag
     assert random_id.startswith("resnet50-random-")
+
+
+def test_a_store_that_lacks_a_form_of_an_encoder_gets_it(tmp_path):
+    """Whichever file is missing, after a publication that was interrupted or is older, the next one writes it."""
+    store = open_bucket(str(tmp_path / "store"))
+    small_model().save(tmp_path / "small.keras")
+    encoder_id = encoder.publish(str(tmp_path / "small.keras"), store)
+    for suffix in ("keras", "xml", "bin"):
+        toy.delete(store, f"encoders/{encoder_id}.{suffix}")
+        assert encoder.publish(str(tmp_path / "small.keras"), store) == encoder_id
+        assert store.exists(f"encoders/{encoder_id}.{suffix}")
 
 
 @pytest.mark.parametrize("name", ["mine.weights.h5", "resnet50_mine_notop.h5"])

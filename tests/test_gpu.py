@@ -46,6 +46,21 @@ def test_other_failures_are_failures():
         gpu.largest_batch(never_fits, (4, 4))
 
 
+def test_every_batch_is_full():
+    """A batch that is not full is filled up, so that nothing is compiled anew, and has the values of its pictures."""
+    seen = []
+
+    def run(pictures):
+        seen.append(len(pictures))
+        return pictures.mean(axis=(1, 2))
+
+    pictures = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
+    filled = gpu.in_full_batches(run, 8)
+    np.testing.assert_array_equal(filled(pictures), np.repeat(np.arange(5), 3).reshape(5, 3))
+    assert filled(np.zeros((8, 4, 4, 3), np.uint8)).shape == (8, 3)
+    assert seen == [8, 8]
+
+
 def test_sixteen_bits_give_the_same_features(flickr8k, real_encoder):
     """In mixed precision real photographs have the same features, cosine .9999 and more."""
     pictures = [decode(path.read_bytes(), (224, 224)) for path in sorted((flickr8k / "images").iterdir())[:16]]
