@@ -24,6 +24,13 @@ def extraction() -> dict[str, float]:
     return extraction(ROUNDS)
 
 
+def onnx() -> dict[str, float]:
+    """Pictures encoded a second by ONNX Runtime."""
+    from benchmarks.extraction import onnx
+
+    return onnx(ROUNDS)
+
+
 def training() -> dict[str, float]:
     """Captions learnt a second, against the expansion of captions into prefixes."""
     from benchmarks import learning
@@ -72,9 +79,10 @@ MEASUREMENTS: dict[str, Callable[[], dict[str, float]]] = {
     "decoding": decoding,
     "scale": scale,
     "night": night,
+    "onnx": onnx,
     "gpu": gpu,
 }
-NEED_MORE = {"gpu"}
+NEED_MORE = {"onnx", "gpu"}
 """What is measured only where it is asked for: not every machine has what it needs."""
 
 

@@ -83,6 +83,27 @@ def extraction(rounds: int) -> dict[str, float]:
     }
 
 
+def onnx(rounds: int) -> dict[str, float]:
+    """The same by ONNX Runtime, in batches, as a share of the same rate; needs tf2onnx, onnx and onnxruntime."""
+    import onnxruntime
+
+    model = encoders.resnet50(None)
+    pictures = np.random.default_rng(0).integers(0, 256, (PICTURES, 224, 224, 3)).astype(np.float32)
+    model(pictures[:1])  # Keras writes to ONNX only what has been called
+    with tempfile.TemporaryDirectory() as folder:
+        model.export(f"{folder}/resnet50.onnx", format="onnx", verbose=False)
+        session = onnxruntime.InferenceSession(f"{folder}/resnet50.onnx", providers=["CPUExecutionProvider"])
+    matrix = np.random.default_rng(0).random((SIDE, SIDE), dtype=np.float32)
+
+    def batches() -> None:
+        for start in range(0, PICTURES, TUTORIAL_BATCH):
+            session.run(None, {session.get_inputs()[0].name: pictures[start : start + TUTORIAL_BATCH]})
+
+    product, costs = alternate(lambda: np.matmul(matrix, matrix), batches, rounds=rounds)
+    roofline = 2 * SIDE**3 / PICTURE_FLOP / cpu(product)
+    return {"extraction_onnx_of_roofline": PICTURES / cpu(costs) / roofline, "onnx_spread": spread(costs)}
+
+
 def photographs(count: int) -> Iterator[bytes]:
     """JPEGs of the size of Flickr8k's photographs, 500 × 375; what they show is blurred noise."""
     for number in range(count):

@@ -1,6 +1,7 @@
 """The scores of a recipe, as means over seeds: a row of the tables in README and docs/experiments.md.
 
-    python -m benchmarks.quality DATA ENCODER [NAME=VALUE ...] [--views] [--seeds 0 1 2] [--beam 1 5] [--samples 0 40]
+    python -m benchmarks.quality DATA ENCODER [NAME=VALUE ...] [--views] [--int8] [--seeds 0 1 2]
+        [--beam 1 5] [--samples 0 40]
 
 DATA is a folder in the Flickr8k layout, ENCODER what `python -m pipeline encoder` takes, NAME=VALUE a field of the
 recipe. All is kept in CAPTION_STORE, so that what was extracted or trained before is not done again. Choose by the
@@ -12,9 +13,9 @@ import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipeline import calibration, features, training
 from pipeline import dataset as datasets
 from pipeline import encoder as encoders
-from pipeline import features, training
 from pipeline.captioner import Captioner, Metadata, load
 from pipeline.examples import count_words, split_features
 from pipeline.metrics import score
@@ -35,13 +36,16 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("encoder")
     parser.add_argument("--views", action="store_true", help="six views of each picture")
+    parser.add_argument("--int8", action="store_true", help="encode in 8-bit integers")
     parser.add_argument("recipe", nargs="*", metavar="NAME=VALUE")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--beam", nargs="+", type=int, default=[5], help="beam widths; 1 is greedy search")
     parser.add_argument("--samples", nargs="+", type=int, default=[0], help="samples to choose by; 0 is none")
     options = parser.parse_args()
     store = open_bucket(Settings().store)
-    dataset_uri, vocabulary_uri, encoder_id = prepare(options.data, options.encoder, views=options.views, store=store)
+    dataset_uri, vocabulary_uri, encoder_id = prepare(
+        options.data, options.encoder, views=options.views, int8=options.int8, store=store
+    )
     recipe = Recipe.parse(options.recipe)
     searches = [Search(beam_width=width, samples=samples) for width in options.beam for samples in options.samples]
     rows: dict[Search, list[dict[str, float]]] = {search: [] for search in searches}
@@ -62,12 +66,14 @@ def main() -> None:
         say(search, f"mean of {len(measured)}", measured)
 
 
-def prepare(data: str, encoder: str, *, views: bool, store: Bucket) -> tuple[str, str, str]:
+def prepare(data: str, encoder: str, *, views: bool, int8: bool, store: Bucket) -> tuple[str, str, str]:
     """Ingest, count the words, and extract what features are missing."""
     dataset_uri = datasets.ingest(data, store, name=Path(data).name).dataset
     dataset = datasets.load(dataset_uri)
     vocabulary_uri, _ = count_words(dataset_uri, min_count=MIN_COUNT)
     encoder_id = encoders.publish(encoder, store, views=views)
+    if int8:
+        encoder_id = calibration.quantise(encoder_id, dataset_uri, store)
     features.complete(
         datasets.images(dataset.table),
         run="quality",

@@ -15,6 +15,7 @@ ROWS = (
     ("extraction, fp32", "a product of matrices", "extraction_fp32_of_roofline", "at least 0.9"),
     ("… `predict` a picture", "a product of matrices", "extraction_one_by_one_of_roofline", ""),
     ("… `predict` in batches of 32", "a product of matrices", "extraction_batches_of_roofline", ""),
+    ("… ONNX Runtime in batches of 32", "a product of matrices", "extraction_onnx_of_roofline", ""),
     (
         "… from JPEG in a bucket to Parquet",
         "a product of matrices",
