@@ -36,12 +36,16 @@ def convert(model: "keras.Model") -> Network:
     """The network of a Keras model. Raises ``PipelineError`` where OpenVINO has no counterpart of some operation."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "network.xml")
+        level = logging.root.level
         try:
             model.export(str(path), format="openvino", verbose=False)
         except OpConversionFailure as error:
             raise PipelineError(
                 f"The encoder {model.name} can't be converted for CPUs, build it of other layers: {error}"
             ) from error
+        finally:
+            # Where it fails, OpenVINO leaves everybody's log at errors only.
+            logging.root.setLevel(level)
         return _files(path)
 
 

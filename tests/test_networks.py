@@ -1,5 +1,6 @@
 """Encoders as a CPU runs them: as good as Keras's own, in 8-bit integers nearly so, and without Keras."""
 
+import logging
 import subprocess
 import sys
 
@@ -163,9 +164,11 @@ def test_an_unconvertible_encoder_is_an_error(tmp_path):
     smaller = keras.layers.Resizing(8, 8, antialias=True)(pictures)
     keras.Model(pictures, keras.layers.GlobalAveragePooling2D()(smaller), name="strange").save(tmp_path / "s.keras")
     store = open_bucket(str(tmp_path / "store"))
+    level = logging.root.level
     with pytest.raises(PipelineError, match=r"strange can't be converted(.|\n)*ScaleAndTranslate"):
         encoder.publish(str(tmp_path / "s.keras"), store)
     assert list(store.list()) == []
+    assert logging.root.level == level
 
 
 def test_a_damaged_network_is_an_error(tmp_path):
