@@ -2,19 +2,18 @@
 
 import io
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 from PIL import Image, ImageFilter
 
-from benchmarks.measure import alternate, cpu, spread, wall
+from benchmarks.measure import Cost, alternate, cpu, spread, wall
 from pipeline import encoder as encoders
 from pipeline import features, keras_files, networks
 from pipeline.images import decode
 from pipeline.storage import Bucket, open_bucket
+from pipeline.timing import Stopwatch
 
 PICTURE_FLOP = 7.7e9
 """What ResNet50 multiplies and adds for a picture of 224 × 224 (He et al. 2015 count 3.8e9 of each)."""
@@ -39,10 +38,6 @@ def extraction(rounds: int) -> dict[str, float]:
         eight_bits = networks.quantise(network, pictures[:32])
         encoders.save_network("eight-bits", eight_bits, store)
         as_floats = pictures.astype(np.float32)
-        matrix = np.random.default_rng(0).random((SIDE, SIDE), dtype=np.float32)
-
-        def product() -> None:
-            np.matmul(matrix, matrix)
 
         def one_by_one() -> None:
             for picture in as_floats[:TUTORIAL_PICTURES]:
@@ -52,11 +47,11 @@ def extraction(rounds: int) -> dict[str, float]:
             zip(
                 ("product", "one_by_one", "batches", "ours", "int8", "end_to_end"),
                 alternate(
-                    product,
+                    product(),
                     one_by_one,
                     lambda: model.predict(as_floats, batch_size=TUTORIAL_BATCH, verbose=0),
-                    lambda: encode(pictures, encoders.load(encoder_id, store)),
-                    lambda: encode(pictures, encoders.load("eight-bits", store)),
+                    lambda: encode(encoders.load(encoder_id, store), PICTURES, pictures.__getitem__),
+                    lambda: encode(encoders.load("eight-bits", store), PICTURES, pictures.__getitem__),
                     lambda: end_to_end(encoder_id, inbox, store),
                     rounds=rounds,
                 ),
@@ -64,20 +59,20 @@ def extraction(rounds: int) -> dict[str, float]:
             )
         )
     counts = dict.fromkeys(costs, PICTURES) | {"one_by_one": TUTORIAL_PICTURES}
-    roofline = 2 * SIDE**3 / PICTURE_FLOP / cpu(costs["product"])
+    most = roofline(costs["product"])
     rates = {name: counts[name] / cpu(cost) for name, cost in costs.items() if name != "product"}
     return {
-        "extraction_roofline_per_cpu_second": roofline,
+        "extraction_roofline_per_cpu_second": most,
         **{f"extraction_{name}_per_cpu_second": rate for name, rate in rates.items()},
         **{
             f"extraction_{name}_per_second": counts[name] / wall(cost)
             for name, cost in costs.items()
             if name != "product"
         },
-        "extraction_one_by_one_of_roofline": rates["one_by_one"] / roofline,
-        "extraction_batches_of_roofline": rates["batches"] / roofline,
-        "extraction_fp32_of_roofline": rates["ours"] / roofline,
-        "extraction_end_to_end_of_roofline": rates["end_to_end"] / roofline,
+        "extraction_one_by_one_of_roofline": rates["one_by_one"] / most,
+        "extraction_batches_of_roofline": rates["batches"] / most,
+        "extraction_fp32_of_roofline": rates["ours"] / most,
+        "extraction_end_to_end_of_roofline": rates["end_to_end"] / most,
         "extraction_int8_over_fp32": rates["int8"] / rates["ours"],
         "extraction_spread": max(map(spread, costs.values())),
     }
@@ -93,15 +88,24 @@ def onnx(rounds: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         model.export(f"{folder}/resnet50.onnx", format="onnx", verbose=False)
         session = onnxruntime.InferenceSession(f"{folder}/resnet50.onnx", providers=["CPUExecutionProvider"])
-    matrix = np.random.default_rng(0).random((SIDE, SIDE), dtype=np.float32)
 
     def batches() -> None:
         for start in range(0, PICTURES, TUTORIAL_BATCH):
             session.run(None, {session.get_inputs()[0].name: pictures[start : start + TUTORIAL_BATCH]})
 
-    product, costs = alternate(lambda: np.matmul(matrix, matrix), batches, rounds=rounds)
-    roofline = 2 * SIDE**3 / PICTURE_FLOP / cpu(product)
-    return {"extraction_onnx_of_roofline": PICTURES / cpu(costs) / roofline, "onnx_spread": spread(costs)}
+    products, costs = alternate(product(), batches, rounds=rounds)
+    return {"extraction_onnx_of_roofline": PICTURES / cpu(costs) / roofline(products), "onnx_spread": spread(costs)}
+
+
+def product() -> Callable[[], object]:
+    """A product of matrices, which is what cores are best at."""
+    matrix = np.random.default_rng(0).random((SIDE, SIDE), dtype=np.float32)
+    return lambda: np.matmul(matrix, matrix)
+
+
+def roofline(products: list[Cost]) -> float:
+    """Pictures per CPU second, were they encoded at the rate of these products."""
+    return 2 * SIDE**3 / PICTURE_FLOP / cpu(products)
 
 
 def photographs(count: int) -> Iterator[bytes]:
@@ -113,16 +117,15 @@ def photographs(count: int) -> Iterator[bytes]:
         yield buffer.getvalue()
 
 
-def encode(pictures: npt.NDArray[np.uint8], encoder: encoders.Encoder) -> None:
-    """Encode decoded pictures, as an extraction does."""
-    rows = [(str(number), "") for number in range(len(pictures))]
-    features.encode(rows, lambda row: pictures[int(row[0])], encoder, features.Stopwatch())
+def encode(encoder: encoders.Encoder, pictures: int, read: Callable[[int], features.Picture]) -> None:
+    """Encode so many pictures as an extraction does, read by their number while others are encoded."""
+    rows = [(str(number), "") for number in range(pictures)]
+    features.encode(rows, lambda row: read(int(row[0])), encoder, Stopwatch())
 
 
 def end_to_end(encoder_id: str, inbox: Bucket, store: Bucket) -> None:
     """From JPEGs in a bucket to features in Parquet; loading the encoder is part of it."""
     for item in store.list(f"features/{encoder_id}/"):
         Path(store.uri.removeprefix("file://"), item.key).unlink()
-    items = list(inbox.list())
-    images = pa.table([[item.key for item in items], [item.etag for item in items]], schema=features.IMAGES)
+    images = features.as_table(inbox.list())
     features.complete(images, run="benchmark", source=inbox.uri, encoder_id=encoder_id, store=store)

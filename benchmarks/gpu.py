@@ -6,22 +6,19 @@ On whichever backend Keras has there. Extraction is held against what the chip m
 the usual loop over a ResNet50 of PyTorch (torch and torchvision, which the pipeline itself does not need).
 """
 
-import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import keras
 import numpy as np
 
-from benchmarks.extraction import PICTURE_FLOP, photographs
+from benchmarks.extraction import PICTURE_FLOP, encode, photographs
 from benchmarks.learning import LEARNT_PICTURES, RECIPE, WRITTEN_PICTURES, briefly_trained, captions_like_flickr8k
+from benchmarks.measure import alternate, wall
 from pipeline import encoder as encoders
-from pipeline import features
 from pipeline.images import decode
 from pipeline.recipe import GREEDY, Search
 from pipeline.stages import mean_loss
-from pipeline.timing import Stopwatch
 
 SIDE = 8192
 """Of the square matrices whose product says what the chip can do."""
@@ -36,8 +33,10 @@ def gpu(rounds: int) -> dict[str, float]:
     encoder = encoders.on_gpu(encoders.resnet50(None), "resnet50")
     jpegs = list(photographs(DRAWN))
     decoded = [decode(data, encoder.size) for data in jpegs]
-    from_memory = PICTURES / seconds(lambda: encode(encoder, lambda number: decoded[number]), rounds)
-    from_jpeg = PICTURES / seconds(lambda: encode(encoder, lambda number: decode(jpegs[number], encoder.size)), rounds)
+    from_memory = PICTURES / seconds(lambda: encode(encoder, PICTURES, lambda number: decoded[number % DRAWN]), rounds)
+    from_jpeg = PICTURES / seconds(
+        lambda: encode(encoder, PICTURES, lambda number: decode(jpegs[number % DRAWN], encoder.size)), rounds
+    )
     pytorch = PICTURES / seconds(pytorch_loop(np.stack(decoded), encoder.batch_size), rounds)
     return {
         "gpu_roofline_per_second": peak,
@@ -52,27 +51,14 @@ def gpu(rounds: int) -> dict[str, float]:
 
 def seconds(function: Callable[[], object], rounds: int) -> float:
     """The median of the seconds of the clock, after a call that compiles."""
-
-    def measured() -> Iterator[float]:
-        for _ in range(rounds):
-            start = time.perf_counter()
-            function()
-            yield time.perf_counter() - start
-
-    function()
-    return statistics.median(measured())
+    [costs] = alternate(function, rounds=rounds)
+    return wall(costs)
 
 
 def product() -> Callable[[], object]:
     """A product of matrices in 16-bit floats, whose end is waited for."""
     matrix = keras.random.normal((SIDE, SIDE), dtype="float16")
     return lambda: keras.ops.convert_to_numpy(keras.ops.matmul(matrix, matrix)[0, 0])
-
-
-def encode(encoder: encoders.Encoder, read: Callable[[int], features.Picture]) -> None:
-    """Encode pictures as an extraction does, read by their number while others are encoded."""
-    rows = [(str(number % DRAWN), "") for number in range(PICTURES)]
-    features.encode(rows, lambda row: read(int(row[0])), encoder, Stopwatch())
 
 
 def pytorch_loop(pictures: np.ndarray, batch_size: int) -> Callable[[], object]:

@@ -37,7 +37,6 @@ import pyarrow as pa
 from benchmarks.extraction import photographs
 from pipeline import features
 from pipeline.examples import Captions
-from pipeline.features import IMAGES
 from pipeline.registry import promote
 from pipeline.settings import PROJECT
 from pipeline.storage import Bucket, open_bucket
@@ -71,7 +70,7 @@ def night(pictures: int = PICTURES) -> dict[str, float]:
         environment = {**os.environ, "CAPTION_STORE": store.uri, "CAPTION_INBOX": inbox.uri}
         encoder_id = publish_encoder(environment)
         fill(arriving, pictures)
-        images = listing(arriving)
+        images = features.as_table(arriving.list())
         before, vectors = extract_alone(images, arriving, encoder_id, copy_encoder(store, f"{folder}/before"))
         save_champion(encoder_id, vectors, store)
         with airflow(Path(folder, "airflow"), environment) as server:
@@ -123,12 +122,6 @@ def fill(inbox: Bucket, pictures: int) -> None:
     drawn = list(photographs(min(pictures, DISTINCT)))
     for number in range(pictures):
         inbox.put(f"{number // 1000:04}/IMG_{number:07}.jpg", drawn[number % len(drawn)])
-
-
-def listing(inbox: Bucket) -> pa.Table:
-    """The inbox's pictures, of schema ``IMAGES``."""
-    listed = list(inbox.list())
-    return pa.table([[item.key for item in listed], [item.etag for item in listed]], schema=IMAGES)
 
 
 def copy_encoder(store: Bucket, folder: str) -> Bucket:

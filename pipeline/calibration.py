@@ -28,7 +28,7 @@ def quantise(encoder_id: str, dataset_uri: str, store: Bucket) -> str:
     if encoders.exists(quantised_id, store):
         return quantised_id
     network = encoders.load_network(encoder_id, store)
-    size = encoders.load(encoder_id, store).size
+    size = encoders.on_cpu(network, encoder_id).size
     dataset = datasets.load(dataset_uri)
     images = datasets.images(dataset.split("train"))
     some = images.take(np.linspace(0, len(images) - 1, min(PICTURES, len(images))).astype(int)).to_pylist()

@@ -104,12 +104,17 @@ def load(encoder_id: str, store: Bucket) -> Encoder:
     if gpu.present() and store.exists(key):
         model = keras_files.from_bytes(store.get(key), origin=store.url(key))
         return on_gpu(model, encoder_id)
+    return on_cpu(load_network(encoder_id, store), encoder_id)
+
+
+def on_cpu(network: "Network", encoder_id: str) -> Encoder:
+    """The encoder that a network is, computed by OpenVINO."""
     from pipeline import networks
 
-    network = networks.Compiled(load_network(encoder_id, store))
-    height, width = network.size
+    compiled = networks.Compiled(network)
+    height, width = compiled.size
     size = height or DEFAULT_SIZE, width or DEFAULT_SIZE
-    return Encoder(encoder_id, size, network.shape, CPU_BATCH, network.threads, network)
+    return Encoder(encoder_id, size, compiled.shape, CPU_BATCH, compiled.threads, compiled)
 
 
 def on_gpu(model: "keras.Model", encoder_id: str) -> Encoder:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -25,7 +26,7 @@ from pipeline import runs, tables, timing
 from pipeline.errors import PipelineError
 from pipeline.images import BadImageError, decode
 from pipeline.progress import track
-from pipeline.storage import Bucket, ObjectChangedError, ObjectNotFoundError, open_bucket
+from pipeline.storage import Bucket, ObjectChangedError, ObjectNotFoundError, StoredObject, open_bucket
 from pipeline.timing import Stopwatch
 
 if TYPE_CHECKING:
@@ -45,6 +46,9 @@ READERS = min(32, 4 + (os.cpu_count() or 1))
 IMAGES = pa.schema([("key", pa.string()), ("etag", pa.string())])
 """A listing: images by key, each with the etag that it had when it was listed."""
 
+PAGE = 50_000
+"""Objects of a listing held at once."""
+
 INDEX = pa.schema([*IMAGES, ("status", pa.string()), ("error", pa.string()), ("shard", pa.string())])
 """The feature store without its vectors: what is done, what failed, and in which shard it lies."""
 
@@ -55,6 +59,14 @@ def schema(shape: tuple[int, ...]) -> pa.Schema:
     for size in reversed(shape):
         feature = pa.list_(feature, size)
     return pa.schema([*IMAGES, ("status", pa.string()), ("error", pa.string()), ("feature", feature)])
+
+
+def as_table(images: Iterator[StoredObject]) -> pa.Table:
+    """A listing of schema ``IMAGES``, page by page: a million rows take a tenth of the memory of as many objects."""
+    pages = [IMAGES.empty_table()]
+    while page := list(islice(images, PAGE)):
+        pages.append(pa.table([[item.key for item in page], [item.etag for item in page]], schema=IMAGES))
+    return pa.concat_tables(pages).combine_chunks()
 
 
 def plan(images: pa.Table, *, run: str, source: str, encoder_id: str, store: Bucket, shard_size: int) -> list[str]:
