@@ -32,6 +32,8 @@ SHARD_SIZE = 1000
 ENCODER, VERSION, NEW = "encoder-0", "v1", 100
 """One key in ``NEW`` has no caption yet."""
 
+TAKEN = datetime(2026, 1, 1, tzinfo=UTC)
+
 STEPS: dict[str, Callable[[Bucket], object]] = {
     "list": lambda store: captions.list_inbox("r", inbox="file:///photographs", store=store),
     "plan_extraction": lambda store: captions.plan_extraction("r", store=store, shard_size=500),
@@ -50,7 +52,7 @@ class Listing(LocalBucket):
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         """Keys such as a camera's folders have, with etags such as S3's."""
         for number in range(self.keys):
-            yield StoredObject(f"2026/{number // 1000:04}/IMG_{number:07}.jpg", f"{number:032x}", 100_000)
+            yield StoredObject(f"2026/{number // 1000:04}/IMG_{number:07}.jpg", f"{number:032x}", 100_000, TAKEN)
 
 
 def main() -> None:
@@ -96,6 +98,7 @@ def prepare(store: Bucket, keys: int) -> None:
             [
                 [item.key for item in part],
                 [item.etag for item in part],
+                [0] * len(part),
                 ["ok"] * len(part),
                 pa.nulls(len(part), pa.string()),
                 pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 8),

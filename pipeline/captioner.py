@@ -195,6 +195,12 @@ class Captioner:
             for beam in zip(*sentences, strict=True)
         ]
 
+    def standardised(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The mean views (N, D) in standard deviations from the training images' mean, as the models see them."""
+        from keras import ops
+
+        return ops.convert_to_numpy(self.models[0].get_layer("scale")(average(features)))  # type: ignore[no-any-return]
+
     def _search(self, features: npt.NDArray[np.float32], search: Search) -> Iterator["Sentences"]:
         """The sentences, as arrays, of one batch after the other."""
         from pipeline.consensus import rank

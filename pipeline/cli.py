@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -243,6 +243,30 @@ def rollback() -> None:
 
 
 @app.command()
+def prune(
+    keep: Annotated[int, typer.Option(min=1, help="champions whose models and features stay, the present one too")] = 3,
+    older_than: Annotated[float, typer.Option(metavar="DAYS", min=0, help="leave alone what is younger")] = 7.0,
+    remove: Annotated[bool, typer.Option("--remove", help="do it; otherwise it is only said what would go")] = False,
+) -> None:
+    """Remove what none of the last champions needs, and what interrupted runs have left."""
+    from pipeline import prune as pruning
+
+    store = _store()
+    before = datetime.now(UTC) - timedelta(days=older_than)
+    found = pruning.find(store, keep=keep, before=before)
+    if remove:
+        pruning.remove(found, before=before, store=store)
+    _print(
+        {
+            "removed": remove,
+            "objects": sum(len(each.objects) for each in found),
+            "bytes": sum(each.size for each in found),
+            "what": [f"{each.kind}: {each.name}, {len(each.objects)} objects, {each.size} bytes" for each in found],
+        }
+    )
+
+
+@app.command()
 def caption(
     pictures: Annotated[
         list[str], typer.Argument(help="paths or URIs of pictures, or of folders; an S3 folder ends in /")
@@ -280,10 +304,10 @@ def status(
     captions: Annotated[int, typer.Option(min=0, help="how many captions to show")] = 0,
     under: Annotated[str, typer.Option(help="show only captions of images whose key begins so")] = "",
 ) -> None:
-    """Show the champion, the models, the last runs, and some captions."""
+    """Show the champion, the models, what is pending, the last runs, and some captions."""
     from pipeline import status as report
 
-    report.show(_store(), limit=captions, under=under)
+    report.show(_store(), inbox=_settings().inbox, limit=captions, under=under)
 
 
 @app.command()
@@ -309,11 +333,27 @@ def demo_inbox(
 
 
 @night.command("list")
-def night_list(run: Run) -> None:
+def night_list(
+    run: Run,
+    archive: Annotated[
+        Literal["all", "new"],
+        typer.Option(help="all: caption what the champion has not captioned; new: only what no model has"),
+    ] = "all",
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed/--no-retry-failed", help="try again what failed in earlier nights")
+    ] = False,
+) -> None:
     """List the inbox and fix the champion for the whole night."""
     from pipeline import captions
 
-    _print(captions.list_inbox(run, inbox=_settings().inbox, store=_store()))
+    listed = captions.list_inbox(
+        run,
+        inbox=_settings().inbox,
+        store=_store(),
+        archive=captions.Archive(archive),
+        retry_failed=retry_failed,
+    )
+    _print(listed)
 
 
 @night.command("plan-extraction")
@@ -355,7 +395,11 @@ def night_publish(run: Run) -> None:
     """Count the night, and fail where an image is unaccounted for or too many failed."""
     from pipeline import captions
 
-    _print(captions.publish(run, store=_store(), max_failed_fraction=_settings().max_failed_fraction))
+    settings = _settings()
+    record = captions.publish(
+        run, store=_store(), max_failed_fraction=settings.max_failed_fraction, drift_limit=settings.drift_limit
+    )
+    _print(record)
 
 
 def _settings() -> Settings:

@@ -3,7 +3,7 @@
 import io
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -14,9 +14,10 @@ from PIL import Image
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from pipeline import dataset as datasets
-from pipeline import features, tracking
+from pipeline import drift, features, tracking
 from pipeline.analysis import ErrorCount, ErrorKind, LengthGroup, by_length, count_errors
-from pipeline.captioner import Captioner, Metadata, load
+from pipeline.captioner import Caption, Metadata, load
+from pipeline.drift import Profile
 from pipeline.examples import Split, split_features
 from pipeline.images import BadImageError, decode
 from pipeline.metrics import Agreement, Diversity, Scores, agreement, diversity, score
@@ -77,10 +78,13 @@ def evaluate(
     test = split_features(
         dataset, "test", encoder_id=metadata.encoder_id, store=store, max_failed_fraction=max_failed_fraction
     )
+    captions = captioner.caption(test.vectors, search)
     written = {
-        "greedy": _write(captioner, test, GREEDY),
-        "chosen": _write(captioner, test, search),
+        "greedy": _by_image(test, captioner.caption(test.vectors, GREEDY)),
+        "chosen": _by_image(test, captions),
     }
+    unreadable = len(dataset.split("test")) - len(captions)
+    profile = Profile.of(captioner.standardised(test.vectors), captions, failed=unreadable, search=search)
     references = _references(test)
     vocabulary = captioner.vocabulary.words[len(SPECIAL_WORDS) :]
     training = [caption for captions in dataset.split("train")["captions"].to_pylist() for caption in captions]
@@ -106,6 +110,7 @@ def evaluate(
         log.info("%s: %s", name, ", ".join(f"{metric} {value:.3f}" for metric, value in found.corpus.items()))
     album = _Album(test, written["chosen"], open_bucket(dataset.source))
     page = render(_report(metrics, metadata, dataset.name, album))
+    drift.save(drift.test_key(version), profile, store)
     store.put(f"models/{version}/metrics.json", metrics.model_dump_json(indent=2).encode())
     store.put(report_key(version), page.encode())
     log.info("report: %s", store.url(report_key(version)))
@@ -149,11 +154,11 @@ def cider_on(
     test = split_features(
         dataset, "test", encoder_id=metadata.encoder_id, store=store, max_failed_fraction=max_failed_fraction
     )
-    return score(_write(captioner, test, search), _references(test)).corpus["CIDEr"]
+    written = _by_image(test, captioner.caption(test.vectors, search))
+    return score(written, _references(test)).corpus["CIDEr"]
 
 
-def _write(captioner: Captioner, split: Split, search: Search) -> dict[str, str]:
-    captions = captioner.caption(split.vectors, search)
+def _by_image(split: Split, captions: Sequence[Caption]) -> dict[str, str]:
     return {image: caption.text for image, caption in zip(_images(split), captions, strict=True)}
 
 

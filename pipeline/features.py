@@ -1,16 +1,14 @@
 """The feature store: each image's vector, computed once for whoever asks first.
 
-Work is cut into shards. A shard is a list of (key, etag); its plan lies under ``plans/<shard>.parquet`` and its result,
-one row an image, under ``features/<encoder_id>/<shard>.parquet``, written with one atomic put. The shard's name is a
-hash of its content, so a retry writes the same object, and what is pending is the listing less the rows that exist.
+Features are extracted in shards (see ``plans``); the result of one, a row an image, is
+``features/<encoder_id>/<shard>.parquet``. What is pending is the listing less the images whose rows settle them.
 """
 
-import hashlib
 import logging
 import math
 import os
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,10 +19,12 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipeline import runs, tables, timing
+from pipeline import plans, runs, tables
 from pipeline.errors import PipelineError
 from pipeline.images import BadImageError, decode
+from pipeline.plans import IDENTITY
 from pipeline.progress import track
 from pipeline.storage import Bucket, ObjectChangedError, ObjectNotFoundError, StoredObject, open_bucket
 from pipeline.timing import Stopwatch
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from pipeline.encoder import Encoder
 
 log = logging.getLogger(__name__)
-
-MAX_SHARDS = 1000
-"""Airflow maps one task over at most 1,024 items: beyond this many shards, shards grow instead."""
 
 SHARD = 1000
 """Images a shard where one process extracts all: what is lost, at most, if it is interrupted."""
@@ -49,7 +46,16 @@ IMAGES = pa.schema([("key", pa.string()), ("etag", pa.string())])
 PAGE = 50_000
 """Objects of a listing held at once."""
 
-INDEX = pa.schema([*IMAGES, ("status", pa.string()), ("error", pa.string()), ("shard", pa.string())])
+OFFENDERS = 5
+"""Kinds of failure, and keys of each, that an error lists."""
+
+GONE = "removed or replaced since it was listed"
+"""The error of an image that was not there any more. Where it comes back as it was, it is tried again."""
+
+ROWS = pa.schema([*IMAGES, ("attempt", pa.int32()), ("status", pa.string()), ("error", pa.string())])
+"""A row of the feature store without its vector; ``attempt`` says how often it had failed before."""
+
+INDEX = pa.schema([*ROWS, ("shard", pa.string())])
 """The feature store without its vectors: what is done, what failed, and in which shard it lies."""
 
 
@@ -58,7 +64,7 @@ def schema(shape: tuple[int, ...]) -> pa.Schema:
     feature = pa.float16()
     for size in reversed(shape):
         feature = pa.list_(feature, size)
-    return pa.schema([*IMAGES, ("status", pa.string()), ("error", pa.string()), ("feature", feature)])
+    return pa.schema([*ROWS, ("feature", feature)])
 
 
 def as_table(images: Iterator[StoredObject]) -> pa.Table:
@@ -69,44 +75,59 @@ def as_table(images: Iterator[StoredObject]) -> pa.Table:
     return pa.concat_tables(pages).combine_chunks()
 
 
-def plan(images: pa.Table, *, run: str, source: str, encoder_id: str, store: Bucket, shard_size: int) -> list[str]:
-    """Cut what has no row yet into shards and write their plans.
+def plan(
+    images: pa.Table,
+    *,
+    run: str,
+    source: str,
+    encoder_id: str,
+    store: Bucket,
+    shard_size: int,
+    retry_failed: bool = False,
+) -> list[str]:
+    """Claim what has no features yet.
 
     Args:
-        run: who asks; the counts are noted under its name.
         images: the listing, of schema ``IMAGES``.
+        run: who asks; the shards are noted under its name.
         source: URI of the bucket that holds the images.
         encoder_id: whose features are wanted.
         store: the store.
-        shard_size: images a shard; more where there would be over ``MAX_SHARDS`` shards.
+        shard_size: images a shard.
+        retry_failed: try what failed before again.
 
     Returns:
-        The shards' names; empty when nothing is pending.
+        The names of the shards to extract; empty when nothing is pending.
     """
-    done = index(encoder_id, store).select(["key", "etag"])
-    pending = images.join(done, keys=["key", "etag"], join_type="left anti").sort_by("key")
-    log.info("%d images: %d have a row, %d are pending", len(images), len(images) - len(pending), len(pending))
-    shards = write_plans(pending, {"source": source, "encoder_id": encoder_id}, store=store, shard_size=shard_size)
-    runs.write(run, "extraction", {"images": len(images), "pending": len(pending), "shards": shards}, store)
+
+    def find_pending() -> pa.Table:
+        rows = index(encoder_id, store)
+        pending = images.join(settled(rows, retry_failed=retry_failed), keys=IDENTITY, join_type="left anti")
+        failed = rows.filter(pc.field("status") == "failed").select(IDENTITY)
+        attempts = failed.group_by(IDENTITY).aggregate([([], "count_all")]).rename_columns([*IDENTITY, "attempt"])
+        pending = pending.join(attempts, keys=IDENTITY, join_type="left outer")
+        attempt = pc.fill_null(pending["attempt"], 0).cast(pa.int32())
+        return pending.select(IDENTITY).append_column("attempt", attempt)
+
+    shards = plans.claim(
+        find_pending,
+        {"folder": _folder(encoder_id), "source": source, "encoder_id": encoder_id},
+        product=f"features-{encoder_id}",
+        order=["key"],
+        store=store,
+        shard_size=shard_size,
+    )
+    runs.note_shards(run, "extraction", shards, store)
+    log.info("%d images: features are to be extracted in %d shards", len(images), len(shards))
     return shards
 
 
-def write_plans(pending: pa.Table, about: dict[str, str], *, store: Bucket, shard_size: int) -> list[str]:
-    """Write ``pending``, sliced, as ``plans/<shard>.parquet`` with ``about`` as metadata; return the shards' names."""
-    shard_size = max(shard_size, -(-len(pending) // MAX_SHARDS))
-    shards = []
-    for start in range(0, len(pending), shard_size):
-        part = pending.slice(start, shard_size).combine_chunks()
-        digest = hashlib.sha256(repr((sorted(about.items()), part.to_pydict())).encode())
-        shards.append(digest.hexdigest()[:16])
-        tables.write(part, _plan_key(shards[-1]), store, about=about)
-    return shards
-
-
-def read_plan(shard: str, store: Bucket) -> tuple[pa.Table, dict[str, str]]:
-    """A planned shard's rows and what is said about them."""
-    table = tables.read(_plan_key(shard), store)
-    return table, tables.about(table)
+def settled(rows: pa.Table, *, retry_failed: bool) -> pa.Table:
+    """The images, of schema ``IMAGES``, that need no further attempt: of rows with ``status`` and ``error``."""
+    ok = pc.field("status") == "ok"
+    if retry_failed:
+        return rows.filter(ok).select(IDENTITY)
+    return rows.filter(ok | (pc.field("error") != GONE)).select(IDENTITY)
 
 
 def complete(images: pa.Table, *, run: str, source: str, encoder_id: str, store: Bucket) -> None:
@@ -137,22 +158,21 @@ def extract(shard: str, *, store: Bucket) -> Extraction:
     """Encode a planned shard's images and write its features; does nothing where they are written already."""
     from pipeline import encoder as encoders
 
-    images, about = read_plan(shard, store)
-    key = _features_key(about["encoder_id"], shard)
-    if store.exists(key):
-        log.info("%s exists: nothing to do", store.url(key))
+    plan = plans.read(shard, store)
+    if store.exists(plan.result):
+        log.info("%s exists: nothing to do", store.url(plan.result))
         return Extraction(shard, 0, 0, 0.0)
     stopwatch = Stopwatch()
     with stopwatch.stage("load"):
-        encoder = encoders.load(about["encoder_id"], store)
+        encoder = encoders.load(plan.about["encoder_id"], store)
     start = time.monotonic()
-    read = partial(read_picture, open_bucket(about["source"]), encoder.size, stopwatch=stopwatch)
-    rows = list(zip(images["key"].to_pylist(), images["etag"].to_pylist(), strict=True))
+    read = partial(read_picture, open_bucket(plan.about["source"]), encoder.size, stopwatch=stopwatch)
+    images = plan.images
+    rows = list(zip(*(images[name].to_pylist() for name in IDENTITY), strict=True))
     vectors, errors = encode(rows, read, encoder, stopwatch)
     table = pa.table(
         [
-            images["key"],
-            images["etag"],
+            *images.select([*IDENTITY, "attempt"]),
             pa.array(["ok" if error is None else "failed" for error in errors], pa.string()),
             pa.array(errors, pa.string()),
             _column(vectors, null=[error is not None for error in errors]),
@@ -160,9 +180,9 @@ def extract(shard: str, *, store: Bucket) -> Extraction:
         schema=schema(encoder.shape),
     )
     with stopwatch.stage("write"):
-        tables.write(table, key, store)
+        tables.write(table, plan.result, store)
     rate = len(rows) / max(time.monotonic() - start, 1e-9)
-    timing.save(shard, stopwatch, store)
+    plans.write_note(shard, {"seconds": stopwatch.seconds}, store)
     done = Extraction(shard, len(rows), sum(error is not None for error in errors), round(rate, 2))
     log.info("%s: %d images, %d failed, %.1f a second", shard, done.images, done.failed, rate)
     log.info("seconds, those of all threads added up: %s", stopwatch)
@@ -172,23 +192,24 @@ def extract(shard: str, *, store: Bucket) -> Extraction:
 def index(encoder_id: str, store: Bucket) -> pa.Table:
     """Every row of an encoder's features, without the vectors: a table of schema ``INDEX``."""
     parts = [INDEX.empty_table()]
-    for item in store.list(f"features/{encoder_id}/"):
-        table = tables.read(item.key, store, columns=INDEX.names[:-1])
+    for item in store.list(f"{_folder(encoder_id)}/"):
+        table = tables.read(item.key, store, columns=ROWS.names)
         shard = item.key.rpartition("/")[2].removesuffix(".parquet")
         parts.append(table.append_column("shard", pa.array([shard] * len(table), pa.string())))
     return pa.concat_tables(parts)
 
 
 def look_up(images: pa.Table, *, encoder_id: str, store: Bucket) -> pa.Table:
-    """The images' rows of the index, one an image, in the images' order.
+    """The images' rows of the index, one an image, in the images' order: of several attempts the one that succeeded.
 
     Raises:
         PipelineError: an image has no row.
     """
-    order = images.select(["key", "etag"]).append_column("position", pa.array(range(len(images)), pa.int64()))
+    order = images.select(IDENTITY).append_column("position", pa.array(range(len(images)), pa.int64()))
     # A join keeps its right side in memory, which is the shorter one here.
-    found = index(encoder_id, store).join(order, keys=["key", "etag"], join_type="inner").sort_by("position")
-    # Two planners at once may have put an image in two shards; either row serves.
+    found = index(encoder_id, store).join(order, keys=IDENTITY, join_type="inner")
+    # "ok" comes after "failed", and the last attempt after those before.
+    found = found.sort_by([("position", "ascending"), ("status", "descending"), ("attempt", "descending")])
     found = found.group_by("position", use_threads=False).aggregate([(name, "first") for name in INDEX.names])
     found = found.select([f"{name}_first" for name in INDEX.names]).rename_columns(INDEX.names)
     if len(found) < len(images):
@@ -208,8 +229,8 @@ def read_vectors(rows: pa.Table, *, encoder_id: str, store: Bucket) -> npt.NDArr
         wanted.setdefault(shard, {})[key, etag] = position
     vectors: npt.NDArray[np.float32] | None = None
     for shard, positions in wanted.items():
-        table = tables.read(_features_key(encoder_id, shard), store, columns=["key", "etag", "feature"])
-        identities = zip(table["key"].to_pylist(), table["etag"].to_pylist(), strict=True)
+        table = tables.read(f"{_folder(encoder_id)}/{shard}.parquet", store, columns=[*IDENTITY, "feature"])
+        identities = zip(*(table[name].to_pylist() for name in IDENTITY), strict=True)
         here = [(row, positions[identity]) for row, identity in enumerate(identities) if identity in positions]
         taken = table["feature"].combine_chunks().take(pa.array([row for row, _ in here]))
         shape = []
@@ -240,20 +261,24 @@ def check_failures(failed: Sequence[tuple[str, str]], total: int, *, allowed_fra
 
     The allowed number is rounded up, so that one bad picture among a handful of new ones is no alarm.
     """
-    if len(failed) > math.ceil(total * allowed_fraction):
-        examples = "; ".join(f"{key}: {error}" for key, error in failed[:5])
-        raise PipelineError(
-            f"{len(failed)} of {total} images failed, more than the allowed {allowed_fraction:.0%}: {examples}. "
-            "Mend or remove them, or raise max_failed_fraction."
-        )
+    if len(failed) <= math.ceil(total * allowed_fraction):
+        return
+    keys = defaultdict(list)
+    for key, error in failed:
+        keys[error].append(key)
+    worst = sorted(keys.items(), key=lambda item: len(item[1]), reverse=True)[:OFFENDERS]
+    kinds = "; ".join(
+        f"{len(of_kind)} × {error} ({', '.join(of_kind[:OFFENDERS])}{', …' if len(of_kind) > OFFENDERS else ''})"
+        for error, of_kind in worst
+    )
+    raise PipelineError(
+        f"{len(failed)} of {total} images failed, more than the allowed {allowed_fraction:.0%}: {kinds}. "
+        "Mend or remove them, or raise max_failed_fraction."
+    )
 
 
-def _plan_key(shard: str) -> str:
-    return f"plans/{shard}.parquet"
-
-
-def _features_key(encoder_id: str, shard: str) -> str:
-    return f"features/{encoder_id}/{shard}.parquet"
+def _folder(encoder_id: str) -> str:
+    return f"features/{encoder_id}"
 
 
 Picture = npt.NDArray[np.uint8] | str
@@ -272,7 +297,7 @@ def read_picture(bucket: Bucket, size: tuple[int, int], image: tuple[str, str], 
         return str(error)
     except (ObjectNotFoundError, ObjectChangedError):
         # Under its new etag it is another image, which the next listing will find.
-        return "removed or replaced since it was listed"
+        return GONE
 
 
 def encode(

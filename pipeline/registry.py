@@ -139,11 +139,12 @@ def promote(version: str, store: Bucket) -> Champion:
 
 
 def roll_back(store: Bucket) -> Champion:
-    """Give the place back to the champion before. Raises ``PipelineError`` where there was none."""
+    """Give the place back to the champion before. Raises ``PipelineError`` where there was none or it was pruned."""
     current, etag = _read(store)
     if current is None or len(current.history) < 2:
         raise PipelineError(f"There is no earlier champion in {store.uri} to roll back to.")
     history = current.history[:-1]
+    load_metadata(history[-1].version, store)
     previous = Champion(version=history[-1].version, history=history)
     store.put(CHAMPION, previous.model_dump_json(indent=2).encode(), if_match=etag)
     return previous

@@ -2,10 +2,11 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline import timing
+from pipeline import plans
 from pipeline.storage import Bucket, ObjectNotFoundError
 
 
@@ -14,29 +15,39 @@ def folder(run: str) -> str:
     return f"runs/{re.sub(r'[^A-Za-z0-9_.-]', '-', run)}"
 
 
-def write(run: str, stage: str, document: Mapping[str, Any], store: Bucket) -> None:
-    """Note what a stage of the run did."""
-    store.put(f"{folder(run)}/{stage}.json", _encode(document))
+def note_shards(run: str, stage: str, shards: Sequence[str], store: Bucket) -> None:
+    """Note which shards a stage of the run works on, beside those that it noted before."""
+    known = planned_shards(run, stage, store)
+    store.put(_note_key(run, stage), _encode({"shards": list(dict.fromkeys([*known, *shards]))}))
 
 
-def read(run: str, stage: str, store: Bucket) -> dict[str, Any]:
-    """What a stage noted. Raises ``ObjectNotFoundError`` where it has not run."""
-    return _decode(store.get(f"{folder(run)}/{stage}.json"))
+def planned_shards(run: str, stage: str, store: Bucket) -> list[str]:
+    """The shards that a stage of the run has noted; none where it was done by hand, or not yet."""
+    try:
+        shards: list[str] = _decode(store.get(_note_key(run, stage)))["shards"]
+    except ObjectNotFoundError:
+        return []
+    return shards
+
+
+def forget_shards(run: str, stage: str, store: Bucket) -> None:
+    """Begin a stage of the run anew."""
+    store.delete(_note_key(run, stage))
 
 
 def extracted(run: str, store: Bucket) -> dict[str, Any]:
-    """What the run extracted.
+    """How many images the run has ``extracted`` features of, and the ``seconds`` by stage that it took."""
+    shards = planned_shards(run, "extraction", store)
+    images = sum(len(plans.read(shard, store).images) for shard in shards)
+    return {"extracted": images, "seconds": seconds(plans.read_notes(shards, store))}
 
-    Returns:
-        How many ``images`` the run asked the features of, how many of them had to be ``extracted``, and by stage the
-        ``seconds`` that it took.
-    """
-    try:
-        plan = read(run, "extraction", store)
-    except ObjectNotFoundError:  # a step by hand, of a run that planned nothing
-        return {"images": 0, "extracted": 0, "seconds": {}}
-    seconds = timing.total(plan["shards"], store)
-    return {"images": plan["images"], "extracted": plan["pending"], "seconds": seconds}
+
+def seconds(notes: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Seconds by stage, added up over the notes of shards."""
+    total: Counter[str] = Counter()
+    for note in notes:
+        total.update(note["seconds"])
+    return dict(total)
 
 
 def finish(run: str, record: Mapping[str, Any], store: Bucket) -> None:
@@ -49,6 +60,10 @@ def finished(kind: str, store: Bucket) -> Iterator[dict[str, Any]]:
     keys = (item.key for item in store.list("runs/") if item.key.count("/") == 1 and item.key.endswith(".json"))
     records = [record for record in map(_decode, map(store.get, keys)) if record["kind"] == kind]
     yield from sorted(records, key=lambda record: record["finished_at"], reverse=True)
+
+
+def _note_key(run: str, stage: str) -> str:
+    return f"{folder(run)}/{stage}.json"
 
 
 def _encode(document: Mapping[str, Any]) -> bytes:

@@ -41,6 +41,9 @@ class Settings(BaseSettings):
     max_failed_fraction: float = Field(
         0.05, ge=0, le=1, description="share of a run's images that may fail before the run fails"
     )
+    drift_limit: float = Field(
+        0.5, gt=0, description="standard deviations that a night may lie from earlier ones before it warns"
+    )
     sidecars: bool = Field(False, description="also write each nightly caption as JSON under sidecars/")
 
     @property

@@ -1,5 +1,7 @@
 """What there is: the champion, the models, the last runs, and captions, as tables for a terminal."""
 
+from collections.abc import Mapping
+
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
@@ -17,8 +19,11 @@ RUNS = 5
 """Runs of each kind that are shown."""
 
 
-def show(store: Bucket, *, limit: int, under: str) -> None:
-    """Print the state of a store and ``limit`` of the champion's captions of images whose key begins with ``under``."""
+def show(store: Bucket, *, inbox: str, limit: int, under: str) -> None:
+    """Print the state of a store, what is pending in the inbox, and some of the champion's captions.
+
+    Those are ``limit`` of the images whose key begins with ``under``.
+    """
     console = Console()
     if not console.is_terminal:
         console.width = WIDTH
@@ -28,6 +33,8 @@ def show(store: Bucket, *, limit: int, under: str) -> None:
         champion = None
         console.print(str(error), markup=False, soft_wrap=True)
     _show_models(console, store, champion)
+    if champion:
+        _show_coverage(console, captions.coverage(champion, inbox=inbox, store=store), inbox)
     _show_runs(console, store)
     if champion and limit:
         _show_captions(console, store, champion, limit, under)
@@ -50,10 +57,25 @@ def _show_models(console: Console, store: Bucket, champion: str | None) -> None:
         console.print(table)
 
 
+def _show_coverage(console: Console, found: captions.Coverage, inbox: str) -> None:
+    console.print(
+        f"{inbox}: {found.listed} images = {found.captioned} captioned by the champion + "
+        f"{sum(found.errors.values())} failed + {found.pending} pending",
+        markup=False,
+        soft_wrap=True,
+    )
+    _show_errors(console, found.errors)
+
+
+def _show_errors(console: Console, errors: Mapping[str, int]) -> None:
+    for error, count in errors.items():
+        console.print(f"    {count} × {error}", markup=False, soft_wrap=True)
+
+
 def _show_runs(console: Console, store: Bucket) -> None:
     for record, _ in zip(runs.finished(registry.KIND, store), range(RUNS), strict=False):
         console.print(
-            f"retraining {record['run']}: features of {record['extracted']} of {record['images']} images extracted; "
+            f"retraining {record['run']}: features of {record['extracted']} images extracted; "
             f"{record['version']}: {record['reason']}",
             markup=False,
         )
@@ -67,8 +89,9 @@ def _show_runs(console: Console, store: Bucket) -> None:
         spent = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in record["seconds"].items())
         if spent:
             console.print(f"    {record['images_per_second']} images a second; seconds: {spent}", markup=False)
-        for error, count in record["errors"].items():
-            console.print(f"    {count} × {error}", markup=False, soft_wrap=True)
+        _show_errors(console, record["errors"])
+        for warning in record["warnings"]:
+            console.print(f"    warning: {warning}", markup=False, soft_wrap=True)
 
 
 def _show_captions(console: Console, store: Bucket, version: str, limit: int, under: str) -> None:

@@ -14,6 +14,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
 from urllib.parse import quote, unquote
@@ -42,6 +43,7 @@ class StoredObject:
     key: str
     etag: str
     size: int
+    modified: datetime
 
 
 class Bucket(ABC):
@@ -86,6 +88,13 @@ class Bucket(ABC):
         Raises:
             ObjectChangedError: ``if_match`` does not hold.
         """
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Remove the object; nothing happens where there is none."""
+
+    def clean(self, before: datetime) -> None:
+        """Placeholder until the merge."""
 
     @abstractmethod
     def etag(self, key: str) -> str:
@@ -152,7 +161,14 @@ class LocalBucket(Bucket):
                     with contextlib.suppress(FileNotFoundError):  # removed while we were walking
                         status = path.stat()
                         if stat.S_ISREG(status.st_mode):
-                            found.append(StoredObject(_utf8(key, self.root), _local_etag(status), status.st_size))
+                            found.append(
+                                StoredObject(
+                                    _utf8(key, self.root),
+                                    _local_etag(status),
+                                    status.st_size,
+                                    datetime.fromtimestamp(status.st_mtime, UTC),
+                                )
+                            )
         yield from sorted(found, key=lambda item: item.key.encode())
 
     def get(self, key: str, *, etag: str | None = None) -> bytes:
@@ -194,6 +210,9 @@ class LocalBucket(Bucket):
             temporary.unlink(missing_ok=True)
             raise
         return etag
+
+    def delete(self, key: str) -> None:
+        self._path(key).unlink(missing_ok=True)
 
     def etag(self, key: str) -> str:
         try:
@@ -256,7 +275,7 @@ class S3Bucket(Bucket):
                 for item in page.get("Contents", []):
                     if not item["Key"].endswith("/"):
                         key = item["Key"].removeprefix(self.prefix)
-                        yield StoredObject(key, item["ETag"].strip('"'), item["Size"])
+                        yield StoredObject(key, item["ETag"].strip('"'), item["Size"], item["LastModified"])
 
     def get(self, key: str, *, etag: str | None = None) -> bytes:
         condition = {} if etag is None else {"IfMatch": f'"{etag}"'}
@@ -278,6 +297,10 @@ class S3Bucket(Bucket):
         with self._errors(key, if_match):
             response = self.client.put_object(Bucket=self.name, Key=self.prefix + key, Body=data, **condition)  # type: ignore[arg-type]
         return response["ETag"].strip('"')
+
+    def delete(self, key: str) -> None:
+        with self._errors(key, None):
+            self.client.delete_object(Bucket=self.name, Key=self.prefix + key)
 
     def etag(self, key: str) -> str:
         try:

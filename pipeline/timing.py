@@ -1,13 +1,10 @@
 """Where the time of a unit of work goes, so that a slow stage is seen."""
 
-import json
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-
-from pipeline.storage import Bucket, ObjectNotFoundError
 
 
 class Stopwatch:
@@ -29,25 +26,3 @@ class Stopwatch:
         finally:
             with self._lock:
                 self.seconds[name] += time.monotonic() - start
-
-
-def save(shard: str, stopwatch: Stopwatch, store: Bucket) -> None:
-    """Note what a shard took, beside its plan."""
-    store.put(_key(shard), json.dumps(stopwatch.seconds).encode())
-
-
-def total(shards: Iterable[str], store: Bucket) -> dict[str, float]:
-    """Seconds by stage of all the shards that noted them; one that was interrupted just before is not counted."""
-    seconds: dict[str, float] = defaultdict(float)
-    for shard in shards:
-        try:
-            noted = json.loads(store.get(_key(shard)))
-        except ObjectNotFoundError:
-            continue
-        for name, value in noted.items():
-            seconds[name] += value
-    return dict(seconds)
-
-
-def _key(shard: str) -> str:
-    return f"plans/{shard}.json"

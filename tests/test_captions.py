@@ -1,15 +1,18 @@
 """The nightly job: every image of the inbox ends in one row, once, whatever happens on the way."""
 
+import contextlib
 import json
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 import duckdb
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import toy
 
-from pipeline import captions, encoder, features, registry, runs, tables
+from pipeline import captions, encoder, evaluation, features, registry, runs, tables
 from pipeline.captioner import load, load_metadata
 from pipeline.errors import PipelineError
 from pipeline.images import is_image
@@ -78,12 +81,32 @@ def write(run, store, *, sidecars=False, date=DATE):
         captions.caption(shard, store=store, search=Search(beam_width=2), sidecars=sidecars)
 
 
-def night(run, inbox, store, *, max_failed_fraction=0.2, **kwargs):
+def publish(run, store, *, max_failed_fraction=0.2):
+    """Count a night; the record."""
+    return captions.publish(run, store=store, max_failed_fraction=max_failed_fraction, drift_limit=0.5)
+
+
+def night(run, inbox, store, *, max_failed_fraction=0.2, archive=captions.Archive.ALL, retry_failed=False, **kwargs):
     """All five steps; the record."""
-    captions.list_inbox(run, inbox=inbox.uri, store=store)
+    captions.list_inbox(run, inbox=inbox.uri, store=store, archive=archive, retry_failed=retry_failed)
     extract(run, store)
     write(run, store, **kwargs)
-    return captions.publish(run, store=store, max_failed_fraction=max_failed_fraction)
+    return publish(run, store, max_failed_fraction=max_failed_fraction)
+
+
+@contextlib.contextmanager
+def away(inbox, key):
+    """The inbox without an object, which comes back as it was: with the same etag."""
+    if inbox.uri.startswith("file:"):
+        hidden = inbox.root / ".hidden"
+        (inbox.root / key).rename(hidden)
+        yield
+        hidden.rename(inbox.root / key)
+    else:
+        data = inbox.get(key)
+        inbox.delete(key)
+        yield
+        inbox.put(key, data)
 
 
 def rows_in(store):
@@ -200,7 +223,7 @@ def test_a_new_champion_captions_the_archive_from_stored_features(inbox, store, 
         toy.delete(inbox, item.key)
     extract("n2", store)
     write("n2", store)
-    assert counts(captions.publish("n2", store=store, max_failed_fraction=0.2)) == (7, 0, 0, 6, 1)
+    assert counts(publish("n2", store)) == (7, 0, 0, 6, 1)
     rows = rows_in(store)
     assert identities(rows) == expected
     texts = {
@@ -216,7 +239,7 @@ def test_the_champion_is_fixed_for_the_night(inbox, store, trained):
     extract("n1", store)
     crown("v2", store)
     write("n1", store)
-    assert captions.publish("n1", store=store, max_failed_fraction=0.2)["version"] == trained.model.version
+    assert publish("n1", store)["version"] == trained.model.version
     assert {row["model_version"] for row in rows_in(store)} == {trained.model.version}
 
 
@@ -226,20 +249,107 @@ def test_a_photograph_removed_during_the_night_is_accounted_for(inbox, store):
     toy.delete(inbox, "red.jpg")
     extract("n1", store)
     write("n1", store)
-    record = captions.publish("n1", store=store, max_failed_fraction=0.2)
+    record = publish("n1", store)
     assert counts(record) == (7, 0, 7, 5, 2)
     assert record["errors"]["removed or replaced since it was listed"] == 1
     [row] = [row for row in rows_in(store) if row["image_key"] == "red.jpg"]
     assert (row["status"], row["caption"]) == ("failed", None)
 
 
+def test_what_was_gone_and_comes_back_as_it_was_is_captioned(inbox, store, trained):
+    """Put back with the same etag, as S3 gives to the same bytes, a photograph that was gone is tried again."""
+    captions.list_inbox("n1", inbox=inbox.uri, store=store)
+    with away(inbox, "red.jpg"):
+        extract("n1", store)
+    write("n1", store)
+    assert counts(publish("n1", store)) == (7, 0, 7, 5, 2)
+    assert counts(night("n2", inbox, store, date="2026-01-03")) == (7, 6, 1, 1, 0)
+    statuses = [row["status"] for row in rows_in(store) if row["image_key"] == "red.jpg"]
+    assert sorted(statuses) == ["failed", "ok"]
+    assert counts(night("n3", inbox, store)) == (7, 7, 0, 0, 0)
+
+
+@pytest.mark.parametrize("new_bucket", ["file"], indirect=True)
+def test_failed_pictures_are_tried_again_when_asked(inbox, store, monkeypatch):
+    """A failed picture is left alone, night after night, until a night is asked to try it again; each try has a row."""
+    night("n1", inbox, store)
+    assert counts(night("n2", inbox, store)) == (7, 7, 0, 0, 0)
+    assert counts(night("n3", inbox, store, retry_failed=True)) == (7, 6, 1, 0, 1)
+    with monkeypatch.context() as patch:
+        # As if this version of the pipeline could read what the one before could not.
+        patch.setattr(features, "decode", lambda data, size: np.full((*size, 3), (40, 180, 40), np.uint8))
+        assert counts(night("n4", inbox, store, retry_failed=True)) == (7, 6, 1, 1, 0)
+    rows = [row for row in rows_in(store) if row["image_key"] == "broken.jpg"]
+    assert [row["status"] for row in sorted(rows, key=lambda row: row["captioned_at"])] == ["failed", "failed", "ok"]
+    assert counts(night("n5", inbox, store, retry_failed=True)) == (7, 7, 0, 0, 0)
+
+
+@pytest.mark.parametrize("new_bucket", ["file"], indirect=True)
+def test_a_new_champion_captions_only_what_is_new_where_that_is_asked(inbox, store, trained):
+    """With the archive left to the models before, neither features nor captions are made of what one has captioned."""
+    night("n1", inbox, store)
+    crown("v2", store)
+    inbox.put("yellow, new.jpg", toy.picture("yellow", 3))
+    assert counts(night("n2", inbox, store, archive=captions.Archive.NEW)) == (8, 7, 1, 1, 0)
+    assert [row["image_key"] for row in rows_in(store) if row["model_version"] == "v2"] == ["yellow, new.jpg"]
+    assert counts(night("n3", inbox, store)) == (8, 1, 0, 6, 1)
+
+
+@pytest.mark.parametrize("new_bucket", ["file"], indirect=True)
+@pytest.mark.parametrize("step", ["extraction", "captions"])
+def test_two_nights_at_once_caption_nothing_twice(inbox, store, trained, step):
+    """Of two nights whose listings differ, the second takes over what the first has claimed, and claims the rest."""
+    captions.list_inbox("n1", inbox=inbox.uri, store=store)
+    inbox.put("yellow, new.jpg", toy.picture("yellow", 3))
+    captions.list_inbox("n2", inbox=inbox.uri, store=store)
+    if step == "captions":
+        extract("n1", store)
+    for run in ("n1", "n2"):
+        captions.plan_extraction(run, store=store, shard_size=3)
+    if step == "captions":
+        extract("n2", store)
+        for run in ("n1", "n2"):
+            captions.plan_captions(run, store=store, date=DATE, shard_size=3)
+    for run in ("n2", "n1"):
+        extract(run, store)
+        write(run, store)
+        publish(run, store)
+    assert identities(rows_in(store)) == photographs(inbox, trained.model.version)
+    rows = features.index(trained.model.encoder_id, store)
+    assert len(rows) == len(rows.group_by("key").aggregate([])) == 8
+    for record in runs.finished(captions.KIND, store):
+        assert record["listed"] == {"n1": 7, "n2": 8}[record["run"]]
+        assert record["captioned"] + record["failed"] + record["already_done"] == record["listed"]
+
+
+@pytest.mark.parametrize("new_bucket", ["file"], indirect=True)
+def test_a_night_unlike_the_others_warns(new_bucket, store, trained, caplog):
+    """Nights are compared with the model's test and with each other; one of black pictures is noticed, and recorded."""
+    toy.copy(trained.store, store, "features/")
+    evaluation.evaluate(trained.model.version, store=store, search=Search(beam_width=2), max_failed_fraction=0.2)
+    usual, black = new_bucket(), new_bucket()
+    for colour in toy.COLOURS:
+        for seed in range(10):
+            usual.put(f"{colour}-{seed}.jpg", toy.picture(colour, seed))
+    record = night("n1", usual, store)
+    assert record["drift"].keys() == {"the model's test"}
+    assert record["warnings"] == []
+    for number in range(40):
+        black.put(f"{number}.png", toy.png(0, 0, number))
+    record = night("n2", black, store)
+    assert record["drift"].keys() == {"the model's test", "earlier nights"}
+    assert record["drift"]["earlier nights"]["features"] > 1
+    assert any(text.startswith("features: ") and "earlier nights" in text for text in record["warnings"])
+    assert record["warnings"][0] in caplog.text
+
+
 def test_a_step_repeated_after_it_was_done_changes_nothing(inbox, store):
     """Whichever step is done again, features and captions stay as they are, and so do the counts of the record."""
     record = night("n1", inbox, store)
     before = toy.etags(store, "features/", "captions/")
-    for shard in runs.read("n1", "extraction", store)["shards"]:
+    for shard in runs.planned_shards("n1", "extraction", store):
         assert features.extract(shard, store=store).images == 0
-    shards = runs.read("n1", "captions", store)["shards"]
+    shards = runs.planned_shards("n1", "captions", store)
     for shard in shards:
         assert captions.caption(shard, store=store, search=Search(beam_width=2), sidecars=False) == {
             "shard": shard,
@@ -247,12 +357,12 @@ def test_a_step_repeated_after_it_was_done_changes_nothing(inbox, store):
         }
     # On another day, too, the run goes on in the partition that it began.
     write("n1", store, date="2026-01-03")
-    assert runs.read("n1", "captions", store)["shards"] == shards
-    again = captions.publish("n1", store=store, max_failed_fraction=0.2)
+    assert runs.planned_shards("n1", "captions", store) == shards
+    again = publish("n1", store)
     by_the_clock = {"finished_at": "", "images_per_second": 0}
     assert again | by_the_clock == record | by_the_clock
     with pytest.raises(PipelineError, match="1 of 7 images failed, more than the allowed 0%"):
-        captions.publish("n1", store=store, max_failed_fraction=0)
+        publish("n1", store, max_failed_fraction=0)
     assert toy.etags(store, "features/", "captions/") == before
 
 
@@ -301,7 +411,7 @@ def test_a_night_goes_on_where_it_broke_off(inbox, store, trained):
     """With its captions planned again and the rest written, a run counts what it wrote before as its own."""
     interrupted("n1", inbox, store, "partly captioned")
     write("n1", store, date="2026-01-03")
-    assert counts(captions.publish("n1", store=store, max_failed_fraction=0.2)) == (7, 0, 7, 6, 1)
+    assert counts(publish("n1", store)) == (7, 0, 7, 6, 1)
     assert identities(rows_in(store)) == photographs(inbox, trained.model.version)
 
 
@@ -320,7 +430,7 @@ def test_a_crash_before_the_shard_is_written_leaves_no_row(inbox, store, trained
             captions.caption(shard, store=store, search=Search(beam_width=2), sidecars=True)
     assert rows_in(store) == []
     with pytest.raises(ObjectNotFoundError, match=shard):
-        captions.publish("n1", store=store, max_failed_fraction=0.2)
+        publish("n1", store)
     assert list(runs.finished(captions.KIND, store)) == []
     done = captions.caption(shard, store=store, search=Search(beam_width=2), sidecars=True)
     assert done == {"shard": shard, "images": 7, "captioned": 6, "failed": 1}
@@ -343,13 +453,18 @@ def test_sidecars(inbox, store):
 
 
 def test_an_image_unaccounted_for_fails_the_night(inbox, store):
-    """Where listed is not captioned + failed + done before, the record is written and the night fails with the sum."""
+    """Where a listed image has no row, the record is written and the night fails with the sum and the image's name."""
     night("n1", inbox, store)
-    listing, about = captions._listing("n1", store)
-    tables.write(listing.slice(0, 5), captions._listing_key("n1"), store, about=about)
-    with pytest.raises(PipelineError, match=r"5 images were listed .* but 6 captioned \+ 1 failed \+ 0 .* are 7"):
-        captions.publish("n1", store=store, max_failed_fraction=0.2)
-    assert next(runs.finished(captions.KIND, store))["listed"] == 5
+    listing = tables.read(captions._listing_key("n1"), store)
+    lost = pa.table([["lost.jpg"], ["e"]], schema=features.IMAGES)
+    about = tables.about(listing)
+    with_lost = pa.concat_tables([listing.replace_schema_metadata(None), lost])
+    tables.write(with_lost, captions._listing_key("n1"), store, about=about)
+    with pytest.raises(
+        PipelineError, match=r"8 images were listed .* 6 captioned \+ 1 failed \+ 0 .* are 7: lost\.jpg"
+    ):
+        publish("n1", store)
+    assert counts(next(runs.finished(captions.KIND, store))) == (8, 0, 7, 6, 1)
 
 
 def test_a_lost_shard_fails_the_night(inbox, store):
@@ -360,7 +475,7 @@ def test_a_lost_shard_fails_the_night(inbox, store):
     lost = [item.key for item in store.list("captions/")][1]
     toy.delete(store, lost)
     with pytest.raises(ObjectNotFoundError, match=lost.rpartition("/")[2]):
-        captions.publish("n1", store=store, max_failed_fraction=0.2)
+        publish("n1", store)
     assert list(runs.finished(captions.KIND, store)) == []
 
 
@@ -421,5 +536,5 @@ def test_shards_of_captions_are_larger(inbox, store, monkeypatch):
     monkeypatch.setattr(captions, "SHARDS", 5)
     captions.list_inbox("n1", inbox=inbox.uri, store=store)
     extract("n1", store)
-    assert len(runs.read("n1", "extraction", store)["shards"]) == 3
+    assert len(runs.planned_shards("n1", "extraction", store)) == 3
     assert len(captions.plan_captions("n1", store=store, date=DATE, shard_size=1)) == 2

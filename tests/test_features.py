@@ -8,10 +8,9 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pipeline import encoder, features, runs, tables
+from pipeline import encoder, features, plans, runs, tables
 from pipeline.errors import PipelineError
 from pipeline.features import IMAGES
-from pipeline.storage import open_bucket
 from pipeline.timing import Stopwatch
 
 
@@ -79,7 +78,7 @@ def test_extracts_every_image_once(photographs, store, small_encoder):
     assert "cannot be decoded" in error
 
     assert plan(images, photographs, encoder_id, store, run="again") == []
-    assert runs.read("again", "extraction", store)["pending"] == 0
+    assert runs.extracted("again", store)["extracted"] == 0
 
 
 def test_vectors_are_those_of_their_images(photographs, store, small_encoder):
@@ -108,13 +107,12 @@ def test_a_changed_image_is_a_new_image(photographs, store, small_encoder):
     assert (changed["status"], changed["error"]) == ("failed", "removed or replaced since it was listed")
 
     [shard] = plan(listing(photographs), photographs, encoder_id, store)
-    planned, _ = features.read_plan(shard, store)
-    assert planned["key"].to_pylist() == ["03.jpg"]
+    assert plans.read(shard, store).images["key"].to_pylist() == ["03.jpg"]
     assert features.extract(shard, store=store).failed == 0
 
 
 def test_a_repeated_shard_is_not_extracted_again(photographs, store, small_encoder):
-    """A retry finds its object and leaves it; planning again before extraction names the same shards."""
+    """A retry finds its object and leaves it; planning again before extraction takes the same shards over."""
     encoder_id = encoder.publish(str(small_encoder), store)
     images = listing(photographs)
     shards = plan(images, photographs, encoder_id, store)
@@ -135,16 +133,6 @@ def test_the_table_is_as_documented(photographs, store, small_encoder):
     assert [row["key"] for row in table.to_pylist() if row["feature"] is None] == ["broken.jpg"]
 
 
-def test_shards_grow_when_there_would_be_too_many(tmp_path, monkeypatch):
-    """However many images, Airflow never gets more shards than it can map."""
-    monkeypatch.setattr(features, "MAX_SHARDS", 4)
-    images = pa.table([[f"{i}.jpg" for i in range(30)], ["e"] * 30], schema=IMAGES)
-    store = open_bucket(str(tmp_path))
-    shards = features.write_plans(images, {"source": "s", "encoder_id": "e"}, store=store, shard_size=2)
-    sizes = [len(features.read_plan(shard, store)[0]) for shard in shards]
-    assert (len(shards), sum(sizes), max(sizes)) == (4, 30, 8)
-
-
 def test_missing_features_are_an_error(photographs, store):
     """Asking for images that were never extracted says how many, of which encoder, and what to do."""
     with pytest.raises(PipelineError, match=r"12 of 12 images have no features of nobody.*extract"):
@@ -153,12 +141,13 @@ def test_missing_features_are_an_error(photographs, store):
 
 @pytest.mark.parametrize(("failed", "total", "fine"), [(1, 3, True), (2, 3, False), (5, 100, True), (6, 100, False)])
 def test_the_failure_budget(failed, total, fine):
-    """One bad picture is never too many; beyond the allowed share the error lists the first of them."""
-    errors = [(f"{i}.jpg", "the file is empty") for i in range(failed)]
+    """One bad picture is never too many; beyond the allowed share the error lists the most frequent kinds with keys."""
+    errors = [*((f"{i}.jpg", "the file is empty") for i in range(failed - 1)), ("last.jpg", "another")]
     if fine:
         features.check_failures(errors, total, allowed_fraction=0.05)
     else:
-        with pytest.raises(PipelineError, match=rf"{failed} of {total} images failed.*0\.jpg: the file is empty"):
+        worst = rf"{failed} of {total} images failed.* {failed - 1} × the file is empty \(0\.jpg.*1 × another"
+        with pytest.raises(PipelineError, match=worst):
             features.check_failures(errors, total, allowed_fraction=0.05)
 
 

@@ -83,7 +83,6 @@ def test_the_first_champion(bucket):
         "kind": "retrain_captioner",
         **decision.model_dump(),
         "dataset": DATASET,
-        "images": 0,
         "extracted": 0,
         "seconds": {},
         "scores": {"BLEU-4": 0.2, "CIDEr": 0.4},

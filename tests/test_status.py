@@ -12,8 +12,8 @@ from pipeline.storage import open_bucket
 def shown(capsys):
     """Show a store, and return what was printed."""
 
-    def show(store, limit=0, under=""):
-        status.show(store, limit=limit, under=under)
+    def show(store, limit=0, under="", inbox=None):
+        status.show(store, inbox=(inbox or store).uri, limit=limit, under=under)
         return capsys.readouterr().out
 
     return show
@@ -40,7 +40,7 @@ def night(run, inbox, store):
         features.extract(shard, store=store)
     for shard in captions.plan_captions(run, store=store, date="2026-01-02", shard_size=100):
         captions.caption(shard, store=store, search=Search(beam_width=2), sidecars=False)
-    captions.publish(run, store=store, max_failed_fraction=0.5)
+    captions.publish(run, store=store, max_failed_fraction=0.5, drift_limit=0.5)
 
 
 def test_an_empty_store(bucket, shown):
@@ -67,7 +67,8 @@ def test_a_used_store(bucket, shown, trained, tmp_path, monkeypatch):
     night("n1", inbox, bucket)
     night("n2", inbox, bucket)
 
-    lines = shown(bucket, limit=3).splitlines()
+    inbox.put("house/c.jpg", toy.picture("red", 9))
+    lines = shown(bucket, limit=3, inbox=inbox).splitlines()
     [row] = [line for line in lines if line.startswith("│") and version in line]
     assert "champion" in row
     assert f"{evaluation.load_metrics(version, bucket).cider:.3f}" in row
@@ -80,7 +81,8 @@ def test_a_used_store(bucket, shown, trained, tmp_path, monkeypatch):
     assert [line.partition(":")[0] for line in nights] == ["night n2", "night n1"]
     assert "6 images listed = 0 captioned + 0 failed + 6 done before; features of 0 extracted" in nights[0]
     assert "6 images listed = 4 captioned + 2 failed + 0 done before; features of 6 extracted" in nights[1]
-    assert "    2 × the file is empty" in lines
+    assert lines.count("    2 × the file is empty") == 2
+    assert f"{inbox.uri}: 7 images = 4 captioned by the champion + 2 failed + 1 pending" in lines
     shown_keys = [line.split("│")[1].strip() for line in lines if ".jpg" in line]
     assert shown_keys == ["garden/blue.jpg", "garden/green.jpg", "garden/red.jpg"]
     assert lines[-1] == f"report:   {bucket.url(evaluation.report_key(version))}"

@@ -58,6 +58,13 @@ def picture(colour: str, seed: int = 0) -> bytes:
     return buffer.getvalue()
 
 
+def png(*colour: int) -> bytes:
+    """A small PNG of just the colour."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def draw(bucket: Bucket, *, seed: int = 0, broken: tuple[str, ...] = ()) -> str:
     """Put pictures (those named in ``broken`` damaged) and the table of their captions; return the table's URI."""
     lines = ["image,caption,split"]
