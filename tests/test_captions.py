@@ -1,14 +1,18 @@
 """The nightly job: every image of the inbox ends in one row, once, whatever happens on the way."""
 
+import ast
 import contextlib
 import json
+import re
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.dataset
 import pytest
 import toy
 
@@ -20,6 +24,8 @@ from pipeline.recipe import Search
 from pipeline.storage import ObjectNotFoundError
 
 DATE = "2026-01-02"
+
+PROJECT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -512,23 +518,53 @@ def test_an_empty_inbox(new_bucket, store):
     assert rows_in(store) == []
 
 
-@pytest.mark.parametrize("new_bucket", ["file"], indirect=True)
-def test_anyone_can_read_the_captions(inbox, store, trained):
-    """DuckDB and pandas read the folder as it is, with model and date as columns."""
+@pytest.fixture
+def archive(inbox, store):
+    """A store after nights with a failed picture, a changed one, a new champion and one more photograph."""
     night("n1", inbox, store)
+    inbox.put("red.jpg", toy.picture("green", 77))
+    night("n2", inbox, store, date="2026-01-03", retry_failed=True)
+    crown("v2", store)
     inbox.put("yellow, new.jpg", toy.picture("yellow", 3))
-    night("n2", inbox, store, date="2026-01-03")
-    folder = store.root / "captions"
-    found = duckdb.sql(f"from read_parquet('{folder}/**/*.parquet', hive_partitioning = true)")
-    counted = found.aggregate("model, date::varchar as day, count(*), count(caption)").order("day")
-    assert counted.fetchall() == [(trained.model.version, DATE, 7, 6), (trained.model.version, "2026-01-03", 1, 1)]
-    frame = pd.read_parquet(folder)
+    night("n3", inbox, store, date="2026-01-04")
+    return store
+
+
+def snippets():
+    """The README's ways to read the newest captions."""
+    [chapter] = re.findall(r"## Read the captions\n(.*?)\n## ", (PROJECT / "README.md").read_text(), re.DOTALL)
+    return re.findall(r"```python\n(.*?)```", chapter, re.DOTALL)
+
+
+@pytest.mark.parametrize("new_bucket", ["file"], indirect=True)
+@pytest.mark.parametrize("snippet", snippets(), ids=["duckdb", "pandas", "pyarrow"])
+def test_the_newest_captions_are_read_as_the_readme_says(archive, inbox, snippet):
+    """DuckDB, pandas and pyarrow alone find exactly one newest caption of each photograph that could be read."""
+    code = ast.parse(snippet.replace("data/store", str(archive.root)))
+    last = ast.Expression(code.body.pop().value)
+    names = {"duckdb": duckdb, "pd": pd, "pyarrow": pa}
+    exec(compile(code, "README.md", "exec"), names)  # noqa: S102 - the README's own lines
+    found = eval(compile(last, "README.md", "eval"), names)  # noqa: S307
+    frame = (
+        found if isinstance(found, pd.DataFrame) else found.to_df() if hasattr(found, "to_df") else found.to_pandas()
+    )
+    frame = frame.rename(columns=lambda name: name.removesuffix("_first"))
+    expected = {item.key for item in inbox.list() if is_image(item.key)} - {"broken.jpg"}
+    assert sorted(frame["image_key"]) == sorted(expected)
+    assert set(frame["model"].astype(str)) == {"v2"}
+    colours = {key: colour_in(text) for key, text in zip(frame["image_key"], frame["caption"], strict=True)}
+    assert colours == {key: "green" if key == "red.jpg" else colour_in(key) for key in expected}
+
+
+@pytest.mark.parametrize("new_bucket", ["file"], indirect=True)
+def test_the_partitions_are_columns(archive, trained):
+    """Model and date stand in the folders' names; a reader that knows of them finds both, and times in UTC."""
+    frame = pd.read_parquet(archive.root / "captions")
     assert list(frame.columns) == [*captions.SCHEMA.names, "model", "date"]
-    assert Counter(frame["date"].astype(str)) == {DATE: 7, "2026-01-03": 1}
+    by_night = Counter(zip(frame["model"].astype(str), frame["date"].astype(str), strict=True))
+    first = trained.model.version
+    assert by_night == {(first, DATE): 7, (first, "2026-01-03"): 2, ("v2", "2026-01-04"): 8}
     assert str(frame["captioned_at"].dt.tz) == "UTC"
-    captioned = frame.set_index("image_key")["caption"].dropna()
-    assert {key: colour_in(text) for key, text in captioned.items()} == {key: colour_in(key) for key in captioned.index}
-    assert len(captioned) == 7
 
 
 def test_shards_of_captions_are_larger(inbox, store, monkeypatch):
