@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import captions, features, tables
+from pipeline import night as nights
 from pipeline.captioner import Metadata
 from pipeline.recipe import Recipe
 from pipeline.registry import promote
@@ -35,9 +36,9 @@ ENCODER, VERSION, NEW = "encoder-0", "v1", 100
 TAKEN = datetime(2026, 1, 1, tzinfo=UTC)
 
 STEPS: dict[str, Callable[[Bucket], object]] = {
-    "list": lambda store: captions.list_inbox("r", inbox="file:///photographs", store=store),
-    "plan_extraction": lambda store: captions.plan_extraction("r", store=store, shard_size=500),
-    "plan_captions": lambda store: captions.plan_captions("r", store=store, date="2026-01-02", shard_size=500),
+    "list": lambda store: nights.list_inbox("r", inbox="file:///photographs", store=store),
+    "plan_extraction": lambda store: nights.plan_extraction("r", store=store, shard_size=500),
+    "plan_captions": lambda store: nights.plan_captions("r", store=store, date="2026-01-02", shard_size=500),
 }
 """What a night does before it reads a picture."""
 
@@ -121,7 +122,7 @@ def work(step: str, folder: str, keys: int) -> None:
     """Do a step of what a night does before it reads a picture; print its seconds, and its peak of memory in MB."""
     store = open_bucket(folder)
     start = time.perf_counter()
-    with patch.object(captions, "open_bucket", lambda _: Listing(keys)):
+    with patch.object(nights, "open_bucket", lambda _: Listing(keys)):
         STEPS[step](store)
     seconds = time.perf_counter() - start
     # Not getrusage's peak, which begins at that of the process that started this one.

@@ -344,13 +344,13 @@ def night_list(
     ] = False,
 ) -> None:
     """List the inbox and fix the champion for the whole night."""
-    from pipeline import captions
+    from pipeline import night as nightly
 
-    listed = captions.list_inbox(
+    listed = nightly.list_inbox(
         run,
         inbox=_settings().inbox,
         store=_store(),
-        archive=captions.Archive(archive),
+        archive=nightly.Archive(archive),
         retry_failed=retry_failed,
     )
     _print(listed)
@@ -359,9 +359,9 @@ def night_list(
 @night.command("plan-extraction")
 def night_plan_extraction(run: Run) -> None:
     """Plan the shards of images without features, and print their names."""
-    from pipeline import captions
+    from pipeline import night as nightly
 
-    _print(captions.plan_extraction(run, store=_store(), shard_size=_settings().shard_size))
+    _print(nightly.plan_extraction(run, store=_store(), shard_size=_settings().shard_size))
 
 
 @night.command("plan-captions")
@@ -375,10 +375,10 @@ def night_plan_captions(
     ] = None,
 ) -> None:
     """Plan the shards of images without a caption of the champion, and print their names."""
-    from pipeline import captions
+    from pipeline import night as nightly
 
     day = (date or datetime.now(UTC)).strftime("%Y-%m-%d")
-    _print(captions.plan_captions(run, store=_store(), date=day, shard_size=_settings().shard_size))
+    _print(nightly.plan_captions(run, store=_store(), date=day, shard_size=_settings().shard_size))
 
 
 @night.command("caption")
@@ -393,10 +393,10 @@ def night_caption(shard: Shard) -> None:
 @night.command("publish")
 def night_publish(run: Run) -> None:
     """Count the night, and fail where an image is unaccounted for or too many failed."""
-    from pipeline import captions
+    from pipeline import night as nightly
 
     settings = _settings()
-    record = captions.publish(
+    record = nightly.publish(
         run, store=_store(), max_failed_fraction=settings.max_failed_fraction, drift_limit=settings.drift_limit
     )
     _print(record)

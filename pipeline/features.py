@@ -117,7 +117,7 @@ def plan(
         store=store,
         shard_size=shard_size,
     )
-    runs.note_shards(run, "extraction", shards, store)
+    runs.note_shards(run, runs.EXTRACTION, shards, store)
     log.info("%d images: features are to be extracted in %d shards", len(images), len(shards))
     return shards
 

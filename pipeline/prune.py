@@ -14,7 +14,7 @@ from itertools import groupby
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import captions, plans, registry
+from pipeline import captions, night, plans, registry
 from pipeline.captioner import Metadata, list_models
 from pipeline.progress import track
 from pipeline.storage import Bucket, StoredObject
@@ -117,7 +117,7 @@ def _plans(store: Bucket) -> Iterator[Removable]:
 def _runs(store: Bucket) -> Iterator[Removable]:
     """What runs needed on their way; what they did, and what their pictures were like, is kept."""
     in_folders = (item for item in store.list("runs/") if item.key.count("/") > 1)
-    on_the_way = [item for item in in_folders if not item.key.endswith(captions.PROFILE)]
+    on_the_way = [item for item in in_folders if not item.key.endswith(night.PROFILE)]
     yield Removable("runs", "listings and notes", on_the_way)
 
 

@@ -9,6 +9,9 @@ from typing import Any
 from pipeline import plans
 from pipeline.storage import Bucket, ObjectNotFoundError
 
+EXTRACTION, CAPTIONS = "extraction", "captions"
+"""Stages of a run that work in shards."""
+
 
 def folder(run: str) -> str:
     """The run's folder. Airflow's run ids hold colons and pluses, which not every tool takes in a name."""
@@ -37,7 +40,7 @@ def forget_shards(run: str, stage: str, store: Bucket) -> None:
 
 def extracted(run: str, store: Bucket) -> dict[str, Any]:
     """How many images the run has ``extracted`` features of, and the ``seconds`` by stage that it took."""
-    shards = planned_shards(run, "extraction", store)
+    shards = planned_shards(run, EXTRACTION, store)
     images = sum(len(plans.read(shard, store).images) for shard in shards)
     return {"extracted": images, "seconds": seconds(plans.read_notes(shards, store))}
 

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from pipeline import captions, registry, runs
+from pipeline import captions, night, registry, runs
 from pipeline.captioner import list_models
 from pipeline.errors import PipelineError
 from pipeline.evaluation import load_metrics, report_key
@@ -34,7 +34,7 @@ def show(store: Bucket, *, inbox: str, limit: int, under: str) -> None:
         console.print(str(error), markup=False, soft_wrap=True)
     _show_models(console, store, champion)
     if champion:
-        _show_coverage(console, captions.coverage(champion, inbox=inbox, store=store), inbox)
+        _show_coverage(console, night.coverage(champion, inbox=inbox, store=store), inbox)
     _show_runs(console, store)
     if champion and limit:
         _show_captions(console, store, champion, limit, under)
@@ -57,7 +57,7 @@ def _show_models(console: Console, store: Bucket, champion: str | None) -> None:
         console.print(table)
 
 
-def _show_coverage(console: Console, found: captions.Coverage, inbox: str) -> None:
+def _show_coverage(console: Console, found: night.Coverage, inbox: str) -> None:
     console.print(
         f"{inbox}: {found.listed} images = {found.captioned} captioned by the champion + "
         f"{sum(found.errors.values())} failed + {found.pending} pending",
@@ -79,7 +79,7 @@ def _show_runs(console: Console, store: Bucket) -> None:
             f"{record['version']}: {record['reason']}",
             markup=False,
         )
-    for record, _ in zip(runs.finished(captions.KIND, store), range(RUNS), strict=False):
+    for record, _ in zip(runs.finished(night.KIND, store), range(RUNS), strict=False):
         console.print(
             f"night {record['run']}: {record['listed']} images listed = {record['captioned']} captioned + "
             f"{record['failed']} failed + {record['already_done']} done before; "

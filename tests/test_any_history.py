@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from memory import CrashError, MemoryBucket
 
 from pipeline import captions, encoder, features, registry, runs, tables
+from pipeline import night as nights
 from pipeline.captioner import Caption, Metadata
 from pipeline.images import is_image
 from pipeline.recipe import Recipe, Search
@@ -59,7 +60,7 @@ class Nights(RuleBasedStateMachine):
         loaded = encoder.Encoder("e-1", (2, 2), (3,), 4, 1, lambda pictures: pictures.mean(axis=(1, 2)))
         self.patches = [
             patch.object(features, "open_bucket", lambda uri: self.inbox),
-            patch.object(captions, "open_bucket", lambda uri: self.inbox),
+            patch.object(nights, "open_bucket", lambda uri: self.inbox),
             patch.object(features, "read_picture", read_picture),
             patch.object(encoder, "load", lambda encoder_id, store: loaded),
             patch.object(captions, "load", lambda version, store: (Captioner(), None)),
@@ -110,14 +111,14 @@ class Nights(RuleBasedStateMachine):
         """A photograph is removed."""
         self.inbox.delete(key)
 
-    @rule(archive=st.sampled_from(captions.Archive), retry_failed=st.booleans(), crash=CRASHES)
+    @rule(archive=st.sampled_from(nights.Archive), retry_failed=st.booleans(), crash=CRASHES)
     def begin(self, archive, retry_failed, crash):
         """A night lists the inbox."""
         self.runs += 1
         run = f"n{self.runs}"
 
         def step():
-            captions.list_inbox(run, inbox=self.inbox.uri, store=self.store, archive=archive, retry_failed=retry_failed)
+            nights.list_inbox(run, inbox=self.inbox.uri, store=self.store, archive=archive, retry_failed=retry_failed)
 
         if self.crashing(step, crash):
             self.next_step[run] = 0
@@ -154,10 +155,10 @@ class Nights(RuleBasedStateMachine):
 
     def finish(self, run):
         """A whole night that nobody disturbs: then each photograph has a caption, or has failed for good."""
-        captions.list_inbox(run, inbox=self.inbox.uri, store=self.store)
+        nights.list_inbox(run, inbox=self.inbox.uri, store=self.store)
         for step in STEPS[:-1]:
             self.do(run, step, 3)
-        record = captions.publish(run, store=self.store, max_failed_fraction=1, drift_limit=0.5)
+        record = nights.publish(run, store=self.store, max_failed_fraction=1, drift_limit=0.5)
         assert record["listed"] == record["captioned"] + record["failed"] + record["already_done"]
         version = registry.champion(self.store).version
         rows = self.rows()
@@ -169,17 +170,17 @@ class Nights(RuleBasedStateMachine):
     def do(self, run, step, size):
         """A step of a night."""
         if step == "plan extraction":
-            captions.plan_extraction(run, store=self.store, shard_size=size)
+            nights.plan_extraction(run, store=self.store, shard_size=size)
         elif step == "extract":
-            for shard in runs.planned_shards(run, captions.EXTRACTION, self.store):
+            for shard in runs.planned_shards(run, runs.EXTRACTION, self.store):
                 features.extract(shard, store=self.store)
         elif step == "plan captions":
-            captions.plan_captions(run, store=self.store, date=f"2026-01-0{size}", shard_size=size)
+            nights.plan_captions(run, store=self.store, date=f"2026-01-0{size}", shard_size=size)
         elif step == "caption":
-            for shard in runs.planned_shards(run, captions.CAPTIONS, self.store):
+            for shard in runs.planned_shards(run, runs.CAPTIONS, self.store):
                 captions.caption(shard, store=self.store, search=SEARCH, sidecars=False)
         else:
-            captions.publish(run, store=self.store, max_failed_fraction=1, drift_limit=0.5)
+            nights.publish(run, store=self.store, max_failed_fraction=1, drift_limit=0.5)
 
     def crashing(self, step, crash):
         """Do it, and die at a write if told to; whether it came to its end."""

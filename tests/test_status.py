@@ -4,6 +4,7 @@ import pytest
 import toy
 
 from pipeline import captions, evaluation, features, registry, status
+from pipeline import night as nights
 from pipeline.recipe import Search
 from pipeline.storage import open_bucket
 
@@ -35,12 +36,12 @@ def consider(version, store, run):
 
 def night(run, inbox, store):
     """All five steps of a night."""
-    captions.list_inbox(run, inbox=inbox.uri, store=store)
-    for shard in captions.plan_extraction(run, store=store, shard_size=100):
+    nights.list_inbox(run, inbox=inbox.uri, store=store)
+    for shard in nights.plan_extraction(run, store=store, shard_size=100):
         features.extract(shard, store=store)
-    for shard in captions.plan_captions(run, store=store, date="2026-01-02", shard_size=100):
+    for shard in nights.plan_captions(run, store=store, date="2026-01-02", shard_size=100):
         captions.caption(shard, store=store, search=Search(beam_width=2), sidecars=False)
-    captions.publish(run, store=store, max_failed_fraction=0.5, drift_limit=0.5)
+    nights.publish(run, store=store, max_failed_fraction=0.5, drift_limit=0.5)
 
 
 def test_an_empty_store(bucket, shown):

@@ -17,6 +17,7 @@ import pytest
 import toy
 
 from pipeline import captions, encoder, evaluation, features, registry, runs, tables
+from pipeline import night as nights
 from pipeline.captioner import load, load_metadata
 from pipeline.errors import PipelineError
 from pipeline.images import is_image
@@ -53,7 +54,7 @@ def store(new_bucket, trained):
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch):
     """Captions are planned in shards as small as those of extraction, so that a few pictures make several."""
-    monkeypatch.setattr(captions, "SHARDS", 1)
+    monkeypatch.setattr(nights, "SHARDS", 1)
 
 
 @pytest.fixture
@@ -77,24 +78,24 @@ def colour_in(text):
 
 def extract(run, store):
     """Plan the extraction of a night and do it."""
-    for shard in captions.plan_extraction(run, store=store, shard_size=3):
+    for shard in nights.plan_extraction(run, store=store, shard_size=3):
         features.extract(shard, store=store)
 
 
 def write(run, store, *, sidecars=False, date=DATE):
     """Plan the captions of a night and write them."""
-    for shard in captions.plan_captions(run, store=store, date=date, shard_size=3):
+    for shard in nights.plan_captions(run, store=store, date=date, shard_size=3):
         captions.caption(shard, store=store, search=Search(beam_width=2), sidecars=sidecars)
 
 
 def publish(run, store, *, max_failed_fraction=0.2):
     """Count a night; the record."""
-    return captions.publish(run, store=store, max_failed_fraction=max_failed_fraction, drift_limit=0.5)
+    return nights.publish(run, store=store, max_failed_fraction=max_failed_fraction, drift_limit=0.5)
 
 
-def night(run, inbox, store, *, max_failed_fraction=0.2, archive=captions.Archive.ALL, retry_failed=False, **kwargs):
+def night(run, inbox, store, *, max_failed_fraction=0.2, archive=nights.Archive.ALL, retry_failed=False, **kwargs):
     """All five steps; the record."""
-    captions.list_inbox(run, inbox=inbox.uri, store=store, archive=archive, retry_failed=retry_failed)
+    nights.list_inbox(run, inbox=inbox.uri, store=store, archive=archive, retry_failed=retry_failed)
     extract(run, store)
     write(run, store, **kwargs)
     return publish(run, store, max_failed_fraction=max_failed_fraction)
@@ -161,7 +162,7 @@ def test_every_photograph_ends_in_one_row(inbox, store, trained):
     assert record["seconds"]["caption"] > 0
     assert record["images_per_second"] > 0
     assert datetime.fromisoformat(record["started_at"]) - before < timedelta(minutes=5)
-    [written] = runs.finished(captions.KIND, store)
+    [written] = runs.finished(nights.KIND, store)
     assert written == {"run": "scheduled__2026-01-02T02:00:00+00:00", **record}
 
 
@@ -178,7 +179,7 @@ def test_the_table_is_as_documented(inbox, store, trained):
 def test_without_a_champion(inbox, bucket):
     """A night without a champion fails at its first step and says what to do."""
     with pytest.raises(PipelineError, match=r"No model has been promoted.*trigger retrain_captioner"):
-        captions.list_inbox("n1", inbox=inbox.uri, store=bucket)
+        nights.list_inbox("n1", inbox=inbox.uri, store=bucket)
     assert list(bucket.list()) == []
 
 
@@ -224,7 +225,7 @@ def test_a_new_champion_captions_the_archive_from_stored_features(inbox, store, 
     night("n1", inbox, store)
     crown("v2", store)
     expected = photographs(inbox, trained.model.version) + photographs(inbox, "v2")
-    captions.list_inbox("n2", inbox=inbox.uri, store=store)
+    nights.list_inbox("n2", inbox=inbox.uri, store=store)
     for item in list(inbox.list()):
         toy.delete(inbox, item.key)
     extract("n2", store)
@@ -241,7 +242,7 @@ def test_a_new_champion_captions_the_archive_from_stored_features(inbox, store, 
 
 def test_the_champion_is_fixed_for_the_night(inbox, store, trained):
     """A model promoted while the night runs captions the next night, not the rest of this one."""
-    captions.list_inbox("n1", inbox=inbox.uri, store=store)
+    nights.list_inbox("n1", inbox=inbox.uri, store=store)
     extract("n1", store)
     crown("v2", store)
     write("n1", store)
@@ -251,7 +252,7 @@ def test_the_champion_is_fixed_for_the_night(inbox, store, trained):
 
 def test_a_photograph_removed_during_the_night_is_accounted_for(inbox, store):
     """What was listed but can't be read any more gets a failed row that says so."""
-    captions.list_inbox("n1", inbox=inbox.uri, store=store)
+    nights.list_inbox("n1", inbox=inbox.uri, store=store)
     toy.delete(inbox, "red.jpg")
     extract("n1", store)
     write("n1", store)
@@ -264,7 +265,7 @@ def test_a_photograph_removed_during_the_night_is_accounted_for(inbox, store):
 
 def test_what_was_gone_and_comes_back_as_it_was_is_captioned(inbox, store, trained):
     """Put back with the same etag, as S3 gives to the same bytes, a photograph that was gone is tried again."""
-    captions.list_inbox("n1", inbox=inbox.uri, store=store)
+    nights.list_inbox("n1", inbox=inbox.uri, store=store)
     with away(inbox, "red.jpg"):
         extract("n1", store)
     write("n1", store)
@@ -296,7 +297,7 @@ def test_a_new_champion_captions_only_what_is_new_where_that_is_asked(inbox, sto
     night("n1", inbox, store)
     crown("v2", store)
     inbox.put("yellow, new.jpg", toy.picture("yellow", 3))
-    assert counts(night("n2", inbox, store, archive=captions.Archive.NEW)) == (8, 7, 1, 1, 0)
+    assert counts(night("n2", inbox, store, archive=nights.Archive.NEW)) == (8, 7, 1, 1, 0)
     assert [row["image_key"] for row in rows_in(store) if row["model_version"] == "v2"] == ["yellow, new.jpg"]
     assert counts(night("n3", inbox, store)) == (8, 1, 0, 6, 1)
 
@@ -305,17 +306,17 @@ def test_a_new_champion_captions_only_what_is_new_where_that_is_asked(inbox, sto
 @pytest.mark.parametrize("step", ["extraction", "captions"])
 def test_two_nights_at_once_caption_nothing_twice(inbox, store, trained, step):
     """Of two nights whose listings differ, the second takes over what the first has claimed, and claims the rest."""
-    captions.list_inbox("n1", inbox=inbox.uri, store=store)
+    nights.list_inbox("n1", inbox=inbox.uri, store=store)
     inbox.put("yellow, new.jpg", toy.picture("yellow", 3))
-    captions.list_inbox("n2", inbox=inbox.uri, store=store)
+    nights.list_inbox("n2", inbox=inbox.uri, store=store)
     if step == "captions":
         extract("n1", store)
     for run in ("n1", "n2"):
-        captions.plan_extraction(run, store=store, shard_size=3)
+        nights.plan_extraction(run, store=store, shard_size=3)
     if step == "captions":
         extract("n2", store)
         for run in ("n1", "n2"):
-            captions.plan_captions(run, store=store, date=DATE, shard_size=3)
+            nights.plan_captions(run, store=store, date=DATE, shard_size=3)
     for run in ("n2", "n1"):
         extract(run, store)
         write(run, store)
@@ -323,7 +324,7 @@ def test_two_nights_at_once_caption_nothing_twice(inbox, store, trained, step):
     assert identities(rows_in(store)) == photographs(inbox, trained.model.version)
     rows = features.index(trained.model.encoder_id, store)
     assert len(rows) == len(rows.group_by("key").aggregate([])) == 8
-    for record in runs.finished(captions.KIND, store):
+    for record in runs.finished(nights.KIND, store):
         assert record["listed"] == {"n1": 7, "n2": 8}[record["run"]]
         assert record["captioned"] + record["failed"] + record["already_done"] == record["listed"]
 
@@ -386,13 +387,13 @@ STEPS = ("listed", "extraction planned", "partly extracted", "extracted", "capti
 def interrupted(run, inbox, store, last):
     """A night that gets as far as ``last`` of ``STEPS``."""
     reached = STEPS[: STEPS.index(last) + 1]
-    captions.list_inbox(run, inbox=inbox.uri, store=store)
+    nights.list_inbox(run, inbox=inbox.uri, store=store)
     if "extraction planned" in reached:
-        shards = captions.plan_extraction(run, store=store, shard_size=3)
+        shards = nights.plan_extraction(run, store=store, shard_size=3)
         for shard in shards if "extracted" in reached else shards[:1] if "partly extracted" in reached else []:
             features.extract(shard, store=store)
     if "captions planned" in reached:
-        shards = captions.plan_captions(run, store=store, date=DATE, shard_size=3)
+        shards = nights.plan_captions(run, store=store, date=DATE, shard_size=3)
         if "partly captioned" in reached:
             captions.caption(shards[1], store=store, search=Search(beam_width=2), sidecars=False)
 
@@ -404,7 +405,7 @@ def test_an_interrupted_night_is_made_up_for(inbox, store, trained, last, run):
     """Wherever a night broke off, the same run repeated, or the next one, leaves one row for each photograph."""
     interrupted("n1", inbox, store, last)
     before = toy.etags(store, "features/", "captions/")
-    assert list(runs.finished(captions.KIND, store)) == []
+    assert list(runs.finished(nights.KIND, store)) == []
     record = night(run, inbox, store)
     assert record["already_done"] == (3 if last == "partly captioned" else 0)
     assert record["captioned"] + record["failed"] + record["already_done"] == record["listed"] == 7
@@ -423,9 +424,9 @@ def test_a_night_goes_on_where_it_broke_off(inbox, store, trained):
 
 def test_a_crash_before_the_shard_is_written_leaves_no_row(inbox, store, trained, monkeypatch):
     """The shard is written last: where that fails, sidecars or not, the images are captioned by the retry."""
-    captions.list_inbox("n1", inbox=inbox.uri, store=store)
+    nights.list_inbox("n1", inbox=inbox.uri, store=store)
     extract("n1", store)
-    [shard] = captions.plan_captions("n1", store=store, date=DATE, shard_size=10)
+    [shard] = nights.plan_captions("n1", store=store, date=DATE, shard_size=10)
 
     def fail(*_, **__):
         raise OSError("disk full")
@@ -437,7 +438,7 @@ def test_a_crash_before_the_shard_is_written_leaves_no_row(inbox, store, trained
     assert rows_in(store) == []
     with pytest.raises(ObjectNotFoundError, match=shard):
         publish("n1", store)
-    assert list(runs.finished(captions.KIND, store)) == []
+    assert list(runs.finished(nights.KIND, store)) == []
     done = captions.caption(shard, store=store, search=Search(beam_width=2), sidecars=True)
     assert done == {"shard": shard, "images": 7, "captioned": 6, "failed": 1}
     assert identities(rows_in(store)) == photographs(inbox, trained.model.version)
@@ -461,35 +462,35 @@ def test_sidecars(inbox, store):
 def test_an_image_unaccounted_for_fails_the_night(inbox, store):
     """Where a listed image has no row, the record is written and the night fails with the sum and the image's name."""
     night("n1", inbox, store)
-    listing = tables.read(captions._listing_key("n1"), store)
+    listing = tables.read(nights._listing_key("n1"), store)
     lost = pa.table([["lost.jpg"], ["e"]], schema=features.IMAGES)
     about = tables.about(listing)
     with_lost = pa.concat_tables([listing.replace_schema_metadata(None), lost])
-    tables.write(with_lost, captions._listing_key("n1"), store, about=about)
+    tables.write(with_lost, nights._listing_key("n1"), store, about=about)
     with pytest.raises(
         PipelineError, match=r"8 images were listed .* 6 captioned \+ 1 failed \+ 0 .* are 7: lost\.jpg"
     ):
         publish("n1", store)
-    assert counts(next(runs.finished(captions.KIND, store))) == (8, 0, 7, 6, 1)
+    assert counts(next(runs.finished(nights.KIND, store))) == (8, 0, 7, 6, 1)
 
 
 def test_a_lost_shard_fails_the_night(inbox, store):
     """A shard of captions that is not there is named, and no record claims that the night has ended."""
-    captions.list_inbox("n1", inbox=inbox.uri, store=store)
+    nights.list_inbox("n1", inbox=inbox.uri, store=store)
     extract("n1", store)
     write("n1", store)
     lost = [item.key for item in store.list("captions/")][1]
     toy.delete(store, lost)
     with pytest.raises(ObjectNotFoundError, match=lost.rpartition("/")[2]):
         publish("n1", store)
-    assert list(runs.finished(captions.KIND, store)) == []
+    assert list(runs.finished(nights.KIND, store)) == []
 
 
 def test_captions_can_t_be_planned_before_the_features_are_there(inbox, store):
     """The error says how many images lack features."""
-    captions.list_inbox("n1", inbox=inbox.uri, store=store)
+    nights.list_inbox("n1", inbox=inbox.uri, store=store)
     with pytest.raises(PipelineError, match="7 of 7 images have no features"):
-        captions.plan_captions("n1", store=store, date=DATE, shard_size=3)
+        nights.plan_captions("n1", store=store, date=DATE, shard_size=3)
 
 
 def test_too_many_failures_fail_the_night(inbox, store):
@@ -498,7 +499,7 @@ def test_too_many_failures_fail_the_night(inbox, store):
         inbox.put(f"empty-{number}.jpg", b"")
     with pytest.raises(PipelineError, match=r"4 of 10 images failed, more than the allowed 20%.*empty-\d\.jpg"):
         night("n1", inbox, store)
-    [record] = runs.finished(captions.KIND, store)
+    [record] = runs.finished(nights.KIND, store)
     assert counts(record) == (10, 0, 10, 6, 4)
     assert record["errors"]["the file is empty"] == 3
     assert sum(row["status"] == "ok" for row in rows_in(store)) == 6
@@ -569,8 +570,8 @@ def test_the_partitions_are_columns(archive, trained):
 
 def test_shards_of_captions_are_larger(inbox, store, monkeypatch):
     """One process captions what several have extracted, up to five times as many images."""
-    monkeypatch.setattr(captions, "SHARDS", 5)
-    captions.list_inbox("n1", inbox=inbox.uri, store=store)
+    monkeypatch.setattr(nights, "SHARDS", 5)
+    nights.list_inbox("n1", inbox=inbox.uri, store=store)
     extract("n1", store)
     assert len(runs.planned_shards("n1", "extraction", store)) == 3
-    assert len(captions.plan_captions("n1", store=store, date=DATE, shard_size=1)) == 2
+    assert len(nights.plan_captions("n1", store=store, date=DATE, shard_size=1)) == 2
