@@ -26,6 +26,8 @@ class Promotion(BaseModel):
 
     version: str
     promoted_at: AwareDatetime
+    run: str = Field(description="of the retraining; empty where it was promoted by hand")
+    reason: str
 
 
 class Champion(BaseModel):
@@ -89,6 +91,9 @@ def consider(
         promoted, reason = False, f"CIDEr {cider:.3f} is below the floor of {floor:.3f}"
     elif current is None:
         promoted, reason = True, f"the first champion, CIDEr {cider:.3f}"
+    elif current.history[-1].run == run and current.version == version:
+        # This run has promoted it, and was interrupted before it could say so.
+        promoted, reason = True, current.history[-1].reason
     elif current.version == version:
         promoted, reason = False, f"it is the champion already, CIDEr {cider:.3f}"
     else:
@@ -106,7 +111,7 @@ def consider(
             f"CIDEr {cider:.3f} against {reference:.3f} of the champion {current.version}, tolerance {tolerance:.3f}"
         )
     if promoted:
-        promote(version, store)
+        promote(version, store, run=run, reason=reason)
     log.info("%s %s: %s", version, "is the new champion" if promoted else "was not promoted", reason)
     decision = Decision(version=version, promoted=promoted, reason=reason)
     record = {
@@ -121,8 +126,8 @@ def consider(
     return decision
 
 
-def promote(version: str, store: Bucket) -> Champion:
-    """Make a model the champion, whatever its scores.
+def promote(version: str, store: Bucket, *, run: str = "", reason: str = "by hand") -> Champion:
+    """Make a model the champion, whatever its scores; ``run`` and ``reason`` are noted in the history.
 
     Raises:
         PipelineError: there is no such model.
@@ -133,7 +138,8 @@ def promote(version: str, store: Bucket) -> Champion:
     if current is not None and current.version == version:
         return current
     history = current.history if current else []
-    promoted = Champion(version=version, history=[*history, Promotion(version=version, promoted_at=datetime.now(UTC))])
+    promotion = Promotion(version=version, promoted_at=datetime.now(UTC), run=run, reason=reason)
+    promoted = Champion(version=version, history=[*history, promotion])
     store.put(CHAMPION, promoted.model_dump_json(indent=2).encode(), if_match=etag)
     return promoted
 

@@ -112,6 +112,29 @@ def test_the_tolerance(bucket, cider, promoted):
     assert next(runs.finished(registry.KIND, bucket))["promoted"] is promoted
 
 
+@pytest.mark.parametrize("earlier", [None, 0.3])
+def test_a_gate_that_was_interrupted_says_the_same_again(bucket, monkeypatch, earlier):
+    """Where the process died between the promotion and its record, the same run's retry tells of the promotion."""
+    if earlier is not None:
+        candidate("v0", bucket, cider=earlier)
+        decide("v0", bucket, run="r0")
+    candidate("v1", bucket, cider=0.4)
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "finish", die)
+        with pytest.raises(KeyboardInterrupt):
+            decide("v1", bucket)
+    assert champion(bucket).version == "v1"
+    decision = decide("v1", bucket)
+    assert decision.promoted
+    assert "CIDEr 0.400" in decision.reason
+    assert next(runs.finished(registry.KIND, bucket))["reason"] == decision.reason
+    assert decide("v1", bucket, run="another").promoted is False
+
+
 def test_the_policy_never(bucket):
     """However good, a candidate stays one where the policy says so, and the record still tells its scores."""
     candidate("v1", bucket, cider=3.0)
@@ -122,11 +145,11 @@ def test_the_policy_never(bucket):
 
 
 def test_the_champion_again(bucket):
-    """A champion that is considered again stays, and its history does not grow."""
+    """A champion that another run considers again stays, and its history does not grow."""
     candidate("v1", bucket, cider=0.4)
     decide("v1", bucket)
     before = champion(bucket)
-    decision = decide("v1", bucket)
+    decision = decide("v1", bucket, run="another")
     assert (decision.promoted, decision.reason) == (False, "it is the champion already, CIDEr 0.400")
     assert champion(bucket) == before
 
