@@ -50,7 +50,8 @@ class Listing(LocalBucket):
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         """Keys such as a camera's folders have, with etags such as S3's."""
         for number in range(self.keys):
-            yield StoredObject(f"2026/{number // 1000:04}/IMG_{number:07}.jpg", f"{number:032x}", 100_000)
+            key = f"2026/{number // 1000:04}/IMG_{number:07}.jpg"
+            yield StoredObject(key, f"{number:032x}", 100_000, datetime.now(UTC))
 
 
 def main() -> None:
