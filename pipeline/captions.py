@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from pipeline import features, plans, tables
 from pipeline.captioner import Caption, load
 from pipeline.drift import Profile
+from pipeline.keys import safe_name
 from pipeline.plans import IDENTITY
 from pipeline.recipe import Search
 from pipeline.storage import Bucket
@@ -81,7 +82,7 @@ def caption(shard: str, *, store: Bucket, search: Search, sidecars: bool) -> dic
     with stopwatch.stage("write"):
         if sidecars:
             for row in table.to_pylist():
-                store.put(f"sidecars/{row['image_key']}.json", json.dumps(row, indent=2, default=str).encode())
+                store.put(f"sidecars/{safe_name(row['image_key'])}.json", json.dumps(row, indent=2, default=str).encode())
         # The shard comes last: once it is there, nobody comes back to these images.
         tables.write(table, plan.result, store)
     note = {"seconds": stopwatch.seconds, "profile": profile and profile.model_dump()}

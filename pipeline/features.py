@@ -26,7 +26,16 @@ from pipeline.errors import PipelineError
 from pipeline.images import BadImageError, decode
 from pipeline.plans import IDENTITY
 from pipeline.progress import track
-from pipeline.storage import Bucket, ObjectChangedError, ObjectNotFoundError, StoredObject, open_bucket
+from pipeline.storage import (
+    BadKeyError,
+    Bucket,
+    ObjectChangedError,
+    ObjectDeniedError,
+    ObjectNotFoundError,
+    ObjectTooLargeError,
+    StoredObject,
+    open_bucket,
+)
 from pipeline.timing import Stopwatch
 
 if TYPE_CHECKING:
@@ -293,7 +302,7 @@ def read_picture(bucket: Bucket, size: tuple[int, int], image: tuple[str, str], 
             data = bucket.get(key, etag=etag)
         with stopwatch.stage("decode"):
             return decode(data, size)
-    except BadImageError as error:
+    except (BadImageError, BadKeyError, ObjectDeniedError, ObjectTooLargeError) as error:
         return str(error)
     except (ObjectNotFoundError, ObjectChangedError):
         # Under its new etag it is another image, which the next listing will find.

@@ -1,21 +1,28 @@
 """Buckets: one contract over a local folder (``file://``) and S3 (``s3://bucket/prefix``).
 
 Keys are relative to the bucket's URI and use ``/``. Every write is atomic: a reader sees the old object or the new one,
-whole. Both kinds pass the same contract test.
+whole. Both kinds pass the same contract test. An error that a person has to mend, or that is one object's own, is a
+``PipelineError``; every other (a network down, a disk full) keeps its kind and carries a note that names the object.
 """
 
 import contextlib
+import errno
 import fcntl
+import hashlib
 import io
+import itertools
+import logging
 import os
+import random
+import re
 import stat
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 from urllib.parse import quote, unquote
 
@@ -23,6 +30,9 @@ from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
+    from types_boto3_s3.type_defs import GetObjectOutputTypeDef
+
+log = logging.getLogger(__name__)
 
 ABSENT = "absent"
 """The etag to pass as ``if_match`` for an object that must not exist yet."""
@@ -36,9 +46,28 @@ class ObjectChangedError(PipelineError):
     """The object's etag is not the expected one: somebody wrote or removed it meanwhile."""
 
 
+class ObjectDeniedError(PipelineError):
+    """This object may not be accessed; others of its bucket may be."""
+
+
+class ObjectTooLargeError(PipelineError):
+    """The object has more bytes than were to be read."""
+
+
+class BadKeyError(PipelineError):
+    """No object of this bucket can have this key."""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class StoredObject:
-    """One row of a listing. ``etag`` changes whenever the object's bytes do; ``size`` is in bytes."""
+    """One row of a listing.
+
+    Attributes:
+        key: relative to the bucket's URI.
+        etag: changes whenever the object's bytes do.
+        size: in bytes.
+        modified: when it was written, in UTC.
+    """
 
     key: str
     etag: str
@@ -67,17 +96,20 @@ class Bucket(ABC):
         """
 
     @abstractmethod
-    def get(self, key: str, *, etag: str | None = None) -> bytes:
+    def get(self, key: str, *, etag: str | None = None, limit: int | None = None) -> bytes:
         """The object's bytes.
 
         Raises:
             ObjectNotFoundError: there is no such object.
             ObjectChangedError: ``etag`` was given and is not the object's any more, or the object has gone.
+            ObjectTooLargeError: it has more than ``limit`` bytes, and was not read.
+            ObjectDeniedError: this object may not be read.
+            BadKeyError: there can't be such an object.
         """
 
     @abstractmethod
     def open(self, key: str) -> IO[bytes]:
-        """A seekable reader that fetches only what is read. Raises ``ObjectNotFoundError``."""
+        """A seekable reader that fetches only what is read. Raises as ``get``, and its reads as well."""
 
     @abstractmethod
     def put(self, key: str, data: bytes, *, if_match: str | None = None) -> str:
@@ -87,14 +119,13 @@ class Bucket(ABC):
 
         Raises:
             ObjectChangedError: ``if_match`` does not hold.
+            ObjectDeniedError: this object may not be written.
+            BadKeyError: there can't be such an object.
         """
 
     @abstractmethod
     def delete(self, key: str) -> None:
-        """Remove the object; nothing happens where there is none."""
-
-    def clean(self, before: datetime) -> None:
-        """Placeholder until the merge."""
+        """Remove the object; does nothing where there is none. Raises ``ObjectDeniedError`` and ``BadKeyError``."""
 
     @abstractmethod
     def etag(self, key: str) -> str:
@@ -104,6 +135,10 @@ class Bucket(ABC):
         """Whether there is an object under this key."""
         return self.etag(key) != ABSENT
 
+    @abstractmethod
+    def clean(self, older_than: datetime) -> Sequence[str]:
+        """Remove what writes that were interrupted before ``older_than`` have left; return the names of that."""
+
     def _not_found(self, key: str) -> ObjectNotFoundError:
         return ObjectNotFoundError(
             f"There is no object {self.url(key)}: check the URI, or run the step that writes it."
@@ -111,6 +146,12 @@ class Bucket(ABC):
 
     def _changed(self, key: str, expected: str) -> ObjectChangedError:
         return ObjectChangedError(f"{self.url(key)} was written or removed meanwhile (its etag was {expected}).")
+
+    def _too_large(self, key: str, size: int, limit: int) -> ObjectTooLargeError:
+        return ObjectTooLargeError(f"{self.url(key)} has {size} bytes, more than the {limit} that are read of it.")
+
+    def _bad_key(self, key: str, why: str) -> BadKeyError:
+        return BadKeyError(f"Not a key: {key!r} {why}, in {self.uri}. Rename the object.")
 
 
 def open_bucket(uri: str) -> Bucket:
@@ -137,7 +178,11 @@ def open_object(uri: str) -> tuple[Bucket, str]:
 
 
 class LocalBucket(Bucket):
-    """A folder. An etag is the file's modification time and size: cheap, and it changes with each write."""
+    """A folder. An etag is the file's modification time and size: cheap, and it changes with each write.
+
+    Links are followed where they are read and listed, also out of the folder: the photographs of a dataset often lie on
+    another disk. Nothing is written or removed through them.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().resolve()
@@ -151,92 +196,171 @@ class LocalBucket(Bucket):
         folder, _, _ = prefix.rpartition("/")
         top = self._path(folder) if folder else self.root
         found = []
-        # Links are followed: the photographs of a dataset often lie on another disk.
         for directory, folders, names in os.walk(top, onerror=_raise_unless_absent, followlinks=True):
-            folders[:] = [name for name in folders if not name.startswith(".")]
+            here = Path(directory)
+            folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(here / name)]
             for name in names:
-                path = Path(directory, name)
+                path = here / name
                 key = path.relative_to(self.root).as_posix()
-                if key.startswith(prefix) and not name.startswith("."):
-                    with contextlib.suppress(FileNotFoundError):  # removed while we were walking
-                        status = path.stat()
-                        if stat.S_ISREG(status.st_mode):
-                            found.append(
-                                StoredObject(
-                                    _utf8(key, self.root),
-                                    _local_etag(status),
-                                    status.st_size,
-                                    datetime.fromtimestamp(status.st_mtime, UTC),
-                                )
-                            )
+                if key.startswith(prefix) and not _is_hidden(key):
+                    status = _status(path)
+                    if status is not None:
+                        modified = datetime.fromtimestamp(status.st_mtime, UTC)
+                        found.append(StoredObject(_utf8(key, self.root), _local_etag(status), status.st_size, modified))
         yield from sorted(found, key=lambda item: item.key.encode())
 
-    def get(self, key: str, *, etag: str | None = None) -> bytes:
+    def get(self, key: str, *, etag: str | None = None, limit: int | None = None) -> bytes:
         try:
             file = self.open(key)
         except ObjectNotFoundError as error:
             if etag is None:
                 raise
             raise self._changed(key, etag) from error
-        with file:
+        with file, self._errors(key):
+            before = os.fstat(file.fileno())
+            if limit is not None and before.st_size > limit:
+                raise self._too_large(key, before.st_size, limit)
+            data = file.read()
+            # Looked at after the reading: somebody else's program may write into a file where it lies.
             if etag is not None and _local_etag(os.fstat(file.fileno())) != etag:
                 raise self._changed(key, etag)
-            return file.read()
+            return data
 
     def open(self, key: str) -> IO[bytes]:
-        try:
-            return self._path(key).open("rb")
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-            raise self._not_found(key) from error
+        path = self._path(key)
+        with self._errors(key):
+            try:
+                return path.open("rb")
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+                raise self._not_found(key) from error
 
     def put(self, key: str, data: bytes, *, if_match: str | None = None) -> str:
-        path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = self._path_to_write(key)
         temporary = path.parent / f".tmp-{uuid.uuid4().hex}"
-        try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                # A file system's own clock ticks every few milliseconds: two writes within a tick would share an etag.
-                now = time.time_ns()
-                os.utime(file.fileno(), ns=(now, now))
-                os.fsync(file.fileno())
-                etag = _local_etag(os.fstat(file.fileno()))
-            with self._locked(path) if if_match is not None else contextlib.nullcontext():
-                if if_match is not None and self.etag(key) != if_match:
-                    raise self._changed(key, if_match)
-                os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with self._errors(key):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with temporary.open("xb") as file:
+                    file.write(data)
+                    file.flush()
+                    # A file system's own clock ticks every few milliseconds: two writes within a tick would share an
+                    # etag.
+                    now = time.time_ns()
+                    os.utime(file.fileno(), ns=(now, now))
+                    os.fsync(file.fileno())
+                    etag = _local_etag(os.fstat(file.fileno()))
+                with _locked(path) if if_match is not None else contextlib.nullcontext():
+                    if if_match is not None and self.etag(key) != if_match:
+                        raise self._changed(key, if_match)
+                    os.replace(temporary, path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
         return etag
 
     def delete(self, key: str) -> None:
-        self._path(key).unlink(missing_ok=True)
+        path = self._path_to_write(key)
+        absent = contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError)
+        # Under the lock: a conditional writer that has just found the object must not bring it back.
+        with self._errors(key), absent, _locked(path):
+            path.unlink()
 
     def etag(self, key: str) -> str:
-        try:
-            status = self._path(key).stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return ABSENT
-        return _local_etag(status) if stat.S_ISREG(status.st_mode) else ABSENT
+        path = self._path(key)
+        with self._errors(key):
+            status = _status(path)
+        return ABSENT if status is None else _local_etag(status)
+
+    def clean(self, older_than: datetime) -> Sequence[str]:
+        removed = []
+        for directory, _, names in os.walk(self.root, onerror=_raise_unless_absent):
+            for name in names:
+                path = Path(directory, name)
+                # Locks are left alone: whoever takes one next removes it.
+                if re.fullmatch(r"\.tmp-[0-9a-f]{32}", name):
+                    with contextlib.suppress(FileNotFoundError):  # its writer has done it
+                        if path.stat().st_mtime < older_than.timestamp():
+                            path.unlink()
+                            removed.append(path.relative_to(self.root).as_posix())
+        return sorted(removed)
 
     def _path(self, key: str) -> Path:
-        parts = PurePosixPath(key)
-        if not key or parts.is_absolute() or ".." in parts.parts:
-            raise PipelineError(f"Not a key: {key!r} would lie outside {self.uri}.")
+        if "\0" in key or not {"", ".", ".."}.isdisjoint(key.split("/")):
+            raise self._bad_key(key, "is not made of a file system's names")
         return self.root / key
 
+    def _path_to_write(self, key: str) -> Path:
+        path = self._path(key)
+        if _is_hidden(key):
+            raise self._bad_key(key, "would be a hidden file, which is not listed")
+        if not _is_utf8(key):
+            raise self._bad_key(key, "is not UTF-8")
+        with self._errors(key):
+            inside = path.parent.resolve().is_relative_to(self.root)
+        if not inside:
+            raise self._bad_key(key, "would be written through a link that leads out of the folder")
+        return path
+
     @contextlib.contextmanager
-    def _locked(self, path: Path) -> Iterator[None]:
-        # A file system has no compare-and-swap: conditional writers of one object take turns.
-        with (path.parent / f".lock-{path.name}").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    def _errors(self, key: str) -> Iterator[None]:
+        """Translate what is this object's own; let the rest through with the object's name."""
+        try:
             yield
+        except PermissionError as error:
+            raise ObjectDeniedError(
+                f"{self.url(key)}: {error.strerror}. Check the modes of the file and of its folders."
+            ) from error
+        except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+            raise self._bad_key(key, "is a folder's, or lies below a file") from error
+        except (OSError, RuntimeError) as error:
+            # Until Python 3.13, pathlib says with a RuntimeError that links go round in a circle.
+            if isinstance(error, RuntimeError) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+                raise self._bad_key(key, f"can't be found by the file system ({error})") from error
+            error.add_note(f"while accessing {self.url(key)}")
+            raise
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """A file system has no compare-and-swap: those who would change an object under a condition take turns."""
+    lock = path.parent / f".lock-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]}"
+    while True:
+        with lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # The one before us has removed the lock that we waited for: its successor may be somebody else's by now.
+            status = _status(lock)
+            if status is not None and os.path.samestat(status, os.fstat(file.fileno())):
+                try:
+                    yield
+                finally:
+                    lock.unlink(missing_ok=True)
+                return
 
 
 def _local_etag(status: os.stat_result) -> str:
     return f"{status.st_mtime_ns:x}-{status.st_size:x}"
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """What the file system knows of a regular file; ``None`` of what is none, or is not there."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link that leads nowhere, as a broken one
+            return None
+        raise
+    return status if stat.S_ISREG(status.st_mode) else None
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether this is a link to a folder above it, in which it would be found again without end."""
+    return folder.is_symlink() and any(folder.samefile(parent) for parent in folder.parents)
+
+
+def _is_hidden(key: str) -> bool:
+    return "/." in f"/{key}"
 
 
 def _raise_unless_absent(error: OSError) -> None:
@@ -247,16 +371,37 @@ def _raise_unless_absent(error: OSError) -> None:
 
 
 def _utf8(key: str, root: Path) -> str:
+    if not _is_utf8(key):
+        raise PipelineError(f"{root}: the file name {os.fsencode(key)!r} is not UTF-8. Rename or remove it.")
+    return key
+
+
+def _is_utf8(key: str) -> bool:
     try:
         key.encode()
     except UnicodeEncodeError:
-        raise PipelineError(f"{root}: the file name {os.fsencode(key)!r} is not UTF-8. Rename or remove it.") from None
-    return key
+        return False
+    return True
 
 
 _S3_ADVICE = (
     "Check the bucket's name, and the endpoint and the credentials in the environment (AWS_ENDPOINT_URL, AWS_…)."
 )
+
+KEY_BYTES = 1024
+"""Of an S3 key, at most."""
+
+READ_ATTEMPTS = 4
+"""How often an object, or a part of one, is asked for whose bytes break off."""
+
+READ_PAUSE = 1.0
+"""Seconds before it is asked for again, twice as many each time."""
+
+READ_TIMEOUT = 60.0
+"""Seconds without a byte after which a connection is given up."""
+
+READ_SECONDS = 600.0
+"""In which an object's bytes must have come, all attempts together, however steadily they drip."""
 
 
 class S3Bucket(Bucket):
@@ -270,23 +415,22 @@ class S3Bucket(Bucket):
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=self.prefix + prefix)
-        with self._errors(prefix, None):
+        with self._errors(prefix, None, denied=PipelineError):
             for page in pages:
                 for item in page.get("Contents", []):
                     if not item["Key"].endswith("/"):
                         key = item["Key"].removeprefix(self.prefix)
-                        yield StoredObject(key, item["ETag"].strip('"'), item["Size"], item["LastModified"])
+                        modified = item["LastModified"].astimezone(UTC)
+                        yield StoredObject(key, item["ETag"].strip('"'), item["Size"], modified)
 
-    def get(self, key: str, *, etag: str | None = None) -> bytes:
-        condition = {} if etag is None else {"IfMatch": f'"{etag}"'}
-        with self._errors(key, etag):
-            response = self.client.get_object(Bucket=self.name, Key=self.prefix + key, **condition)  # type: ignore[arg-type]
-            return response["Body"].read()
+    def get(self, key: str, *, etag: str | None = None, limit: int | None = None) -> bytes:
+        return self._read(key, etag, limit=limit)
 
     def open(self, key: str) -> IO[bytes]:
         with self._errors(key, None):
-            head = self.client.head_object(Bucket=self.name, Key=self.prefix + key)
-        return io.BufferedReader(_RangeReader(self, key, head["ETag"], head["ContentLength"]), buffer_size=1 << 16)
+            head = self.client.head_object(Bucket=self.name, Key=self._full(key))
+        reader = _RangeReader(self, key, head["ETag"].strip('"'), head["ContentLength"])
+        return io.BufferedReader(reader, buffer_size=1 << 16)
 
     def put(self, key: str, data: bytes, *, if_match: str | None = None) -> str:
         condition = {}
@@ -294,32 +438,94 @@ class S3Bucket(Bucket):
             condition = {"IfNoneMatch": "*"}
         elif if_match is not None:
             condition = {"IfMatch": f'"{if_match}"'}
-        with self._errors(key, if_match):
-            response = self.client.put_object(Bucket=self.name, Key=self.prefix + key, Body=data, **condition)  # type: ignore[arg-type]
+        try:
+            with self._errors(key, if_match):
+                response = self.client.put_object(Bucket=self.name, Key=self._full(key), Body=data, **condition)  # type: ignore[arg-type]
+        except ObjectChangedError as error:
+            if (etag := self._etag_if_ours(key, data, error)) is None:
+                raise
+            return etag
         return response["ETag"].strip('"')
 
     def delete(self, key: str) -> None:
         with self._errors(key, None):
-            self.client.delete_object(Bucket=self.name, Key=self.prefix + key)
+            self.client.delete_object(Bucket=self.name, Key=self._full(key))
 
     def etag(self, key: str) -> str:
         try:
             with self._errors(key, None):
-                return self.client.head_object(Bucket=self.name, Key=self.prefix + key)["ETag"].strip('"')
+                return self.client.head_object(Bucket=self.name, Key=self._full(key))["ETag"].strip('"')
         except ObjectNotFoundError:
             return ABSENT
 
+    def clean(self, older_than: datetime) -> Sequence[str]:
+        return []  # S3 shows nothing of a write that has not ended
+
+    def _full(self, key: str) -> str:
+        """The key as S3 knows it."""
+        if not key or key.endswith("/"):
+            raise self._bad_key(key, "is a folder's")
+        if not _is_utf8(key):
+            raise self._bad_key(key, "is not UTF-8")
+        if (size := len(f"{self.prefix}{key}".encode())) > KEY_BYTES:
+            raise self._bad_key(key, f"has {size} bytes with the bucket's prefix, more than S3's {KEY_BYTES}")
+        return self.prefix + key
+
     def _range(self, key: str, etag: str, start: int, stop: int) -> bytes:
+        return self._read(key, etag, Range=f"bytes={start}-{stop - 1}")
+
+    def _read(self, key: str, etag: str | None, *, limit: int | None = None, **request: str) -> bytes:
+        """The bytes that answer a GET, asked for again where they break off: botocore retries until they begin."""
+        from urllib3.exceptions import HTTPError
+
+        if etag is not None:
+            request["IfMatch"] = f'"{etag}"'
+        deadline = time.monotonic() + READ_SECONDS
         with self._errors(key, etag):
-            response = self.client.get_object(
-                Bucket=self.name, Key=self.prefix + key, Range=f"bytes={start}-{stop - 1}", IfMatch=etag
-            )
-            return response["Body"].read()
+            for attempt in itertools.count(1):
+                try:
+                    response = self.client.get_object(Bucket=self.name, Key=self._full(key), **request)  # type: ignore[arg-type]
+                    return self._body(key, response, limit=limit, deadline=deadline)
+                except HTTPError as error:
+                    if attempt == READ_ATTEMPTS:
+                        raise
+                    log.warning("%s: %s; attempt %d of %d", self.url(key), error, attempt, READ_ATTEMPTS)
+                    time.sleep(READ_PAUSE * 2 ** (attempt - 1) * random.uniform(0.5, 1))
+        raise AssertionError("unreachable")
+
+    def _body(self, key: str, response: "GetObjectOutputTypeDef", *, limit: int | None, deadline: float) -> bytes:
+        data = io.BytesIO()
+        with response["Body"] as stream:
+            if limit is not None and response["ContentLength"] > limit:
+                raise self._too_large(key, response["ContentLength"], limit)
+            # urllib3's stream gives what has come; botocore's would wait for all that was asked for, byte by byte.
+            while chunk := stream.read1(1 << 16):  # type: ignore[attr-defined]
+                data.write(chunk)
+                if time.monotonic() > deadline:
+                    raise TimeoutError(
+                        f"{self.url(key)}: {data.tell()} of {response['ContentLength']} bytes came, and were not all "
+                        f"there after {READ_SECONDS:.0f} s."
+                    )
+        return data.getvalue()
+
+    def _etag_if_ours(self, key: str, data: bytes, error: ObjectChangedError) -> str | None:
+        """The object's etag, if it may be a conditional put's own doing that the condition does not hold any more.
+
+        Where the answer to a put is lost, botocore repeats it, and the second meets what the first has written.
+        """
+        from botocore.exceptions import ClientError
+
+        cause = error.__cause__
+        if not isinstance(cause, ClientError) or not cause.response["ResponseMetadata"].get("RetryAttempts"):
+            return None
+        etag = self.etag(key)
+        return etag if etag != ABSENT and self.get(key, etag=etag) == data else None
 
     @contextlib.contextmanager
-    def _errors(self, key: str, etag: str | None) -> Iterator[None]:
+    def _errors(self, key: str, etag: str | None, *, denied: type[PipelineError] = ObjectDeniedError) -> Iterator[None]:
         """Translate the answers that mean something; let the others through with the object's name."""
-        from botocore.exceptions import ClientError, NoCredentialsError, ParamValidationError
+        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ParamValidationError
+        from urllib3.exceptions import HTTPError
 
         try:
             yield
@@ -332,8 +538,13 @@ class S3Bucket(Bucket):
             if code in ("NoSuchKey", "404"):
                 # A conditional write to an object that has gone is a change, not a missing input.
                 raise (self._not_found(key) if etag is None else self._changed(key, etag)) from error
-            if code in ("NoSuchBucket", "AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch"):
+            if code in ("AccessDenied", "403", "InvalidObjectState"):  # the last: it is in an archive
+                raise denied(f"{self.url(key)}: {error}. {_S3_ADVICE}") from error
+            if code in ("NoSuchBucket", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"):
                 raise PipelineError(f"{self.url(key)}: {error}. {_S3_ADVICE}") from error
+            error.add_note(f"while accessing {self.url(key)}")
+            raise
+        except (BotoCoreError, HTTPError) as error:
             error.add_note(f"while accessing {self.url(key)}")
             raise
 
@@ -387,6 +598,6 @@ def _s3_client() -> "S3Client":
         retries={"mode": "adaptive", "max_attempts": 8},
         max_pool_connections=32,
         connect_timeout=10,
-        read_timeout=60,
+        read_timeout=READ_TIMEOUT,
     )
     return boto3.client("s3", config=config)

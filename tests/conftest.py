@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 import toy
+from faults import Proxy
 
+from pipeline import storage
 from pipeline.storage import Bucket, open_bucket
 
 # Before any test imports Keras.
@@ -74,6 +76,21 @@ def s3_bucket_name(s3_server: str) -> str:
     name = f"test-{uuid.uuid4().hex}"
     boto3.client("s3").create_bucket(Bucket=name)
     return name
+
+
+@pytest.fixture
+def s3_faults(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy that spoils answers as planned, at which the environment points; this process retries without a wait."""
+    from botocore.retries.adaptive import ClientRateLimiter
+    from botocore.retries.standard import ExponentialBackoff
+
+    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0)
+    monkeypatch.setattr(ClientRateLimiter, "on_sending_request", lambda *_, **__: None)
+    monkeypatch.setattr(storage, "READ_PAUSE", 0)
+    proxy = Proxy(s3_server)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    yield proxy
+    proxy.stop()
 
 
 @pytest.fixture(params=["file", "s3"])
