@@ -82,7 +82,8 @@ def caption(shard: str, *, store: Bucket, search: Search, sidecars: bool) -> dic
     with stopwatch.stage("write"):
         if sidecars:
             for row in table.to_pylist():
-                store.put(f"sidecars/{safe_name(row['image_key'])}.json", json.dumps(row, indent=2, default=str).encode())
+                key = f"sidecars/{safe_name(row['image_key'])}.json"
+                store.put(key, json.dumps(row, indent=2, default=str).encode())
         # The shard comes last: once it is there, nobody comes back to these images.
         tables.write(table, plan.result, store)
     note = {"seconds": stopwatch.seconds, "profile": profile and profile.model_dump()}
