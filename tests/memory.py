@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import IO
 
@@ -57,7 +57,7 @@ class MemoryBucket(Bucket):
         data = self.objects.get(key)
         return ABSENT if data is None else hashlib.md5(data).hexdigest()  # noqa: S324 - as S3's
 
-    def clean(self, older_than: datetime) -> list[str]:
+    def clean(self, older_than: datetime) -> Sequence[str]:
         """A write leaves nothing behind."""
         return []
 
