@@ -67,8 +67,8 @@ class Checkpoint:
             return cls._read(data)
         except (ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
             raise PipelineError(
-                f"{store.url(key)} can't be read as a checkpoint: {error}. Delete it, and its stage is trained from the "
-                "beginning."
+                f"{store.url(key)} can't be read as a checkpoint: {error}. Delete it, and its stage is trained "
+                "from the beginning."
             ) from error
 
     @classmethod
