@@ -52,10 +52,11 @@ bench: .venv/installed  ## measure speed against the usual ways, into benchmarks
 test: .venv/installed-dev  ## run all tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-lint: .venv/installed-dev  ## check style, imports and types
+lint: .venv/installed-dev  ## check style, imports and types, and look the locked packages up among known vulnerabilities
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/python scripts/audit.py requirements.txt requirements-dev.txt requirements-mlflow.txt
 
 lock:  ## compile the locks again from their .in files (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes requirements.in -o requirements.txt

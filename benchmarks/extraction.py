@@ -10,7 +10,7 @@ from PIL import Image, ImageFilter
 
 from benchmarks.measure import Cost, alternate, cpu, spread, wall
 from pipeline import encoder as encoders
-from pipeline import features, keras_files, networks
+from pipeline import features, networks
 from pipeline.images import decode
 from pipeline.storage import Bucket, open_bucket
 from pipeline.timing import Stopwatch
@@ -33,7 +33,7 @@ def extraction(rounds: int) -> dict[str, float]:
             inbox.put(f"{number:04}.jpg", data)
         encoder_id = encoders.publish("random", store)
         pictures = np.stack([decode(inbox.get(item.key), (224, 224)) for item in inbox.list()])
-        model = keras_files.from_bytes(store.get(f"encoders/{encoder_id}.keras"), origin=encoder_id)
+        model = encoders.load_model(encoder_id, store)
         network = encoders.load_network(encoder_id, store)
         eight_bits = networks.quantise(network, pictures[:32])
         encoders.save_network("eight-bits", eight_bits, store)

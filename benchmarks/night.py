@@ -99,12 +99,12 @@ def publish_encoder(environment: dict[str, str]) -> str:
 def save_champion(encoder_id: str, vectors: npt.NDArray[np.float32], store: Bucket) -> None:
     """Teach a captioner captions as long as Flickr8k's, of pictures with these vectors (N, D), and promote it."""
     from benchmarks.learning import LONGEST, RECIPE, briefly_trained, captions_like_flickr8k
-    from pipeline.captioner import Member, Metadata, save
+    from pipeline.captioner import Description, Member, save
 
     drawn = captions_like_flickr8k(LEARNT_PICTURES)
     vectors = np.resize(vectors, (LEARNT_PICTURES, vectors.shape[1]))
     captioner = briefly_trained(Captions(vectors, drawn.image, drawn.ids))
-    metadata = Metadata(
+    description = Description(
         version="champion",
         created_at=datetime.now(UTC),
         encoder_id=encoder_id,
@@ -113,8 +113,7 @@ def save_champion(encoder_id: str, vectors: npt.NDArray[np.float32], store: Buck
         recipe=RECIPE,
         members=[Member(seed=0, best_epoch=1, epochs=[])],
     )
-    save(captioner, metadata, store)
-    promote(metadata.version, store)
+    promote(save(captioner, description, store).version, store)
 
 
 def fill(inbox: Bucket, pictures: int) -> None:

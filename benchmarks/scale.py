@@ -88,6 +88,7 @@ def prepare(store: Bucket, keys: int) -> None:
         max_length=20,
         recipe=Recipe(),
         members=[],
+        files={},
     )
     store.put(f"models/{VERSION}/metadata.json", metadata.model_dump_json().encode())
     promote(VERSION, store)

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline import keras_files
+from pipeline import checksums, keras_files
+from pipeline.checksums import Checksums
 from pipeline.errors import PipelineError
 from pipeline.recipe import Recipe, Search
 from pipeline.storage import Bucket, ObjectNotFoundError
@@ -37,6 +38,8 @@ DECODE_BATCH = 256
 DECODE_ROWS = 4096
 """Captions written at once, at most: (captions × vocabulary) floats are held."""
 
+VOCABULARY = "vocabulary.json"
+"""The file of a bundle with the words that its models write."""
 
 StageName = Literal["cross_entropy", "self_critical"]
 
@@ -65,8 +68,8 @@ class Member(BaseModel):
     epochs: list[Epoch]
 
 
-class Metadata(BaseModel):
-    """What a model folder says of itself, in ``metadata.json``."""
+class Description(BaseModel):
+    """What its training says of a captioner."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -77,6 +80,12 @@ class Metadata(BaseModel):
     max_length: int = Field(description="words of the longest caption it may write")
     recipe: Recipe
     members: list[Member] = Field(description="the models whose probabilities are averaged")
+
+
+class Metadata(Description):
+    """What a model folder says of itself, in ``metadata.json``."""
+
+    files: Checksums = Field(description="the SHA-256 of each file; without these very files it is another model")
 
 
 def build(
@@ -240,18 +249,23 @@ class Captioner:
         return self._searches[search]
 
 
-def save(captioner: Captioner, metadata: Metadata, store: Bucket) -> None:
+def save(captioner: Captioner, description: Description, store: Bucket) -> Metadata:
     """Write the bundle under ``models/<version>/``; ``metadata.json`` last, which makes it a model."""
-    folder = f"models/{metadata.version}"
-    for number, model in zip(range(len(metadata.members)), captioner.models, strict=True):
-        store.put(_member_key(metadata.version, number), keras_files.to_bytes(model))
-    store.put(f"{folder}/vocabulary.json", captioner.vocabulary.to_json().encode())
+    folder = _folder(description.version)
+    files = {
+        _member_name(number): keras_files.to_bytes(model)
+        for number, model in zip(range(len(description.members)), captioner.models, strict=True)
+    }
+    files[VOCABULARY] = captioner.vocabulary.to_json().encode()
+    sums = checksums.put(folder, files, store)
+    metadata = Metadata(**dict(description), files=sums)
     store.put(f"{folder}/metadata.json", metadata.model_dump_json(indent=2).encode())
+    return metadata
 
 
 def load_metadata(version: str, store: Bucket) -> Metadata:
     """The metadata of a model. Raises ``PipelineError`` where there is no such model."""
-    key = f"models/{version}/metadata.json"
+    key = f"{_folder(version)}/metadata.json"
     try:
         return Metadata.model_validate_json(store.get(key))
     except ObjectNotFoundError:
@@ -259,7 +273,9 @@ def load_metadata(version: str, store: Bucket) -> Metadata:
             f"There is no model {version!r} in {store.uri}: `python -m pipeline status` lists them."
         ) from None
     except ValidationError as error:
-        raise PipelineError(f"{store.url(key)} is no model's metadata: {error}") from error
+        raise PipelineError(
+            f"{store.url(key)} is no model's metadata: {error}. Delete the model's folder, and train it again."
+        ) from error
 
 
 def list_models(store: Bucket) -> list[Metadata]:
@@ -270,15 +286,26 @@ def list_models(store: Bucket) -> list[Metadata]:
 
 
 def load(version: str, store: Bucket) -> tuple[Captioner, Metadata]:
-    """The model under ``models/<version>/``, ready to caption, and its metadata."""
+    """The model under ``models/<version>/``, ready to caption, and its metadata.
+
+    Raises:
+        PipelineError: there is no such model, or one of its files isn't the one that was saved; then none is parsed.
+    """
     metadata = load_metadata(version, store)
-    vocabulary_key = f"models/{version}/vocabulary.json"
-    vocabulary = Vocabulary.from_json(store.get(vocabulary_key), origin=store.url(vocabulary_key))
-    keys = [_member_key(version, number) for number in range(len(metadata.members))]
-    models = [keras_files.from_bytes(store.get(key), origin=store.url(key)) for key in keys]
+    folder = _folder(version)
+    advice = f"Restore the file from a copy, promote another model, or delete {store.url(folder)} and train again."
+    names = [VOCABULARY, *(_member_name(number) for number in range(len(metadata.members)))]
+    words, *files = checksums.get(folder, names, metadata.files, store, advice=advice)
+    origins = [store.url(checksums.key(folder, name, metadata.files)) for name in names]
+    vocabulary = Vocabulary.from_json(words, origin=origins[0])
+    models = [keras_files.from_bytes(data, origin=origin) for data, origin in zip(files, origins[1:], strict=True)]
     log.info("model %s, %d words, encoder %s", version, len(vocabulary), metadata.encoder_id)
     return Captioner(models, vocabulary, max_length=metadata.max_length), metadata
 
 
-def _member_key(version: str, number: int) -> str:
-    return f"models/{version}/model-{number}.keras"
+def _folder(version: str) -> str:
+    return f"models/{version}"
+
+
+def _member_name(number: int) -> str:
+    return f"model-{number}.keras"

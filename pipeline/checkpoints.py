@@ -6,6 +6,7 @@ same stage: the same training started once more, or another one that begins alik
 
 import io
 import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.captioner import Epoch
+from pipeline.errors import PipelineError
 from pipeline.storage import Bucket, ObjectNotFoundError
 
 if TYPE_CHECKING:
@@ -56,11 +58,24 @@ class Checkpoint:
 
     @classmethod
     def load(cls, key: str, store: Bucket) -> "Checkpoint | None":
-        """The checkpoint under this key, if there is one."""
+        """The checkpoint under this key, if there is one. Raises ``PipelineError`` where it can't be read."""
         try:
-            archive = np.load(io.BytesIO(store.get(key)), allow_pickle=False)
+            data = store.get(key)
         except ObjectNotFoundError:
             return None
+        try:
+            return cls._read(data)
+        except (ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
+            raise PipelineError(
+                f"{store.url(key)} can't be read as a checkpoint: {error}. Delete it, and its stage is trained "
+                "from the beginning."
+            ) from error
+
+    @classmethod
+    def _read(cls, data: bytes) -> "Checkpoint":
+        archive = np.load(io.BytesIO(data), allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("it is a single array")
         groups: dict[str, Arrays] = {"best": [], "model": [], "optimizer": []}
         for name in archive.files:
             if name != "epochs":

@@ -2,23 +2,26 @@
 
 An encoder is stored once under ``encoders/``, so that every later run, on any machine, extracts with the very weights
 that the captioner was trained on. Its id holds a hash of those weights: features of different weights can't be mixed.
-It is stored in two forms: ``<encoder_id>.keras``, for GPUs, and ``<encoder_id>.xml`` with ``.bin``, for CPUs.
+It is stored in two forms: ``model.keras``, for GPUs, and ``network.xml`` with ``network.bin``, for CPUs. With
+``files.json``, which is written last and holds their checksums, it is an encoder.
 """
 
 import hashlib
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter, ValidationError
 
-from pipeline import gpu, keras_files
+from pipeline import checksums, gpu, keras_files
+from pipeline.checksums import Checksums
 from pipeline.errors import PipelineError
-from pipeline.storage import Bucket, open_object
+from pipeline.storage import Bucket, ObjectNotFoundError, open_object
 from pipeline.views import several
 
 if TYPE_CHECKING:
@@ -37,8 +40,15 @@ RANDOM_SEED = 0
 CPU_BATCH = 8
 """Pictures in one pass on a CPU: more are no faster, and let cores wait for each other at the end of a shard."""
 
-NETWORK_SUFFIXES = ("xml", "bin")
-"""Of the files of a network's structure and weights."""
+MODEL = "model.keras"
+"""The file of the form for GPUs; encoders in 8-bit integers, which are for CPUs alone, have none."""
+
+NETWORK = ("network.xml", "network.bin")
+"""The files of the form for CPUs: its structure and its weights."""
+
+ADVICE = "Publish the encoder again: `python -m pipeline encoder`, or a retraining, writes anew what is not whole."
+
+_SUMS = TypeAdapter(Checksums)
 
 
 @dataclass(frozen=True)
@@ -87,11 +97,11 @@ def publish(spec: str, store: Bucket, *, views: bool = False) -> str:
         model, name = several(model, size), f"{name}-views"
         size, shape = _dimensions(model, name)
     encoder_id = f"{name}-{_weights_hash(model)}"
-    if not all(store.exists(_key(encoder_id, suffix)) for suffix in ("keras", *NETWORK_SUFFIXES)):
+    if not exists(encoder_id, store):
         from pipeline import networks
 
-        save_network(encoder_id, networks.convert(model), store)
-        store.put(_key(encoder_id, "keras"), keras_files.to_bytes(model))
+        files = dict(zip(NETWORK, networks.convert(model), strict=True)) | {MODEL: keras_files.to_bytes(model)}
+        _save(encoder_id, files, store)
     pixels, features = ("×".join(map(str, numbers)) for numbers in (size, shape))
     log.info("encoder %s: %s pixels to %s features", encoder_id, pixels, features)
     return encoder_id
@@ -99,11 +109,9 @@ def publish(spec: str, store: Bucket, *, views: bool = False) -> str:
 
 def load(encoder_id: str, store: Bucket) -> Encoder:
     """The encoder of this id, for the GPU where there is one. Raises ``ObjectNotFoundError`` where it isn't stored."""
-    key = _key(encoder_id, "keras")
     # In 8-bit integers it is for CPUs alone.
-    if gpu.present() and store.exists(key):
-        model = keras_files.from_bytes(store.get(key), origin=store.url(key))
-        return on_gpu(model, encoder_id)
+    if gpu.present() and MODEL in _sums(encoder_id, store):
+        return on_gpu(load_model(encoder_id, store), encoder_id)
     return on_cpu(load_network(encoder_id, store), encoder_id)
 
 
@@ -127,25 +135,59 @@ def on_gpu(model: "keras.Model", encoder_id: str) -> Encoder:
 
 
 def exists(encoder_id: str, store: Bucket) -> bool:
-    """Whether the encoder is in the store."""
-    return store.exists(_key(encoder_id, "xml"))
+    """Whether the encoder is in the store, and each of its files is the one that was saved."""
+    try:
+        sums = _sums(encoder_id, store)
+        _get(encoder_id, sums, sums, store)
+    except ObjectNotFoundError:
+        return False
+    except PipelineError as error:
+        log.warning("encoder %s is not whole: %s", encoder_id, error)
+        return False
+    return True
+
+
+def load_model(encoder_id: str, store: Bucket) -> "keras.Model":
+    """The encoder's form for GPUs. Raises ``PipelineError`` where it isn't stored, or isn't what was saved."""
+    [data] = _get(encoder_id, [MODEL], _sums(encoder_id, store), store)
+    return keras_files.from_bytes(data, origin=store.url(f"{_folder(encoder_id)}/{MODEL}"))
 
 
 def load_network(encoder_id: str, store: Bucket) -> "Network":
-    """The encoder's form for CPUs. Raises ``ObjectNotFoundError`` where it isn't stored."""
+    """The encoder's form for CPUs. Raises ``PipelineError`` where it isn't stored, or isn't what was saved."""
     from pipeline.networks import Network
 
-    return Network(*(store.get(_key(encoder_id, suffix)) for suffix in NETWORK_SUFFIXES))
+    return Network(*_get(encoder_id, NETWORK, _sums(encoder_id, store), store))
 
 
 def save_network(encoder_id: str, network: "Network", store: Bucket) -> None:
-    """Store the encoder's form for CPUs; its structure last, which makes it an encoder."""
-    for suffix, data in reversed(list(zip(NETWORK_SUFFIXES, network, strict=True))):
-        store.put(_key(encoder_id, suffix), data)
+    """Store an encoder that has a form for CPUs alone."""
+    _save(encoder_id, dict(zip(NETWORK, network, strict=True)), store)
 
 
-def _key(encoder_id: str, suffix: str) -> str:
-    return f"encoders/{encoder_id}.{suffix}"
+def _save(encoder_id: str, files: Mapping[str, bytes], store: Bucket) -> None:
+    sums = checksums.put(_folder(encoder_id), files, store)
+    store.put(_sums_key(encoder_id), _SUMS.dump_json(sums, indent=2))
+
+
+def _get(encoder_id: str, names: Iterable[str], sums: Checksums, store: Bucket) -> list[bytes]:
+    return checksums.get(_folder(encoder_id), names, sums, store, advice=ADVICE)
+
+
+def _sums(encoder_id: str, store: Bucket) -> Checksums:
+    key = _sums_key(encoder_id)
+    try:
+        return _SUMS.validate_json(store.get(key))
+    except ValidationError as error:
+        raise PipelineError(f"{store.url(key)} holds no checksums: {error}. {ADVICE}") from error
+
+
+def _folder(encoder_id: str) -> str:
+    return f"encoders/{encoder_id}"
+
+
+def _sums_key(encoder_id: str) -> str:
+    return f"{_folder(encoder_id)}/files.json"
 
 
 def _build(spec: str) -> tuple["keras.Model", str]:

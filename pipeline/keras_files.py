@@ -24,11 +24,14 @@ def to_bytes(model: "keras.Model") -> bytes:
 def from_bytes(data: bytes, *, origin: str) -> "keras.Model":
     """The model in a ``.keras`` file. Raises ``PipelineError``, naming ``origin``, where it can't be loaded safely."""
     import keras
+    from keras.src.saving.serialization_lib import SafeModeScope
 
     with as_file(data, ".keras") as path:
         try:
-            # Safe mode is the default, said aloud: a model from elsewhere must not bring code that runs here.
-            return keras.saving.load_model(path, compile=False, safe_mode=True)
+            # A model from elsewhere must not bring code that runs here. The scope is for those who have called
+            # keras.config.enable_unsafe_deserialization(), which outweighs the argument.
+            with SafeModeScope(True):
+                return keras.saving.load_model(path, compile=False, safe_mode=True)
         except (ValueError, TypeError, OSError, KeyError, zipfile.BadZipFile) as error:
             raise PipelineError(
                 f"{origin} can't be loaded as a Keras model in safe mode: {error}. Save it with `model.save(…)` in "

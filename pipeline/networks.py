@@ -103,6 +103,10 @@ class Compiled:
 
 
 def _read(network: Network) -> ov.Model:
+    # OpenVINO takes other formats by their look. Its ONNX may name files beside it, which are read:
+    # of a model in memory those in the working directory.
+    if not network.structure.startswith(b"<?xml"):
+        raise PipelineError("A stored network is not in OpenVINO's XML. Publish the encoder again.")
     try:
         return ov.Core().read_model(network.structure, network.weights)
     except RuntimeError as error:

@@ -16,7 +16,8 @@ DATA = PROJECT / "data"
 class Settings(BaseSettings):
     """Deployment settings. What belongs to one run (epochs, beam width, …) is an option of its command instead."""
 
-    model_config = SettingsConfigDict(env_prefix="CAPTION_")
+    # A wrong value may be an address with a password in it.
+    model_config = SettingsConfigDict(env_prefix="CAPTION_", hide_input_in_errors=True)
 
     store: str = Field(
         (DATA / "store").as_uri(), description="URI of the store: datasets, features, models and captions"

@@ -9,6 +9,7 @@ import fcntl
 import logging
 import math
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -136,8 +137,8 @@ class Run:
                     "reached, or set CAPTION_TRACKING_URI (empty: no tracking); `python -m pipeline evaluate %s` "
                     "records later what is missing.",
                     self.version,
-                    self.uri,
-                    error,
+                    _without_credentials(self.uri),
+                    _without_credentials(str(error)),
                     self.version,
                 )
                 self._warned = True
@@ -193,6 +194,11 @@ def points(recipe: Recipe, seed: int, epochs: "Sequence[Epoch]") -> list[dict[st
         {"epoch": epoch.epoch, **{prefix + name: value for name, value in values.items()}}
         for epoch, values in zip(epochs, measured, strict=True)
     ]
+
+
+def _without_credentials(text: str) -> str:
+    """The text, and in its addresses no user and no password."""
+    return re.sub(r"(https?://)\S*@", r"\1", text)
 
 
 def _sqlite_file(uri: str) -> Path | None:

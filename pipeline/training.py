@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pipeline import __version__, self_critical, stages, tracking
-from pipeline.captioner import Captioner, Epoch, Member, Metadata, build, list_models, save
+from pipeline.captioner import Captioner, Description, Epoch, Member, Metadata, build, list_models, save
 from pipeline.examples import Examples
 from pipeline.recipe import Recipe
 from pipeline.storage import Bucket
@@ -71,7 +71,7 @@ def train(
             )
             models.append(model)
             members.append(member)
-    metadata = Metadata(
+    description = Description(
         version=version,
         created_at=datetime.now(UTC),
         encoder_id=encoder_id,
@@ -80,7 +80,7 @@ def train(
         recipe=recipe,
         members=members,
     )
-    save(Captioner(models, examples.vocabulary, max_length=examples.longest), metadata, store)
+    metadata = save(Captioner(models, examples.vocabulary, max_length=examples.longest), description, store)
     log.info("model %s is in %s", version, store.url(f"models/{version}"))
     return metadata
 

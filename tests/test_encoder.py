@@ -1,10 +1,12 @@
 """Encoders: what is accepted, that they survive the store, and their identity."""
 
+import re
+
 import numpy as np
 import pytest
 import toy
 
-from pipeline import encoder
+from pipeline import encoder, keras_files, networks
 from pipeline.errors import PipelineError
 from pipeline.storage import open_bucket
 
@@ -40,21 +42,129 @@ def test_resnet50_is_that_of_keras(store, random_id):
 
 def test_the_same_weights_have_the_same_id(store, random_id):
     """Publishing again changes nothing, and the id names the architecture and the weights."""
-    etag = store.etag(f"encoders/{random_id}.keras")
+    etags = toy.etags(store, f"encoders/{random_id}/")
     assert encoder.publish("random", store) == random_id
-    assert store.etag(f"encoders/{random_id}.keras") == etag
+    assert toy.etags(store, f"encoders/{random_id}/") == etags
     assert random_id.startswith("resnet50-random-")
 
 
-def test_a_store_that_lacks_a_form_of_an_encoder_gets_it(tmp_path):
-    """Whichever file is missing, after a publication that was interrupted or is older, the next one writes it."""
-    store = open_bucket(str(tmp_path / "store"))
+@pytest.fixture
+def published(bucket, tmp_path):
+    """A store with a small encoder, its id, and what it was published from."""
     small_model().save(tmp_path / "small.keras")
-    encoder_id = encoder.publish(str(tmp_path / "small.keras"), store)
-    for suffix in ("keras", "xml", "bin"):
-        toy.delete(store, f"encoders/{encoder_id}.{suffix}")
-        assert encoder.publish(str(tmp_path / "small.keras"), store) == encoder_id
-        assert store.exists(f"encoders/{encoder_id}.{suffix}")
+    return bucket, encoder.publish(str(tmp_path / "small.keras"), bucket), str(tmp_path / "small.keras")
+
+
+FILES = ("files.json", "model", "network-.*xml", "network-.*bin")
+"""Of an encoder, as regular expressions."""
+
+
+def stored_file(store, encoder_id, name):
+    """The key of one of an encoder's files."""
+    [key] = [item.key for item in store.list(f"encoders/{encoder_id}/") if re.search(f"/{name}", item.key)]
+    return key
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_missing_is_written_again(published, name):
+    """Without any one of its files an encoder is none, until the next publication writes it."""
+    store, encoder_id, spec = published
+    toy.delete(store, stored_file(store, encoder_id, name))
+    assert not encoder.exists(encoder_id, store)
+    assert encoder.publish(spec, store) == encoder_id
+    assert encoder.exists(encoder_id, store)
+    assert encoder.load(encoder_id, store).encode(pictures(2, 8)).shape == (2, 4)
+    assert encoder.load_model(encoder_id, store).predict(pictures(2, 8), verbose=0).shape == (2, 4)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_not_the_one_saved_is_not_loaded(published, name, monkeypatch):
+    """Changed by a byte, it is refused with its name before anything is parsed, and published again it is mended."""
+    store, encoder_id, spec = published
+    before = encoder.load(encoder_id, store).encode(pictures(2, 8))
+    key = stored_file(store, encoder_id, name)
+    data = store.get(key)
+    store.put(key, data[:-1] + bytes([data[-1] ^ 1]))
+    load = encoder.load_model if name == "model" else encoder.load_network
+    what = "holds no checksums" if name == "files.json" else "isn't the file that was saved"
+    with monkeypatch.context() as patch, pytest.raises(PipelineError, match=rf"(?s){key} {what}.*Publish .* again"):
+        patch.setattr("pipeline.keras_files.from_bytes", lambda *_, **__: pytest.fail("parsed"))
+        load(encoder_id, store)
+    assert not encoder.exists(encoder_id, store)
+    assert encoder.publish(spec, store) == encoder_id
+    np.testing.assert_array_equal(encoder.load(encoder_id, store).encode(pictures(2, 8)), before)
+
+
+def test_checksums_cannot_name_another_place(published):
+    """What is no SHA-256, such as a path, is no checksum."""
+    store, encoder_id, _ = published
+    store.put(f"encoders/{encoder_id}/files.json", b'{"network.xml": "x/../../../secret", "network.bin": ""}')
+    with pytest.raises(PipelineError, match=r"holds no checksums(.|\n)*Publish the encoder again"):
+        encoder.load(encoder_id, store)
+
+
+def writes(operation, store, monkeypatch):
+    """The puts that an operation makes, none of which is done."""
+    done = []
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "put", lambda key, data: done.append((key, data)))
+        operation()
+    return done
+
+
+def test_publishers_at_once_leave_one_encoder(bucket, tmp_path, monkeypatch):
+    """However the writes of two interleave, what lies there after each of them is no encoder yet, or a whole one."""
+    small_model().save(tmp_path / "small.keras")
+    spec = str(tmp_path / "small.keras")
+    first = writes(lambda: encoder.publish(spec, bucket), bucket, monkeypatch)
+    # In another second Keras writes another file of the same model, and nothing says that OpenVINO always writes its
+    # weights in the same order.
+    monkeypatch.setattr(keras_files, "to_bytes", lambda model: b"another file")
+    monkeypatch.setattr(networks, "convert", lambda model: networks.Network(b"another structure", b"others' weights"))
+    second = writes(lambda: encoder.publish(spec, bucket), bucket, monkeypatch)
+    keys = {key for key, _ in first} & {key for key, _ in second}
+    encoder_id = first[0][0].split("/")[1]
+    assert keys == {f"encoders/{encoder_id}/files.json"}
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        queues = [list(first), list(second)]
+        for item in list(bucket.list()):
+            toy.delete(bucket, item.key)
+        while any(queues):
+            queue = queues[rng.integers(2)] or queues[0] or queues[1]
+            bucket.put(*queue.pop(0))
+            written = bucket.exists(f"encoders/{encoder_id}/files.json")
+            assert encoder.exists(encoder_id, bucket) == written
+        assert written
+        assert encoder.load_network(encoder_id, bucket) in [networks_of(first), networks_of(second)]
+
+
+def networks_of(puts):
+    """The network among the objects that a publication puts."""
+    [structure] = [data for key, data in puts if key.endswith(".xml")]
+    [weights] = [data for key, data in puts if key.endswith(".bin")]
+    return networks.Network(structure, weights)
+
+
+@pytest.mark.parametrize("killed", range(4))
+def test_a_publication_that_is_killed_is_repeated(bucket, tmp_path, monkeypatch, killed):
+    """Killed before any of its writes it leaves no encoder, and the next one does."""
+    small_model().save(tmp_path / "small.keras")
+    spec = str(tmp_path / "small.keras")
+    original, done = bucket.put, []
+
+    def put(key, data):
+        if len(done) == killed:
+            raise KeyboardInterrupt
+        done.append(original(key, data))
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(bucket, "put", put)
+        encoder.publish(spec, bucket)
+    assert len(list(bucket.list())) == killed
+    assert not any(item.key.endswith("files.json") for item in bucket.list())
+    encoder_id = encoder.publish(spec, bucket)
+    assert encoder.exists(encoder_id, bucket)
 
 
 @pytest.mark.parametrize("name", ["mine.weights.h5", "resnet50_mine_notop.h5"])

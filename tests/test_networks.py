@@ -174,7 +174,7 @@ def test_an_unconvertible_encoder_is_an_error(tmp_path):
 def test_a_damaged_network_is_an_error(tmp_path):
     """What is no network says what to do."""
     store = open_bucket(str(tmp_path))
-    encoder.save_network("e", networks.Network(b"<net", b""), store)
+    encoder.save_network("e", networks.Network(b"<?xml", b""), store)
     with pytest.raises(PipelineError, match="Publish the encoder again"):
         encoder.load("e", store)
 

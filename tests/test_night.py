@@ -213,8 +213,8 @@ def test_only_what_is_new_or_changed_is_captioned(inbox, store, trained):
 def crown(version, store):
     """Make the champion's model, under another version, the champion."""
     folder = f"models/{registry.champion(store).version}"
-    for name in ("model-0.keras", "vocabulary.json"):
-        store.put(f"models/{version}/{name}", store.get(f"{folder}/{name}"))
+    for item in list(store.list(f"{folder}/")):
+        store.put(f"models/{version}/{item.key.rpartition('/')[2]}", store.get(item.key))
     metadata = load_metadata(folder.removeprefix("models/"), store).model_copy(update={"version": version})
     store.put(f"models/{version}/metadata.json", metadata.model_dump_json().encode())
     registry.promote(version, store)

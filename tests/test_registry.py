@@ -29,6 +29,7 @@ def candidate(version, store, *, cider=None, dataset=DATASET, search=BEAM):
         max_length=9,
         recipe=RECIPE,
         members=[],
+        files={},
     )
     store.put(f"models/{version}/metadata.json", metadata.model_dump_json().encode())
     if cider is not None:

@@ -224,6 +224,18 @@ def test_a_server_that_is_away_is_one_warning(dead_server, caplog, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("credentials", ["user:secret", "us%40er:secret", "secret", "user:p/secret", "user:p@secret"])
+def test_a_password_in_the_address_is_not_logged(credentials, caplog, monkeypatch):
+    """The warning names the server and the cause, and neither the password nor the user of its address."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    train(f"https://{credentials}@127.0.0.1:1/tracking", "v1", CURVES)
+    [record] = caplog.records
+    assert "secret" not in record.getMessage()
+    if "/" not in credentials:  # with it, the address is another
+        assert "MLflow at https://127.0.0.1:1/tracking, " in record.getMessage()
+        assert "refused" in record.getMessage()
+
+
 @pytest.fixture
 def broken(database, monkeypatch):
     """Breaks MLflow until it is undone, and lists the failures."""
@@ -272,10 +284,14 @@ def test_no_uri_records_nothing(tmp_path):
 
 @pytest.mark.parametrize("uri", ["mlruns", "postgresql://db/mlflow", "sqlite:///mlflow", "ftp://mlflow.db"])
 def test_other_uris_are_refused(uri, monkeypatch):
-    """A place that MLflow would take, but whose artifacts would lie who knows where, is a wrong setting."""
+    """A place that MLflow would take, but whose artifacts would lie who knows where, is a wrong setting.
+
+    The error does not repeat it: there may be a password in it.
+    """
     monkeypatch.setenv("CAPTION_TRACKING_URI", uri)
-    with pytest.raises(ValidationError, match="tracking_uri"):
+    with pytest.raises(ValidationError, match="tracking_uri") as caught:
         Settings()
+    assert uri not in str(caught.value)
 
 
 @pytest.mark.parametrize("uri", ["", "sqlite:///data/mlflow.db", "http://mlflow:5000"])

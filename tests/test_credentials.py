@@ -1,0 +1,241 @@
+"""Credentials: after both DAGs, on S3, have succeeded and failed, no secret stands anywhere."""
+
+import base64
+import io
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+import zipfile
+import zlib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import toy
+
+from pipeline.storage import open_bucket
+
+PROJECT = Path(__file__).resolve().parents[1]
+AIRFLOW = Path(sys.executable).with_name("airflow")
+
+KEY, TOKEN, PASSWORD = "kWq7secretKeyZ4tD", "Vn3sessionTokenX8pL", "Rb5trackingPasswordJ2m"
+
+TRACKING = f"http://tracker:{PASSWORD}@127.0.0.1:1/"
+"""An MLflow server at which nobody listens."""
+
+SECRETS = [
+    secret.encode() for secret in (KEY, TOKEN, PASSWORD, base64.b64encode(f"tracker:{PASSWORD}".encode()).decode())
+]
+
+RECIPE = {"embedding": "learned", "embedding_size": 8, "units": 8, "epochs": 2, "batch_size": 8, "floor": 0}
+
+
+class Refuses(BaseHTTPRequestHandler):
+    """An S3 server that accepts nobody, and says in its answer what it was sent, as some do."""
+
+    def do_GET(self):  # as http.server calls it
+        self.answer(
+            f"<Error><Code>SignatureDoesNotMatch</Code><Message>It does not match.</Message><Token-0>{TOKEN}</Token-0>"
+            f"<StringToSign>{KEY}</StringToSign></Error>".encode()
+        )
+
+    def do_HEAD(self):
+        self.answer(b"")
+
+    def answer(self, body):
+        self.send_response(403)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def refusing_server():
+    """The URL of a server that refuses all credentials."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refuses)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def by_connection(endpoint):
+    """The environment of a deployment whose credentials are in the connection aws_default."""
+    connection = {
+        "conn_type": "aws",
+        "login": "an-access-key-id",
+        "password": KEY,
+        "extra": {"endpoint_url": endpoint, "region_name": "us-east-1", "aws_session_token": TOKEN},
+    }
+    return {"AIRFLOW_CONN_AWS_DEFAULT": json.dumps(connection)}
+
+
+def by_environment(endpoint):
+    """The environment of a deployment whose credentials are in the variables that boto3 reads."""
+    return {
+        "AWS_ACCESS_KEY_ID": "an-access-key-id",
+        "AWS_SECRET_ACCESS_KEY": KEY,
+        "AWS_SESSION_TOKEN": TOKEN,
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+
+
+class Deployment:
+    """Both DAGs on S3, and what their processes said."""
+
+    def __init__(self, bucket_name):
+        self.uri = f"s3://{bucket_name}/credentials"
+        self.settings = {
+            "CAPTION_STORE": f"{self.uri}/store",
+            "CAPTION_INBOX": f"{self.uri}/pictures",
+            "CAPTION_TRACKING_URI": TRACKING,
+        }
+        self.said = {}
+
+    def run(self, name, command, environment):
+        """Run a command, whose output is kept under a name, and return its exit status."""
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
+        inherited["PATH"] = str(AIRFLOW.parent)  # without Java, which takes its time
+        done = subprocess.run(
+            command,
+            env={**inherited, **self.settings, **environment},
+            cwd=PROJECT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+        self.said[name] = done.stdout
+        return done.returncode
+
+    def dag(self, name, dag_id, environment, conf=None):
+        """Run a DAG to its end, and return the exit status."""
+        return self.run(name, [AIRFLOW, "dags", "test", dag_id, "--conf", json.dumps(conf or {})], environment)
+
+    def command(self, name, environment, *arguments):
+        """Run a command of the pipeline, and return its exit status."""
+        return self.run(name, [sys.executable, "-m", "pipeline", *arguments], environment)
+
+
+@pytest.fixture(scope="module")
+def mlflow_file(tmp_path_factory):
+    """The place of an MLflow file, in a folder of its own."""
+    return tmp_path_factory.mktemp("tracking") / "mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def deployment(airflow_home, s3_bucket_name, refusing_server, toy_encoder, mlflow_file):
+    """A deployment in which all ran that the tests look at."""
+    deployment, s3_server = Deployment(s3_bucket_name), os.environ["AWS_ENDPOINT_URL"]
+    source = open_bucket(deployment.uri)
+    table = toy.draw(source)
+    source.put("means.keras", toy_encoder.read_bytes())
+    conf = {"dataset": table, "encoder": source.url("means.keras"), "min_count": 1, **RECIPE}
+    good, refused = by_connection(s3_server), by_connection(refusing_server)
+    assert deployment.dag("retraining", "retrain_captioner", good, conf) == 0, deployment.said
+    assert deployment.dag("night", "caption_new_images", by_environment(s3_server)) == 0, deployment.said
+    assert deployment.dag("refused night", "caption_new_images", refused) != 0
+    assert deployment.command("refused ingest", by_environment(refusing_server), "ingest", table) == 2
+    wrong = {**good, "CAPTION_TRACKING_URI": TRACKING.replace("http", "postgresql")}
+    assert deployment.dag("wrong setting", "retrain_captioner", wrong, conf) != 0
+    [metadata] = [item.key for item in source.list("store/models/") if item.key.endswith("metadata.json")]
+    deployment.version = metadata.split("/")[2]
+    recorded = {**by_environment(s3_server), "CAPTION_TRACKING_URI": f"sqlite:///{mlflow_file}"}
+    assert deployment.command("evaluation", recorded, "evaluate", deployment.version) == 0, deployment.said
+    return deployment
+
+
+def unpacked(data):
+    """All that some bytes hold: themselves, and what is packed in them."""
+    yield data
+    if data[:4] == b"PAR1":
+        yield str(pq.read_table(io.BytesIO(data)).to_pydict()).encode()
+        yield str(pq.read_schema(io.BytesIO(data)).metadata).encode()
+    if data[:2] == b"PK":
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            yield from map(archive.read, archive.namelist())
+    if data[:1] == b"\x78":
+        try:
+            yield zlib.decompress(data)
+        except zlib.error:
+            return
+
+
+def cells(file):
+    """Every value of every table of an SQLite file, as bytes."""
+    with sqlite3.connect(f"file:{file}?mode=ro", uri=True) as database:
+        database.text_factory = bytes
+        for (table,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            for row in database.execute(f'SELECT * FROM "{table.decode()}"'):  # noqa: S608 - of SQLite's own list
+                yield from (value if isinstance(value, bytes) else str(value).encode() for value in row)
+
+
+def files(folder):
+    """The bytes of every file below a folder."""
+    return [path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+def search(values, known):
+    """Fail where a secret stands in one of the values, or where what is known to be there does not."""
+    everything = [part for value in values for part in unpacked(value)]
+    assert any(known.encode() in part for part in everything)
+    for secret in SECRETS:
+        found = [part for part in everything if secret in part]
+        assert not found, found[0][:2000]
+
+
+def packed(data):
+    """The same bytes in each of the ways in which objects and cells are packed."""
+    parquet, archive = io.BytesIO(), io.BytesIO()
+    pq.write_table(pa.table({"text": [data.decode()] * 1000}), parquet, compression="zstd")
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("member", data)
+    return [data, parquet.getvalue(), archive.getvalue(), zlib.compress(data)]
+
+
+@pytest.mark.parametrize("way", range(4))
+@pytest.mark.parametrize("secret", SECRETS)
+def test_the_search_finds_what_it_looks_for(secret, way):
+    """Plain and packed, each secret is found, so that the tests below can fail."""
+    search(packed(b"known text"), "known")
+    with pytest.raises(AssertionError):
+        search([b"known", packed(b"known text " + secret)[way]], "known")
+
+
+def test_what_the_processes_said(deployment):
+    """Airflow's log of each run, and the output of the commands, hold no secret; nor where they failed."""
+    said = deployment.said
+    assert b"is not recorded in MLflow at http://127.0.0.1:1/" in said["retraining"]
+    assert b"(SignatureDoesNotMatch)" in said["refused ingest"]
+    assert b"(403)" in said["refused night"]
+    assert b"tracking_uri" in said["wrong setting"]
+    search(said.values(), deployment.version)
+
+
+def test_airflow_keeps_no_secret(deployment, airflow_home):
+    """No file of Airflow's folder holds one, logs among them, and no cell of its database, XComs among them."""
+    search(files(airflow_home), deployment.version)
+    search(cells(airflow_home / "airflow.db"), deployment.version)
+
+
+def test_the_store_keeps_no_secret(deployment):
+    """No object does: records, metadata, pages, and unpacked Parquet and archives."""
+    store = open_bucket(deployment.settings["CAPTION_STORE"])
+    objects = {item.key: store.get(item.key) for item in store.list()}
+    assert {"parquet", "json", "html", "npz", "keras"} <= {key.rpartition(".")[2] for key in objects}
+    search(objects.values(), deployment.version)
+
+
+def test_mlflow_is_told_no_secret(deployment, mlflow_file):
+    """Neither its database nor its artifacts hold one."""
+    search(files(mlflow_file.parent), deployment.version)
+    search(cells(mlflow_file), deployment.version)
