@@ -101,9 +101,9 @@ def _encoders(store: Bucket, kept: Sequence[Metadata]) -> Iterator[Removable]:
     for encoder_id, objects in _by_folder(store.list("features/")):
         if encoder_id not in encoder_ids:
             yield Removable("features", encoder_id, objects)
-    for name, files in groupby(store.list("encoders/"), lambda item: item.key.split("/")[1].rpartition(".")[0]):
-        if name not in encoder_ids:
-            yield Removable("encoders", name, _marker_first(files, ".json"))
+    for encoder_id, objects in _by_folder(store.list("encoders/")):
+        if encoder_id not in encoder_ids:
+            yield Removable("encoders", encoder_id, _marker_first(objects, "files.json"))
 
 
 def _plans(store: Bucket) -> Iterator[Removable]:

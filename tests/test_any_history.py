@@ -97,6 +97,7 @@ class Nights(RuleBasedStateMachine):
             max_length=5,
             recipe=Recipe(),
             members=[],
+            files={},
         )
         self.store.put(f"models/{version}/metadata.json", metadata.model_dump_json().encode())
         registry.promote(version, self.store)

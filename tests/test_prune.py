@@ -24,11 +24,16 @@ def model(version, store, *, encoder_id="e-1", promoted=True):
         max_length=5,
         recipe=toy.RECIPE,
         members=[],
+        files={},
     )
     for name in ("model-0.keras", "vocabulary.json", "metrics.json", "profile.json", "report.html"):
         store.put(f"models/{version}/{name}", b"x")
     store.put(f"models/{version}/metadata.json", metadata.model_dump_json().encode())
-    for key in (f"encoders/{encoder_id}.keras", f"encoders/{encoder_id}.xml", f"features/{encoder_id}/s.parquet"):
+    for key in (
+        f"encoders/{encoder_id}/files.json",
+        f"encoders/{encoder_id}/0.xml",
+        f"features/{encoder_id}/s.parquet",
+    ):
         store.put(key, b"x")
     if promoted:
         registry.promote(version, store)
@@ -62,8 +67,8 @@ def test_the_last_champions_stay(store):
     gone = removed(store)
     assert {key.split("/")[1] for key in gone if key.startswith("models/")} == {"v1", "v2"}
     assert {key for key in gone if not key.startswith("models/")} == {
-        "encoders/e-0.keras",
-        "encoders/e-0.xml",
+        "encoders/e-0/0.xml",
+        "encoders/e-0/files.json",
         "features/e-0/s.parquet",
     }
     assert [key for key in store.objects if key.startswith(("models/v1", "models/v2"))] == []
