@@ -108,7 +108,12 @@ def publish(spec: str, store: Bucket, *, views: bool = False) -> str:
 
 
 def load(encoder_id: str, store: Bucket) -> Encoder:
-    """The encoder of this id, for the GPU where there is one. Raises ``ObjectNotFoundError`` where it isn't stored."""
+    """The encoder of this id, for the GPU where there is one.
+
+    Raises:
+        ObjectNotFoundError: it isn't stored.
+        PipelineError: one of its files isn't the one that was saved.
+    """
     # In 8-bit integers it is for CPUs alone.
     if gpu.present() and MODEL in _sums(encoder_id, store):
         return on_gpu(load_model(encoder_id, store), encoder_id)

@@ -10,6 +10,7 @@ import sys
 import threading
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import toy
 
+from benchmarks import night
 from pipeline.storage import open_bucket
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -133,17 +135,36 @@ def mlflow_file(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def scheduled(refusing_server, tmp_path_factory):
+    """The folder of an Airflow with a scheduler, whose workers keep logs, and in which a night was refused by S3.
+
+    It runs beside what else the tests wait for.
+    """
+    home = tmp_path_factory.mktemp("scheduled")
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
+    settings = {"CAPTION_STORE": "s3://refused/store", "CAPTION_INBOX": "s3://refused/inbox"}
+
+    def refused_night():
+        environment = {**inherited, **settings, "CAPTION_TRACKING_URI": TRACKING, **by_connection(refusing_server)}
+        with night.airflow(home, environment) as server, pytest.raises(RuntimeError, match=r"The night .* failed"):
+            server.first_night()
+        return home
+
+    with ThreadPoolExecutor() as pool:
+        yield pool.submit(refused_night)
+
+
+@pytest.fixture(scope="module")
 def deployment(airflow_home, s3_bucket_name, refusing_server, toy_encoder, mlflow_file):
-    """A deployment in which all ran that the tests look at."""
+    """A deployment in which all ran that the tests look at, but what a scheduler runs."""
     deployment, s3_server = Deployment(s3_bucket_name), os.environ["AWS_ENDPOINT_URL"]
     source = open_bucket(deployment.uri)
     table = toy.draw(source)
     source.put("means.keras", toy_encoder.read_bytes())
     conf = {"dataset": table, "encoder": source.url("means.keras"), "min_count": 1, **RECIPE}
-    good, refused = by_connection(s3_server), by_connection(refusing_server)
+    good = by_connection(s3_server)
     assert deployment.dag("retraining", "retrain_captioner", good, conf) == 0, deployment.said
     assert deployment.dag("night", "caption_new_images", by_environment(s3_server)) == 0, deployment.said
-    assert deployment.dag("refused night", "caption_new_images", refused) != 0
     assert deployment.command("refused ingest", by_environment(refusing_server), "ingest", table) == 2
     wrong = {**good, "CAPTION_TRACKING_URI": TRACKING.replace("http", "postgresql")}
     assert deployment.dag("wrong setting", "retrain_captioner", wrong, conf) != 0
@@ -211,12 +232,11 @@ def test_the_search_finds_what_it_looks_for(secret, way):
         search([b"known", packed(b"known text " + secret)[way]], "known")
 
 
-def test_what_the_processes_said(deployment):
+def test_what_the_processes_said(scheduled, deployment):
     """Airflow's log of each run, and the output of the commands, hold no secret; nor where they failed."""
     said = deployment.said
     assert b"is not recorded in MLflow at http://127.0.0.1:1/" in said["retraining"]
     assert b"(SignatureDoesNotMatch)" in said["refused ingest"]
-    assert b"(403)" in said["refused night"]
     assert b"tracking_uri" in said["wrong setting"]
     search(said.values(), deployment.version)
 
@@ -225,6 +245,15 @@ def test_airflow_keeps_no_secret(deployment, airflow_home):
     """No file of Airflow's folder holds one, logs among them, and no cell of its database, XComs among them."""
     search(files(airflow_home), deployment.version)
     search(cells(airflow_home / "airflow.db"), deployment.version)
+
+
+def test_the_logs_of_a_scheduler_keep_no_secret(scheduled, deployment):
+    """The log of a task that was refused, what Airflow said, and its database hold none."""
+    home = scheduled.result()
+    [log] = home.glob("logs/dag_id=caption_new_images/*/task_id=list_inbox/*.log")
+    assert "(403)" in log.read_text()
+    search(files(home), "s3://refused/store")
+    search(cells(home / "airflow.db"), "list_inbox")
 
 
 def test_the_store_keeps_no_secret(deployment):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import encoder, keras_files, networks
@@ -270,6 +270,7 @@ def test_a_single_array_is_no_checkpoint():
         Checkpoint.load("key", Memory(buffer.getvalue()))
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_a_damaged_checkpoint_is_an_error_or_still_the_same(checkpoint, data):
     """Cut short, or with a byte changed anywhere, it gives what was saved or a ``PipelineError``, and nothing else."""
