@@ -7,6 +7,7 @@ import numpy as np
 from pipeline import dataset as datasets
 from pipeline import encoder as encoders
 from pipeline import networks
+from pipeline.decoders import Decoders
 from pipeline.errors import PipelineError
 from pipeline.features import read_picture
 from pipeline.storage import Bucket, open_bucket
@@ -34,8 +35,9 @@ def quantise(encoder_id: str, dataset_uri: str, store: Bucket) -> str:
     some = images.take(np.linspace(0, len(images) - 1, min(PICTURES, len(images))).astype(int)).to_pylist()
     source = open_bucket(dataset.source)
     stopwatch = Stopwatch()
-    read = (read_picture(source, size, (image["key"], image["etag"]), stopwatch=stopwatch) for image in some)
-    pictures = [picture for picture in read if not isinstance(picture, str)]
+    with Decoders(size) as decoders:
+        read = (read_picture(source, decoders, (image["key"], image["etag"]), stopwatch=stopwatch) for image in some)
+        pictures = [picture for picture in read if not isinstance(picture, str)]
     if not pictures:
         raise PipelineError(f"None of {len(some)} training pictures in {dataset.source} can be read to calibrate with.")
     log.info("%s: calibrating 8-bit integers on %d pictures, which takes a minute or two", encoder_id, len(pictures))

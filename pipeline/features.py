@@ -22,8 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import plans, runs, tables
+from pipeline.decoders import Decoders
 from pipeline.errors import PipelineError
-from pipeline.images import BadImageError, decode
+from pipeline.images import MAX_BYTES, TOO_LARGE, BadImageError
 from pipeline.plans import IDENTITY
 from pipeline.progress import track
 from pipeline.storage import (
@@ -175,10 +176,11 @@ def extract(shard: str, *, store: Bucket) -> Extraction:
     with stopwatch.stage("load"):
         encoder = encoders.load(plan.about["encoder_id"], store)
     start = time.monotonic()
-    read = partial(read_picture, open_bucket(plan.about["source"]), encoder.size, stopwatch=stopwatch)
     images = plan.images
     rows = list(zip(*(images[name].to_pylist() for name in IDENTITY), strict=True))
-    vectors, errors = encode(rows, read, encoder, stopwatch)
+    with Decoders(encoder.size) as decoders:
+        read = partial(read_picture, open_bucket(plan.about["source"]), decoders, stopwatch=stopwatch)
+        vectors, errors = encode(rows, read, encoder, stopwatch)
     table = pa.table(
         [
             *images.select([*IDENTITY, "attempt"]),
@@ -294,16 +296,20 @@ Picture = npt.NDArray[np.uint8] | str
 """A decoded picture, or why there is none."""
 
 
-def read_picture(bucket: Bucket, size: tuple[int, int], image: tuple[str, str], *, stopwatch: Stopwatch) -> Picture:
-    """The picture of an image, (key, etag), scaled to (height, width); the time goes to the stages read and decode."""
+def read_picture(bucket: Bucket, decoders: Decoders, image: tuple[str, str], *, stopwatch: Stopwatch) -> Picture:
+    """The picture of an image, (key, etag), or why there is none; the time goes to the stages read and decode."""
     key, etag = image
     try:
         with stopwatch.stage("read"):
-            data = bucket.get(key, etag=etag)
+            data = bucket.get(key, etag=etag, limit=MAX_BYTES)
         with stopwatch.stage("decode"):
-            return decode(data, size)
-    except (BadImageError, BadKeyError, ObjectDeniedError, ObjectTooLargeError) as error:
+            return decoders.decode(data)
+    except (BadImageError, BadKeyError) as error:
         return str(error)
+    except ObjectDeniedError:
+        return "access to it is denied; allow it to be read"
+    except ObjectTooLargeError:
+        return TOO_LARGE
     except (ObjectNotFoundError, ObjectChangedError):
         # Under its new etag it is another image, which the next listing will find.
         return GONE

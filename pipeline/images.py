@@ -1,6 +1,7 @@
 """Photographs: bytes to pixels, or an error that says what is wrong with them."""
 
 import io
+import re
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,11 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """What is decoded, whatever the suffix says. Not all that Pillow knows: its EPS plugin, for one, starts Ghostscript."""
+
+MAX_BYTES = 64_000_000
+"""Of a file, at most: beyond that it is no photograph, and many at once would fill the memory."""
+
+TOO_LARGE = f"larger than {MAX_BYTES // 1_000_000} MB; scale it down"
 
 _TO_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -44,10 +50,13 @@ def decode(data: bytes, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
         uint8 array of shape (height, width, 3), 0..255.
 
     Raises:
-        BadImageError: the data is empty, none of ``FORMATS``, damaged, or has more pixels than Pillow's safety limit.
+        BadImageError: the data is empty, none of ``FORMATS``, damaged, has more than ``MAX_BYTES`` or more pixels than
+            Pillow's safety limit, or needs more memory than there is.
     """
     if not data:
         raise BadImageError("the file is empty")
+    if len(data) > MAX_BYTES:
+        raise BadImageError(TOO_LARGE)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             # A JPEG decodes straight to a smaller scale where that is at least twice the size wanted: quicker, and a
@@ -57,13 +66,21 @@ def decode(data: bytes, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
             if limit is not None and image.width * image.height > limit:
                 raise Image.DecompressionBombError
             return np.asarray(_upright_rgb(image, size))
+    except BadImageError:
+        raise
     except UnidentifiedImageError:
-        raise BadImageError(f"not a picture in a known format ({', '.join(FORMATS)})") from None
+        raise BadImageError(f"not a picture in a known format ({', '.join(FORMATS)}); save it as one of them") from None
     except Image.DecompressionBombError:
         limit = (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
         raise BadImageError(f"more than {limit} million pixels; scale it down") from None
+    except MemoryError:
+        raise BadImageError("needs more memory than a picture may take; scale it down") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged data
-        raise BadImageError(f"cannot be decoded: {str(error) or type(error).__name__}") from error
+        # Without its numbers, so that pictures damaged alike count as one kind.
+        why = re.sub(r"\d+", "N", str(error)) or type(error).__name__
+        raise BadImageError(
+            f"cannot be decoded ({why}); upload it again, or save it anew in another program"
+        ) from error
 
 
 def _upright_rgb(image: Image.Image, size: tuple[int, int]) -> Image.Image:

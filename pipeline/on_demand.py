@@ -11,9 +11,10 @@ from pipeline import captioner as captioners
 from pipeline import encoder as encoders
 from pipeline import features, registry
 from pipeline.captioner import Caption
+from pipeline.decoders import Decoders
 from pipeline.errors import PipelineError
 from pipeline.features import Picture
-from pipeline.images import decode, is_image
+from pipeline.images import MAX_BYTES, is_image
 from pipeline.recipe import Search
 from pipeline.storage import Bucket, LocalBucket, ObjectNotFoundError, open_bucket, open_object
 from pipeline.timing import Stopwatch
@@ -73,12 +74,13 @@ def caption(
     encoder = encoders.load(metadata.encoder_id, store)
     sources = [source for picture in pictures for source in _find(picture)]
     by_name = {source.picture: source for source in sources}
-    vectors, errors = features.encode(
-        [(source.picture, source.key) for source in sources],
-        lambda row: by_name[row[0]].read(encoder.size),
-        encoder,
-        Stopwatch(),
-    )
+    with Decoders(encoder.size) as decoders:
+        vectors, errors = features.encode(
+            [(source.picture, source.key) for source in sources],
+            lambda row: by_name[row[0]].read(decoders),
+            encoder,
+            Stopwatch(),
+        )
     readable = np.array([error is None for error in errors], bool)
     beams = iter(captioner.alternatives(vectors[readable].astype(np.float32), search))
     return [
@@ -96,11 +98,11 @@ class _Source:
     key: str = ""
     error: str = ""
 
-    def read(self, size: tuple[int, int]) -> Picture:
+    def read(self, decoders: Decoders) -> Picture:
         if self.bucket is None:
             return self.error
         try:
-            return decode(self.bucket.get(self.key), size)
+            return decoders.decode(self.bucket.get(self.key, limit=MAX_BYTES))
         except ObjectNotFoundError:
             return "there is no such file"
         except (PipelineError, OSError, ValueError) as error:  # a bad image, or a name that no file can have

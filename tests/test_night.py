@@ -284,7 +284,8 @@ def test_failed_pictures_are_tried_again_when_asked(inbox, store, monkeypatch):
     assert counts(night("n3", inbox, store, retry_failed=True)) == (7, 6, 1, 0, 1)
     with monkeypatch.context() as patch:
         # As if this version of the pipeline could read what the one before could not.
-        patch.setattr(features, "decode", lambda data, size: np.full((*size, 3), (40, 180, 40), np.uint8))
+        green = np.full((8, 8, 3), (40, 180, 40), np.uint8)
+        patch.setattr(features, "read_picture", lambda *_, **__: green)
         assert counts(night("n4", inbox, store, retry_failed=True)) == (7, 6, 1, 1, 0)
     rows = [row for row in rows_in(store) if row["image_key"] == "broken.jpg"]
     assert [row["status"] for row in sorted(rows, key=lambda row: row["captioned_at"])] == ["failed", "failed", "ok"]

@@ -1,0 +1,130 @@
+"""Decoding in processes of their own: limits that hold, and nothing left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import corpus
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.decoders import Decoders
+from pipeline.images import BadImageError, decode
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+def picture(seed=0):
+    """A JPEG of noise."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (60, 80, 3)).astype(np.uint8)
+    return corpus.encoded(Image.fromarray(pixels), "JPEG")
+
+
+def children(pid):
+    """The processes that a process has started."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[1]) == pid and fields[0] != "Z":
+            found.append(int(status.parent.name))
+    return found
+
+
+def gone(pids):
+    """Wait until none of the processes runs."""
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_pictures_are_those_that_decode_gives():
+    """From many threads at once, each gets its own picture, as it would be without a process between."""
+    pictures = [picture(seed) for seed in range(40)]
+    with Decoders((20, 30)) as decoders, ThreadPoolExecutor(8) as threads:
+        for data, found in zip(pictures, threads.map(decoders.decode, pictures), strict=True):
+            np.testing.assert_array_equal(found, decode(data, (20, 30)))
+
+
+def test_too_much_memory_is_an_error(tmp_path):
+    """A picture that needs more than a process may take is refused, and the next one is decoded."""
+    large = corpus.encoded(corpus.plain(size=(9000, 9000)), "PNG")
+    with Decoders((20, 20), memory=200 << 20) as decoders:
+        with pytest.raises(BadImageError, match="needs more memory than a picture may take; scale it down"):
+            decoders.decode(large)
+        assert decoders.decode(picture()).shape == (20, 20, 3)
+
+
+def test_the_largest_picture_fits(monkeypatch):
+    """As many pixels as Pillow lets through, with transparency, which takes most, stay within the usual limit."""
+    large = corpus.encoded(corpus.plain("RGBA", size=(9450, 9450), colour=(*corpus.GREEN, 255)), "PNG")
+    with Decoders((8, 8)) as decoders:
+        np.testing.assert_allclose(decoders.decode(large)[0, 0], corpus.GREEN, atol=2)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_process_that_dies_costs_one_picture(sent):
+    """The picture that it died of fails with advice; whatever comes next is decoded by another."""
+    with Decoders((20, 20)) as decoders:
+        decoders.decode(picture())
+        [pid] = children(os.getpid())
+        os.kill(pid, signal.SIGSTOP)
+        with ThreadPoolExecutor(1) as threads:
+            waiting = threads.submit(decoders.decode, picture())
+            time.sleep(0.2)
+            os.kill(pid, sent)
+            os.kill(pid, signal.SIGCONT)
+            with pytest.raises(BadImageError, match=rf"crashes the decoder \(status {-sent}\); save it anew"):
+                waiting.result()
+        assert decoders.decode(picture()).shape == (20, 20, 3)
+
+
+def test_nothing_is_left_behind():
+    """At the end of the context there is no process any more."""
+    with Decoders((20, 20)) as decoders, ThreadPoolExecutor(4) as threads:
+        list(threads.map(decoders.decode, [picture()] * 8))
+        started = children(os.getpid())
+        assert started
+    assert gone(started)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_they_end_with_who_started_them(sent):
+    """Killed or interrupted, whoever has started decoders leaves none behind."""
+    code = f"""
+import time
+from pipeline.decoders import Decoders
+decoders = Decoders((20, 20))
+decoders.decode(bytes.fromhex({picture().hex()!r}))
+print("ready", flush=True)
+time.sleep(60)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert process.stdout.readline() == b"ready\n"
+    started = children(process.pid)
+    assert started
+    process.send_signal(sent)
+    process.wait()
+    process.stdout.close()
+    assert gone(started)
+
+
+def test_they_load_little():
+    """A process knows NumPy and Pillow, and nothing that takes long to load."""
+    code = """
+import sys
+import pipeline.decoders, pipeline.images
+print([name for name in ("keras", "openvino", "pyarrow", "boto3", "pydantic", "airflow") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
