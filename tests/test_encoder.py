@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import toy
 
 from pipeline import encoder
 from pipeline.errors import PipelineError
@@ -52,7 +51,7 @@ def test_a_store_that_lacks_a_form_of_an_encoder_gets_it(tmp_path):
     small_model().save(tmp_path / "small.keras")
     encoder_id = encoder.publish(str(tmp_path / "small.keras"), store)
     for suffix in ("keras", "xml", "bin"):
-        toy.delete(store, f"encoders/{encoder_id}.{suffix}")
+        store.delete(f"encoders/{encoder_id}.{suffix}")
         assert encoder.publish(str(tmp_path / "small.keras"), store) == encoder_id
         assert store.exists(f"encoders/{encoder_id}.{suffix}")
 
