@@ -295,9 +295,7 @@ class LocalBucket(Bucket):
             raise self._bad_key(key, "would be a hidden file, which is not listed")
         if not _is_utf8(key):
             raise self._bad_key(key, "is not UTF-8")
-        with self._errors(key):
-            inside = path.parent.resolve().is_relative_to(self.root)
-        if not inside:
+        if not Path(os.path.realpath(path.parent)).is_relative_to(self.root):
             raise self._bad_key(key, "would be written through a link that leads out of the folder")
         return path
 
@@ -312,9 +310,8 @@ class LocalBucket(Bucket):
             ) from error
         except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
             raise self._bad_key(key, "is a folder's, or lies below a file") from error
-        except (OSError, RuntimeError) as error:
-            # Until Python 3.13, pathlib says with a RuntimeError that links go round in a circle.
-            if isinstance(error, RuntimeError) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        except OSError as error:
+            if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
                 raise self._bad_key(key, f"can't be found by the file system ({error})") from error
             error.add_note(f"while accessing {self.url(key)}")
             raise
@@ -476,6 +473,7 @@ class S3Bucket(Bucket):
 
     def _read(self, key: str, etag: str | None, *, limit: int | None = None, **request: str) -> bytes:
         """The bytes that answer a GET, asked for again where they break off: botocore retries until they begin."""
+        from botocore.exceptions import IncompleteReadError
         from urllib3.exceptions import HTTPError
 
         if etag is not None:
@@ -486,7 +484,7 @@ class S3Bucket(Bucket):
                 try:
                     response = self.client.get_object(Bucket=self.name, Key=self._full(key), **request)  # type: ignore[arg-type]
                     return self._body(key, response, limit=limit, deadline=deadline)
-                except HTTPError as error:
+                except (HTTPError, IncompleteReadError) as error:
                     if attempt == READ_ATTEMPTS:
                         raise
                     log.warning("%s: %s; attempt %d of %d", self.url(key), error, attempt, READ_ATTEMPTS)
@@ -494,18 +492,24 @@ class S3Bucket(Bucket):
         raise AssertionError("unreachable")
 
     def _body(self, key: str, response: "GetObjectOutputTypeDef", *, limit: int | None, deadline: float) -> bytes:
+        from botocore.exceptions import IncompleteReadError
+
+        size = response["ContentLength"]
         data = io.BytesIO()
         with response["Body"] as stream:
-            if limit is not None and response["ContentLength"] > limit:
-                raise self._too_large(key, response["ContentLength"], limit)
-            # urllib3's stream gives what has come; botocore's would wait for all that was asked for, byte by byte.
+            if limit is not None and size > limit:
+                raise self._too_large(key, size, limit)
+            # urllib3's stream gives what has come, and botocore has it not mind an early end; botocore's own would wait
+            # for all that was asked for, however slowly it came.
             while chunk := stream.read1(1 << 16):  # type: ignore[attr-defined]
                 data.write(chunk)
                 if time.monotonic() > deadline:
                     raise TimeoutError(
-                        f"{self.url(key)}: {data.tell()} of {response['ContentLength']} bytes came, and were not all "
-                        f"there after {READ_SECONDS:.0f} s."
+                        f"{self.url(key)}: {data.tell()} of {size} bytes came within {READ_SECONDS:.0f} s. "
+                        "Look into the connection."
                     )
+        if data.tell() != size:
+            raise IncompleteReadError(actual_bytes=data.tell(), expected_bytes=size)
         return data.getvalue()
 
     def _etag_if_ours(self, key: str, data: bytes, error: ObjectChangedError) -> str | None:

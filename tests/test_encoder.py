@@ -69,7 +69,7 @@ def stored_file(store, encoder_id, name):
 def test_a_file_that_is_missing_is_written_again(published, name):
     """Without any one of its files an encoder is none, until the next publication writes it."""
     store, encoder_id, spec = published
-    toy.delete(store, stored_file(store, encoder_id, name))
+    store.delete(stored_file(store, encoder_id, name))
     assert not encoder.exists(encoder_id, store)
     assert encoder.publish(spec, store) == encoder_id
     assert encoder.exists(encoder_id, store)
@@ -129,7 +129,7 @@ def test_publishers_at_once_leave_one_encoder(bucket, tmp_path, monkeypatch):
     for _ in range(20):
         queues = [list(first), list(second)]
         for item in list(bucket.list()):
-            toy.delete(bucket, item.key)
+            bucket.delete(item.key)
         while any(queues):
             queue = queues[rng.integers(2)] or queues[0] or queues[1]
             bucket.put(*queue.pop(0))

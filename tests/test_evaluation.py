@@ -128,7 +128,7 @@ def test_a_photograph_that_has_gone_is_grey(tmp_path, trained, toy_encoder):
     before = evaluate("v2", store=store, search=Search(beam_width=1), max_failed_fraction=0)
     pictures = store.get(report_key("v2")).count(b"data:image/jpeg")
     for colour in toy.COLOURS:
-        toy.delete(source, f"pictures/{colour}-5.jpg")
+        source.delete(f"pictures/{colour}-5.jpg")
     assert evaluate("v2", store=store, search=Search(beam_width=1), max_failed_fraction=0).scores == before.scores
     thumbnails = re.findall(r"data:image/jpeg;base64,[\w+/=]+", store.get(report_key("v2")).decode())
     assert (len(thumbnails), len(set(thumbnails))) == (pictures, 1)

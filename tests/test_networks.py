@@ -150,7 +150,7 @@ def test_nothing_to_calibrate_with_is_an_error(eight_bits):
     """Where no training picture can be read, the error says how many were tried and where."""
     store, encoder_id, uri, source = eight_bits
     for item in list(source.list("pictures/")):
-        toy.delete(source, item.key)
+        source.delete(item.key)
     with pytest.raises(PipelineError, match=r"None of 16 training pictures in .* can be read"):
         calibration.quantise(encoder_id, uri, store)
     assert not encoder.exists(f"{encoder_id}-int8", store)

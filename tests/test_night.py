@@ -198,7 +198,7 @@ def test_only_what_is_new_or_changed_is_captioned(inbox, store, trained):
     before = toy.etags(store, "captions/")
     inbox.put("yellow, new.jpg", toy.picture("yellow", 3))
     inbox.put("red.jpg", toy.picture("red", 77))
-    toy.delete(inbox, "blue.jpeg")
+    inbox.delete("blue.jpeg")
     record = night("n2", inbox, store, date="2026-01-03")
     assert counts(record) == (7, 5, 2, 2, 0)
     after = toy.etags(store, "captions/")
@@ -227,7 +227,7 @@ def test_a_new_champion_captions_the_archive_from_stored_features(inbox, store, 
     expected = photographs(inbox, trained.model.version) + photographs(inbox, "v2")
     nights.list_inbox("n2", inbox=inbox.uri, store=store)
     for item in list(inbox.list()):
-        toy.delete(inbox, item.key)
+        inbox.delete(item.key)
     extract("n2", store)
     write("n2", store)
     assert counts(publish("n2", store)) == (7, 0, 0, 6, 1)
@@ -253,7 +253,7 @@ def test_the_champion_is_fixed_for_the_night(inbox, store, trained):
 def test_a_photograph_removed_during_the_night_is_accounted_for(inbox, store):
     """What was listed but can't be read any more gets a failed row that says so."""
     nights.list_inbox("n1", inbox=inbox.uri, store=store)
-    toy.delete(inbox, "red.jpg")
+    inbox.delete("red.jpg")
     extract("n1", store)
     write("n1", store)
     record = publish("n1", store)
@@ -481,7 +481,7 @@ def test_a_lost_shard_fails_the_night(inbox, store):
     extract("n1", store)
     write("n1", store)
     lost = [item.key for item in store.list("captions/")][1]
-    toy.delete(store, lost)
+    store.delete(lost)
     with pytest.raises(ObjectNotFoundError, match=lost.rpartition("/")[2]):
         publish("n1", store)
     assert list(runs.finished(nights.KIND, store)) == []

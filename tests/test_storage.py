@@ -1,5 +1,6 @@
 """One contract for both kinds of bucket, and what is particular to each."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -7,20 +8,27 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from pipeline.errors import PipelineError
 from pipeline.storage import (
     ABSENT,
+    BadKeyError,
     Bucket,
     LocalBucket,
     ObjectChangedError,
+    ObjectDeniedError,
     ObjectNotFoundError,
+    ObjectTooLargeError,
     S3Bucket,
     open_bucket,
     open_object,
@@ -46,8 +54,7 @@ NASTY_KEYS = [
     "Übermut/Łódź/猫 🐈.txt",
     "é",
     "e\u0301",
-    "...",
-    "a..b/..c.txt",
+    "a..b/c...txt",
     "k" * 200 + ("/" + "猫" * 60) * 4,
 ]
 """What any bucket takes, one character or another of which something on the way might take for something else."""
@@ -118,9 +125,221 @@ def test_odd_keys_work_everywhere(bucket: Bucket, key: str) -> None:
     etag = bucket.put(key, b"bytes", if_match=ABSENT)
     (item,) = bucket.list()
     assert (item.key, item.etag) == (key, etag)
+    assert list(bucket.list(key)) == [item]
     assert bucket.get(key, etag=etag) == b"bytes"
+    with bucket.open(key) as file:
+        assert file.read() == b"bytes"
+    assert bucket.etag(key) == etag
     folder, name = open_object(bucket.url(key))
     assert folder.get(name) == b"bytes"
+    bucket.delete(key)
+    assert list(bucket.list()) == []
+
+
+def test_keys_that_look_alike_are_two(bucket: Bucket) -> None:
+    """An accented letter in its two spellings, an escape and what it stands for, and upper and lower case differ."""
+    keys = ["é", "e\u0301", "%2F", "%2f", "%252F", "a+b", "a b", "a%20b", "A b"]
+    for key in keys:
+        bucket.put(key, key.encode())
+    assert [item.key for item in bucket.list()] == sorted(keys, key=str.encode)
+    assert [bucket.get(key) for key in keys] == [key.encode() for key in keys]
+
+
+@pytest.mark.parametrize("key", ["", "/", "a/", "a/b/", "\udcff", "a" * 1025, "/".join(["猫" * 80] * 20)], ids=repr)
+def test_what_can_be_no_key_is_an_error_of_that_key(bucket: Bucket, key: str) -> None:
+    """A folder's name, one that is not UTF-8 and one too long are refused, and the error says so and shows the key."""
+    with pytest.raises(BadKeyError, match="Not a key") as error:
+        bucket.put(key, b"")
+    assert repr(key) in str(error.value)
+    assert bucket.uri in str(error.value)
+    assert list(bucket.list()) == []
+
+
+def test_the_longest_keys(bucket: Bucket) -> None:
+    """A key of 1,024 bytes, counted as S3 counts them, is an object's as any other."""
+    size = 1024 - len(getattr(bucket, "prefix", "").encode())
+    key = ("k" * 99 + "/") * (size // 100) + "é" * (size % 100 // 2) + "k" * (size % 2)
+    key = key.removesuffix("/")
+    etag = bucket.put(key, b"bytes", if_match=ABSENT)
+    assert bucket.get(key, etag=etag) == b"bytes"
+    assert [item.key for item in bucket.list()] == [key]
+    bucket.delete(key)
+    assert not bucket.exists(key)
+
+
+def test_the_time_of_the_last_write_is_listed(bucket: Bucket) -> None:
+    """The listing says when each object was written, in UTC, to the second at least."""
+    before = datetime.now(UTC) - timedelta(seconds=1)
+    bucket.put("object", b"bytes")
+    [item] = bucket.list()
+    assert before <= item.modified <= datetime.now(UTC) + timedelta(seconds=1)
+    assert item.modified.tzinfo is UTC
+
+
+def test_an_object_larger_than_the_limit_is_refused(bucket: Bucket) -> None:
+    """The limit is what is still read; the error names the object and both sizes."""
+    etag = bucket.put("object", bytes(1000))
+    assert len(bucket.get("object", etag=etag, limit=1000)) == 1000
+    with pytest.raises(ObjectTooLargeError, match=r"1000 bytes, more than the 999 ") as error:
+        bucket.get("object", etag=etag, limit=999)
+    assert bucket.url("object") in str(error.value)
+
+
+def test_a_deleted_object_is_gone(bucket: Bucket) -> None:
+    """Delete removes the object alone, and is content where there is none."""
+    for key in ("folder/a", "folder/b"):
+        bucket.put(key, b"bytes")
+    etag = bucket.etag("folder/a")
+    for _ in range(2):
+        bucket.delete("folder/a")
+        assert not bucket.exists("folder/a")
+        with pytest.raises(ObjectNotFoundError):
+            bucket.get("folder/a")
+        with pytest.raises(ObjectChangedError):
+            bucket.get("folder/a", etag=etag)
+    assert [item.key for item in bucket.list()] == ["folder/b"]
+    for key in ("folder", "nowhere/a", "folder/b/c"):
+        bucket.delete(key)
+    assert [item.key for item in bucket.list()] == ["folder/b"]
+    bucket.put("folder/a", b"again", if_match=ABSENT)
+    assert bucket.get("folder/a") == b"again"
+
+
+PARTS = ["a", "b", "é", "e\u0301", "+", " ", "%2F", "%", "?#", "x.jpg", "猫", "-", "A", ".hidden", "..", ".", ""]
+
+KEYS = st.lists(st.sampled_from(PARTS), min_size=1, max_size=3).map("/".join)
+
+
+class Contract(RuleBasedStateMachine):
+    """A bucket beside a dictionary of what must be in it, and what a file system makes impossible."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        super().__init__()
+        self.bucket = bucket
+        self.is_local = isinstance(bucket, LocalBucket)
+        self.objects: dict[str, tuple[bytes, str]] = {}
+        self.folders: set[str] = set()
+        self.written: dict[tuple[str, str], bytes] = {}
+
+    def is_no_key(self, key: str) -> bool:
+        """Whether it is nobody's key here, whatever it is used for."""
+        if self.is_local:
+            return not {"", ".", ".."}.isdisjoint(key.split("/"))
+        return not key or key.endswith("/")
+
+    def is_never_written(self, key: str) -> bool:
+        """Whether nothing is written or deleted under it."""
+        return self.is_no_key(key) or (self.is_local and "/." in f"/{key}")
+
+    def is_in_the_way(self, key: str) -> bool:
+        """Whether a folder has this name, or a file that of its folder: they are there for good once they were."""
+        return self.is_local and (key in self.folders or any(folder in self.objects for folder in folders_of(key)))
+
+    def put(self, key: str, data: bytes, **condition: str) -> None:
+        """Put, expecting what the dictionary says."""
+        expected = condition.get("if_match")
+        current = self.objects.get(key, (b"", ABSENT))[1]
+        if self.is_never_written(key) or any(folder in self.objects for folder in folders_of(key) if self.is_local):
+            with pytest.raises(BadKeyError):
+                self.bucket.put(key, data, **condition)
+            return
+        self.folders.update(folders_of(key))
+        if expected not in (None, current):
+            with pytest.raises(ObjectChangedError):
+                self.bucket.put(key, data, **condition)
+        elif self.is_in_the_way(key):
+            with pytest.raises(BadKeyError):
+                self.bucket.put(key, data, **condition)
+        else:
+            etag = self.bucket.put(key, data, **condition)
+            assert self.written.setdefault((key, etag), data) == data
+            self.objects[key] = (data, etag)
+
+    @rule(key=KEYS, data=st.binary(max_size=9))
+    def put_always(self, key: str, data: bytes) -> None:
+        self.put(key, data)
+
+    @rule(key=KEYS, data=st.binary(max_size=9))
+    def put_if_absent(self, key: str, data: bytes) -> None:
+        self.put(key, data, if_match=ABSENT)
+
+    @precondition(lambda self: self.written)
+    @rule(choice=st.data(), data=st.binary(max_size=9))
+    def put_if_it_has_an_etag(self, choice: st.DataObject, data: bytes) -> None:
+        key, etag = choice.draw(st.sampled_from(sorted(self.written)))
+        self.put(key, data, if_match=etag)
+
+    @rule(key=KEYS)
+    def get(self, key: str) -> None:
+        for read in (self.bucket.get, lambda key: self.bucket.open(key).read()):
+            if self.is_no_key(key) or key not in self.objects:
+                with pytest.raises(BadKeyError if self.is_no_key(key) else ObjectNotFoundError):
+                    read(key)
+            else:
+                assert read(key) == self.objects[key][0]
+
+    @precondition(lambda self: self.written)
+    @rule(choice=st.data())
+    def get_what_has_an_etag(self, choice: st.DataObject) -> None:
+        key, etag = choice.draw(st.sampled_from(sorted(self.written)))
+        if self.objects.get(key, (b"", ABSENT))[1] == etag:
+            assert self.bucket.get(key, etag=etag) == self.written[key, etag]
+        else:
+            with pytest.raises(ObjectChangedError):
+                self.bucket.get(key, etag=etag)
+
+    @rule(key=KEYS)
+    def etag(self, key: str) -> None:
+        if self.is_no_key(key):
+            with pytest.raises(BadKeyError):
+                self.bucket.etag(key)
+        else:
+            assert self.bucket.etag(key) == self.objects.get(key, (b"", ABSENT))[1]
+            assert self.bucket.exists(key) == (key in self.objects)
+
+    @rule(key=KEYS)
+    def delete(self, key: str) -> None:
+        if self.is_never_written(key):
+            with pytest.raises(BadKeyError):
+                self.bucket.delete(key)
+        else:
+            self.bucket.delete(key)
+            self.objects.pop(key, None)
+
+    @precondition(lambda self: self.objects)
+    @rule(choice=st.data())
+    def delete_an_object(self, choice: st.DataObject) -> None:
+        self.delete(choice.draw(st.sampled_from(sorted(self.objects))))
+
+    @rule(key=KEYS, length=st.integers(0, 12))
+    def list(self, key: str, length: int) -> None:
+        prefix = key[:length]
+        folder = prefix.rpartition("/")[0]
+        if self.is_local and folder and self.is_no_key(folder):
+            with pytest.raises(BadKeyError):
+                list(self.bucket.list(prefix))
+        else:
+            assert [(item.key, item.etag, item.size) for item in self.bucket.list(prefix)] == [
+                (key, etag, len(data))
+                for key, (data, etag) in sorted(self.objects.items(), key=lambda item: item[0].encode())
+                if key.startswith(prefix)
+            ]
+
+    @invariant()
+    def all_is_listed(self) -> None:
+        self.list("", 0)
+
+
+def folders_of(key: str) -> list[str]:
+    """The folders in which it lies, as keys."""
+    return ["/".join(key.split("/")[:depth]) for depth in range(1, key.count("/") + 1)]
+
+
+def test_any_sequence_of_uses(new_bucket: Callable[[], Bucket]) -> None:
+    """Whatever is put, replaced, deleted, read and listed in whatever order, a bucket is as good as a dictionary."""
+    run_state_machine_as_test(
+        lambda: Contract(new_bucket()), settings=settings(max_examples=25, stateful_step_count=25, deadline=None)
+    )
 
 
 def test_etags_agree(bucket: Bucket) -> None:
@@ -165,10 +384,11 @@ def test_a_missing_object_has_changed_for_whoever_knows_its_etag(bucket: Bucket)
 
 
 def test_put_absent_writes_once(bucket: Bucket) -> None:
-    """With ABSENT, the first put succeeds and the second leaves the object alone."""
+    """With ABSENT, the first put succeeds and others leave the object alone; one of the same bytes is told so too."""
     etag = bucket.put("object", b"first", if_match=ABSENT)
-    with pytest.raises(ObjectChangedError, match="object"):
-        bucket.put("object", b"second", if_match=ABSENT)
+    for data in (b"first", b"second"):
+        with pytest.raises(ObjectChangedError, match="object"):
+            bucket.put("object", data, if_match=ABSENT)
     assert bucket.get("object", etag=etag) == b"first"
 
 
@@ -375,6 +595,26 @@ def test_conditional_writers_take_turns(tmp_path: Path, monkeypatch: pytest.Monk
         assert sum(pool.map(write, range(8))) == 1
 
 
+def test_a_conditional_writer_does_not_bring_back_what_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who deletes an object between a writer's look at it and its write waits for the write."""
+    bucket = LocalBucket(tmp_path)
+    etag = bucket.put("object", b"before")
+    with ThreadPoolExecutor(1) as pool:
+        replace, deleting = os.replace, []
+
+        def replace_late(*paths: Path) -> None:
+            deleting.append(pool.submit(bucket.delete, "object"))
+            time.sleep(0.1)
+            replace(*paths)
+
+        monkeypatch.setattr("pipeline.storage.os.replace", replace_late)
+        bucket.put("object", b"after", if_match=etag)
+        deleting[0].result()
+    assert not bucket.exists("object")
+
+
 def test_the_etag_does_not_rely_on_the_file_systems_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two writes of one size within a tick of the file system's clock have different etags."""
     utime, times = os.utime, []
@@ -439,14 +679,224 @@ def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path: Path, monkeyp
         list(LocalBucket(tmp_path).list())
 
 
-@pytest.mark.parametrize("key", ["", "/etc/passwd", "../outside", "folder/../../outside"])
+@pytest.mark.parametrize(
+    "key",
+    ["", "/etc/passwd", "../outside", "folder/../../outside", "nul\0", "a//b", "./a", "a/.", "n" * 256],
+    ids=repr,
+)
 def test_keys_stay_inside_the_folder(tmp_path: Path, key: str) -> None:
-    """A key that would lead out of the bucket is refused, for reading, writing and asking."""
+    """A key that would lead out of the bucket, or is no file's name, is refused, whatever is done with it."""
     bucket = LocalBucket(tmp_path / "root")
-    for use in (bucket.get, bucket.open, bucket.etag, lambda key: bucket.put(key, b"")):
-        with pytest.raises(PipelineError, match="Not a key"):
+    bucket.put("object", b"")
+    for use in (bucket.get, bucket.open, bucket.etag, bucket.delete, lambda key: bucket.put(key, b"")):
+        with pytest.raises(BadKeyError, match="Not a key") as error:
             use(key)
+        assert repr(key) in str(error.value)
     assert not (tmp_path / "outside").exists()
+
+
+@given(st.text())
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_key_leads_out_of_the_folder(tmp_path: Path, key: str) -> None:
+    """Whatever the key, a write ends below the folder or in an error of that key, and is found again under it."""
+    bucket = LocalBucket(tmp_path / "outer" / "root")
+    before = {path for path in tmp_path.rglob("*") if not path.is_relative_to(bucket.root)}
+    try:
+        bucket.put(key, b"bytes")
+    except BadKeyError:
+        pass
+    else:
+        assert bucket.get(key) == b"bytes"
+        assert key in [item.key for item in bucket.list(key)]
+        bucket.delete(key)
+        assert not bucket.exists(key)
+    after = {path for path in tmp_path.rglob("*") if not path.is_relative_to(bucket.root)}
+    assert after - before <= {tmp_path / "outer"}
+
+
+@pytest.mark.parametrize("key", [".hidden", "folder/.hidden", ".folder/file", ".tmp-0", ".lock-0"])
+def test_what_is_not_listed_is_not_written(tmp_path: Path, key: str) -> None:
+    """An object under a hidden name would be lost at once, and one under a lock's would let two writers in."""
+    bucket = LocalBucket(tmp_path)
+    for use in (bucket.delete, lambda key: bucket.put(key, b"")):
+        with pytest.raises(BadKeyError, match="hidden"):
+            use(key)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_written_through_a_link_out_of_the_folder(tmp_path: Path) -> None:
+    """Links lead readers out of the folder, but no writer; one that stands for a file is itself replaced or removed."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a").write_bytes(b"theirs")
+    (tmp_path / "root" / "inside").mkdir(parents=True)
+    (tmp_path / "root" / "out").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "root" / "in").symlink_to(tmp_path / "root" / "inside")
+    for name in ("replaced", "removed"):
+        (tmp_path / "root" / name).symlink_to(tmp_path / "elsewhere" / "a")
+    bucket = LocalBucket(tmp_path / "root")
+    for key in ("out/a", "out/new", "out/new/b"):
+        for use in (bucket.delete, lambda key: bucket.put(key, b"ours"), lambda key: bucket.put(key, b"", if_match="")):
+            with pytest.raises(BadKeyError, match="link that leads out of the folder"):
+                use(key)
+    assert bucket.get("out/a") == b"theirs"
+    bucket.put("in/b", b"ours")
+    bucket.put("replaced", b"ours")
+    bucket.delete("removed")
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["a"]
+    assert (tmp_path / "elsewhere" / "a").read_bytes() == b"theirs"
+    assert {item.key: bucket.get(item.key) for item in bucket.list()} == {
+        "in/b": b"ours",
+        "inside/b": b"ours",
+        "out/a": b"theirs",
+        "replaced": b"ours",
+    }
+
+
+def test_links_in_circles(tmp_path: Path) -> None:
+    """A link to a folder above it is not followed down again, and one to itself is no object."""
+    (tmp_path / "root" / "folder").mkdir(parents=True)
+    (tmp_path / "root" / "folder" / "object").touch()
+    (tmp_path / "root" / "folder" / "up").symlink_to(tmp_path / "root")
+    (tmp_path / "root" / "further").symlink_to(tmp_path)
+    (tmp_path / "root" / "itself").symlink_to(tmp_path / "root" / "itself")
+    bucket = LocalBucket(tmp_path / "root")
+    assert [item.key for item in bucket.list()] == ["folder/object"]
+    assert not bucket.exists("itself")
+    for use in (bucket.get, bucket.open, lambda key: bucket.put(f"{key}/a", b"")):
+        with pytest.raises(BadKeyError, match="'itself"):
+            use("itself")
+
+
+def test_two_folders_that_link_to_each_other(tmp_path: Path) -> None:
+    """Each is listed in the other once."""
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "object").touch()
+    (tmp_path / "a" / "b").symlink_to(tmp_path / "b")
+    (tmp_path / "b" / "a").symlink_to(tmp_path / "a")
+    keys = [item.key for item in LocalBucket(tmp_path).list()]
+    assert keys == ["a/b/object", "a/object", "b/a/object", "b/object"]
+
+
+def test_a_name_of_a_folder_is_no_objects(tmp_path: Path) -> None:
+    """On a file system an object can't lie under a folder's name, nor below another object: the error shows the key."""
+    bucket = LocalBucket(tmp_path)
+    bucket.put("folder/object", b"bytes")
+    for key in ("folder", "folder/object/below", "folder/object/far/below"):
+        for condition in (None, ABSENT):
+            with pytest.raises(BadKeyError, match=f"'{key}'"):
+                bucket.put(key, b"", if_match=condition)
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "object"]
+
+
+def test_a_file_that_may_not_be_accessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an error of that object, and names it."""
+    bucket = LocalBucket(tmp_path)
+    bucket.put("denied", b"")
+    bucket.put("other", b"bytes")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        patch.setattr(Path, "stat", refuse)
+        for use in (bucket.get, bucket.open, bucket.etag, bucket.delete, lambda key: bucket.put(key, b"")):
+            with pytest.raises(ObjectDeniedError, match="Permission denied") as error:
+                use("denied")
+            assert bucket.url("denied") in str(error.value)
+    assert bucket.get("other") == b"bytes"
+
+
+def test_other_errors_of_a_file_system_keep_their_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk is not bad input, and the error says which object it met."""
+    bucket = LocalBucket(tmp_path)
+
+    def fail(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pipeline.storage.os.fsync", fail)
+    with pytest.raises(OSError, match="No space left") as error:
+        bucket.put("folder/object", b"")
+    assert error.value.__notes__ == [f"while accessing {bucket.url('folder/object')}"]
+
+
+def test_a_file_written_where_it_lies_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else's program does not replace a file as we do: what it writes meanwhile is not read under the etag."""
+    bucket = LocalBucket(tmp_path)
+    etag = bucket.put("object", b"before")
+    fstat, looked = os.fstat, []
+
+    def fstat_then_write(descriptor: int) -> os.stat_result:
+        status = fstat(descriptor)
+        if not looked:
+            looked.append(status)
+            (tmp_path / "object").write_bytes(b"after!")
+        return status
+
+    monkeypatch.setattr("pipeline.storage.os.fstat", fstat_then_write)
+    with pytest.raises(ObjectChangedError):
+        bucket.get("object", etag=etag)
+
+
+def test_leftovers_of_interrupted_writes_are_removed(tmp_path: Path) -> None:
+    """Cleaning removes unfinished writes older than the time given, and neither objects nor other people's files."""
+    bucket = LocalBucket(tmp_path)
+    bucket.put("folder/object", b"bytes", if_match=ABSENT)
+    old, new = (f".tmp-{digit * 32}" for digit in "01")
+    hours_ago = time.time() - 2 * 3600
+    for name in (old, new, ".tmp-theirs", "tmp-0"):
+        path = tmp_path / "folder" / name
+        path.write_bytes(b"half")
+        if name != new:
+            os.utime(path, (hours_ago, hours_ago))
+    assert bucket.clean(datetime.now(UTC) - timedelta(hours=1)) == [f"folder/{old}"]
+    assert bucket.clean(datetime.now(UTC) - timedelta(hours=1)) == []
+    assert {path.name for path in (tmp_path / "folder").iterdir()} == {"object", new, ".tmp-theirs", "tmp-0"}
+
+
+def test_a_killed_writer_leaves_what_cleaning_removes(tmp_path: Path) -> None:
+    """The old object is whole; the unfinished one goes with the cleaning, and the lock with whoever takes it next."""
+    bucket = LocalBucket(tmp_path)
+    etag = bucket.put("object", b"old")
+    script = (
+        "import os, sys; from pathlib import Path; from pipeline import storage;"
+        "storage.os.replace = lambda *_: os.kill(os.getpid(), 9);"
+        "storage.LocalBucket(Path(sys.argv[1])).put('object', b'new', if_match=sys.argv[2])"
+    )
+    child = subprocess.run([sys.executable, "-c", script, str(tmp_path), etag], check=False, capture_output=True)
+    assert child.returncode == -9, child.stderr
+    assert bucket.get("object", etag=etag) == b"old"
+    assert [name[:5] for name in bucket.clean(datetime.now(UTC) + timedelta(seconds=1))] == [".tmp-"]
+    bucket.put("object", b"newer", if_match=etag)
+    assert [path.name for path in tmp_path.iterdir()] == ["object"]
+
+
+def test_locks_are_removed_and_still_let_one_in_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those who waited for a lock that its holder removed do not take it for theirs, and nothing is left of it."""
+    inside, most, replace = [], [], os.replace
+
+    def replace_watched(*paths: Path) -> None:
+        inside.append(None)
+        most.append(len(inside))
+        time.sleep(0.005)
+        replace(*paths)
+        inside.pop()
+
+    monkeypatch.setattr("pipeline.storage.os.replace", replace_watched)
+
+    def write(number: int) -> None:
+        bucket = LocalBucket(tmp_path)
+        for _ in range(10):
+            try:
+                bucket.put("object", b"%d" % number, if_match=bucket.etag("object"))
+            except ObjectChangedError:
+                continue
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(write, range(6)))
+    assert max(most) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["object"]
 
 
 def test_a_prefix_stays_inside_the_folder(tmp_path: Path) -> None:

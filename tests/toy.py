@@ -121,11 +121,3 @@ def copy(source: Bucket, target: Bucket, *prefixes: str) -> None:
 def etags(bucket: Bucket, *prefixes: str) -> dict[str, str]:
     """The etag of each object whose key begins with one of ``prefixes``."""
     return {item.key: item.etag for prefix in prefixes for item in bucket.list(prefix)}
-
-
-def delete(bucket: Bucket, key: str) -> None:
-    """Delete an object; the pipeline itself never does."""
-    if bucket.uri.startswith("file:"):
-        (bucket.root / key).unlink()
-    else:
-        bucket.client.delete_object(Bucket=bucket.name, Key=bucket.prefix + key)
