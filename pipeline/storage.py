@@ -10,7 +10,6 @@ import errno
 import fcntl
 import hashlib
 import io
-import itertools
 import logging
 import os
 import random
@@ -479,8 +478,10 @@ class S3Bucket(Bucket):
         if etag is not None:
             request["IfMatch"] = f'"{etag}"'
         deadline = time.monotonic() + READ_SECONDS
+        attempt = 0
         with self._errors(key, etag):
-            for attempt in itertools.count(1):
+            while True:
+                attempt += 1
                 try:
                     response = self.client.get_object(Bucket=self.name, Key=self._full(key), **request)  # type: ignore[arg-type]
                     return self._body(key, response, limit=limit, deadline=deadline)
@@ -489,7 +490,6 @@ class S3Bucket(Bucket):
                         raise
                     log.warning("%s: %s; attempt %d of %d", self.url(key), error, attempt, READ_ATTEMPTS)
                     time.sleep(READ_PAUSE * 2 ** (attempt - 1) * random.uniform(0.5, 1))
-        raise AssertionError("unreachable")
 
     def _body(self, key: str, response: "GetObjectOutputTypeDef", *, limit: int | None, deadline: float) -> bytes:
         from botocore.exceptions import IncompleteReadError
