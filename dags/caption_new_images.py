@@ -14,6 +14,7 @@ It fails at once where no model has been promoted: trigger `retrain_captioner` f
 import pendulum
 from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable
 
+from dags import notices
 from dags.assets import CAPTIONS, CHAMPION
 from dags.tasks import DEFAULT_ARGS, GPU, PipelineOperator, extract_features
 
@@ -27,6 +28,7 @@ with DAG(
     max_active_runs=1,
     tags=["captioning"],
     default_args=DEFAULT_ARGS,
+    **notices.about_nights(),
 ) as dag:
     list_inbox = PipelineOperator(task_id="list_inbox", arguments=["night", "list", "{{ run_id }}"])
     plan_extraction = PipelineOperator(

@@ -42,6 +42,16 @@ class Settings(BaseSettings):
         0.05, ge=0, le=1, description="share of a run's images that may fail before the run fails"
     )
     sidecars: bool = Field(False, description="also write each nightly caption as JSON under sidecars/")
+    notify_email: str = Field(
+        "",
+        description="who is mailed of failures, late nights and warnings, with commas between; the server is Airflow's "
+        "connection smtp_default",
+    )
+    notify_webhook: str = Field(
+        "",
+        description="Airflow connection of the webhook that is told the same; the secret end of its address is its password",
+    )
+    night_deadline: float = Field(5, gt=0, description="hours from being queued after which a night is late")
 
     @property
     def search(self) -> Search:
