@@ -1,4 +1,4 @@
-"""Who is told, and what, when a run fails, a night is late, or one ends with warnings: by mail, by a webhook, or nobody.
+"""What a person is told, by mail or webhook, when a run fails, a night is late, or one ends with warnings.
 
 Airflow calls `failed` and `warned` in the DAG processor and `late` in an executor, all after the fact: a receiver that
 is down or slow delays no run.

@@ -71,7 +71,7 @@ def stop(airflow: "subprocess.Popen[bytes]") -> None:
 def say(text: str, stream: TextIO = sys.stdout) -> None:
     """Print at once, or nothing where nobody is left to read it: Airflow must be stopped all the same."""
     with contextlib.suppress(BrokenPipeError):
-        print(text, file=stream, flush=True)  # noqa: T201
+        print(text, file=stream, flush=True)
 
 
 def is_up() -> bool:

@@ -1,4 +1,4 @@
-"""Who is told of what: real mails and posts to local receivers, from the callbacks themselves and from a whole Airflow."""
+"""Who is told of what: mails and posts to local receivers, from the callbacks alone and from a whole Airflow."""
 
 import contextlib
 import email
@@ -8,8 +8,6 @@ import json
 import os
 import re
 import socket
-import subprocess
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -278,16 +276,17 @@ class Deployment:
         instances = self.call("GET", path)["task_instances"]
         return [instance["try_number"] for instance in sorted(instances, key=lambda each: each["map_index"])]
 
-    def command(self, *arguments, other_than=()):
-        """Wait for a task's command that begins with these arguments, and return its process."""
+    def command(self, name, other_than=()):
+        """Wait for a task that runs a command of this name, and return the command's process."""
 
         def running():
             for process in psutil.process_iter():
+                # One that has ended, or is not ours to look at, is none.
                 with contextlib.suppress(psutil.Error):
-                    words = process.cmdline()
-                    if words[1:3] == ["-m", "pipeline"] and words[3 : 3 + len(arguments)] == list(arguments):
-                        if process.environ().get("CAPTION_STORE") == self.store.uri and process.pid not in other_than:
-                            return process
+                    ours = process.cmdline()[1:3] == ["-m", "pipeline"] and process.pid not in other_than
+                    here = ours and process.environ().get("CAPTION_STORE") == self.store.uri
+                    if here and process.cmdline()[3] == name:
+                        return process
             return None
 
         return eventually(running)
@@ -389,4 +388,5 @@ def test_a_webhook_that_is_down_hinders_nothing(deployment):
     eventually(lambda: any(run_id in text for _, text in deployment.receivers.mails))
     written = b"".join(path.read_bytes() for path in (deployment.folder / "airflow").rglob("*") if path.is_file())
     assert b"could not be delivered to chat" in written
+    assert b"/services/***" in written
     assert SECRET.encode() not in written
