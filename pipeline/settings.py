@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     )
     notify_webhook: str = Field(
         "",
-        description="Airflow connection of the webhook that is told the same; the secret end of its address is the password",
+        description="Airflow connection of a webhook that is told the same; its password is the address's secret end",
     )
     night_deadline: float = Field(5, gt=0, description="hours from being queued after which a night is late")
 
