@@ -73,7 +73,7 @@ def late(context: Mapping[str, Any]) -> None:
     send(
         f"{run['dag_id']} is late",
         f"The run {run['dag_run_id']} of {run['dag_id']} was queued at {run['queued_at']} and had not ended "
-        f"{hours} later. It goes on.\n\n"
+        f"{hours} later. Now its state is {run['state']}.\n\n"
         f"The run: {_address(run['dag_id'], run['dag_run_id'])}\n\n"
         "What to do: nothing, where there is much to caption, as in a first night or after a new champion. Otherwise "
         "open the run. The log of a running task says how far it is; one that has been queued for long waits for "

@@ -153,7 +153,7 @@ def test_a_late_night_says_since_when(receivers, monkeypatch):
     }
     notices.late({"dag_run": {**run, "state": "running"}})
     text = receivers.sent("caption_new_images is late")
-    assert "was queued at 2026-03-01T02:00:03Z and had not ended 2.5 hours later" in text
+    assert "was queued at 2026-03-01T02:00:03Z and had not ended 2.5 hours later. Now its state is running." in text
     assert (
         "https://airflow.example.com/dags/caption_new_images/runs/scheduled__2026-03-01T02%3A00%3A00%2B00%3A00" in text
     )
