@@ -8,12 +8,15 @@ with the reason; a run in which one is unaccounted for, or too many failed, fail
 The captions are Parquet under `captions/` in the store; `publish` returns the counts, and the run's record lies under
 `runs/`. A run can be repeated, or interrupted and cleared: what is done stays done and is not done twice.
 
+Trigger it with the form to choose what a night takes up: the whole archive or what is new, and what failed before.
+
 It fails at once where no model has been promoted: trigger `retrain_captioner` first.
 """
 
 import pendulum
-from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable
+from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, Param
 
+from dags import notices
 from dags.assets import CAPTIONS, CHAMPION
 from dags.tasks import DEFAULT_ARGS, GPU, PipelineOperator, extract_features
 
@@ -27,8 +30,33 @@ with DAG(
     max_active_runs=1,
     tags=["captioning"],
     default_args=DEFAULT_ARGS,
+    params={
+        "archive": Param(
+            "all",
+            enum=["all", "new"],
+            title="Archive",
+            description="all: a new champion captions everything listed again, from stored features; "
+            "new: only what no model has captioned yet",
+        ),
+        "retry_failed": Param(
+            False,
+            type="boolean",
+            title="Failed pictures",
+            description="Try again what failed in earlier nights",
+        ),
+    },
+    **notices.about_nights(),
 ) as dag:
-    list_inbox = PipelineOperator(task_id="list_inbox", arguments=["night", "list", "{{ run_id }}"])
+    list_inbox = PipelineOperator(
+        task_id="list_inbox",
+        arguments=[
+            "night",
+            "list",
+            "{{ run_id }}",
+            "--archive={{ params.archive }}",
+            "{{ '--retry-failed' if params.retry_failed else '--no-retry-failed' }}",
+        ],
+    )
     plan_extraction = PipelineOperator(
         task_id="plan_extraction", arguments=["night", "plan-extraction", "{{ run_id }}"]
     )

@@ -17,6 +17,7 @@ from datetime import timedelta
 from airflow.sdk import DAG, Param, task
 from airflow.sdk.exceptions import AirflowSkipException
 
+from dags import notices
 from dags.assets import CHAMPION, DATASET
 from dags.tasks import DEFAULT_ARGS, GPU, PipelineOperator, extract_features
 from pipeline.recipe import Recipe, Search
@@ -42,6 +43,7 @@ with DAG(
     max_active_runs=1,
     tags=["captioning"],
     default_args=DEFAULT_ARGS,
+    **notices.about_runs(),
     params={
         "dataset": Param(
             settings.dataset,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from airflow.providers.standard.hooks.subprocess import SubprocessHook
+from airflow.providers.standard.hooks.subprocess import SubprocessHook, SubprocessResult
 from airflow.sdk import BaseOperator, Context, XComArg
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
@@ -37,7 +37,8 @@ class PipelineOperator(BaseOperator):
     would stay locked in it for ever, and a GPU's memory is given back only when a process ends. The command in the
     task's log is one that a person can paste.
 
-    A result that is a dictionary is also pushed key by key, and becomes the extra of the outlets' asset events.
+    A result that is a dictionary is also pushed key by key, and becomes the extra of the outlets' asset events. Where
+    the command fails, what it said last is pushed as ``error``.
 
     :param arguments: the command and its options, templated; a mapped task may instead be given ``shard``
     :param shard: a last argument, by which a mapped task is named in the UI
@@ -58,10 +59,8 @@ class PipelineOperator(BaseOperator):
         environment = {**os.environ, **aws_environment(self.log), "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "-m", "pipeline", *arguments]
         finished = self.hook.run_command(command, env=environment, cwd=str(PROJECT))
-        if finished.exit_code == BAD_INPUT:
-            raise AirflowFailException(finished.output)
         if finished.exit_code != 0:
-            raise AirflowException(f"The command exited with status {finished.exit_code}: {finished.output}")
+            raise self._error(finished, context)
         result = json.loads(finished.output)
         if isinstance(result, dict):
             for outlet in self.outlets:
@@ -69,6 +68,15 @@ class PipelineOperator(BaseOperator):
             for key, value in result.items():
                 context["ti"].xcom_push(key, value)
         return result
+
+    def _error(self, finished: SubprocessResult, context: Context) -> AirflowException:
+        """The error of a command that failed, which is also left for those who tell of the failure."""
+        if finished.exit_code == BAD_INPUT:
+            error = AirflowFailException(finished.output)
+        else:
+            error = AirflowException(f"The command exited with status {finished.exit_code}: {finished.output}")
+        context["ti"].xcom_push("error", str(error))
+        return error
 
     def on_kill(self) -> None:
         """Stop the command when Airflow stops the task."""

@@ -46,6 +46,16 @@ class Settings(BaseSettings):
         0.5, gt=0, description="standard deviations that a night may lie from earlier ones before it warns"
     )
     sidecars: bool = Field(False, description="also write each nightly caption as JSON under sidecars/")
+    notify_email: str = Field(
+        "",
+        description="who is mailed of failures, late nights and warnings, with commas between; the server is Airflow's "
+        "connection smtp_default",
+    )
+    notify_webhook: str = Field(
+        "",
+        description="Airflow connection of a webhook that is told the same; its password is the address's secret end",
+    )
+    night_deadline: float = Field(5, gt=0, description="hours from being queued after which a night is late")
 
     @property
     def search(self) -> Search:

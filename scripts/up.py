@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import TextIO
 
 HOST, PORT = os.environ["AIRFLOW__API__HOST"], os.environ["AIRFLOW__API__PORT"]
 URL = f"http://{HOST}:{PORT}"
@@ -38,14 +39,14 @@ def main() -> int:
         signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
         signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
-            print(f"starting Airflow (log: {LOG}) …", flush=True)  # noqa: T201
+            say(f"starting Airflow (log: {LOG}) …")
             deadline = time.monotonic() + START_TIMEOUT
             while not is_up() and airflow.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.5)
             if not is_up():
                 sys.stderr.write(f"Airflow did not start: read {LOG}\n")
                 return 1
-            print(f"Airflow is at {URL}, user admin, password {password} — Ctrl-C stops it", flush=True)  # noqa: T201
+            say(f"Airflow is at {URL}, user admin, password {password} — Ctrl-C stops it")
             return airflow.wait()
         except KeyboardInterrupt:
             return 0
@@ -56,15 +57,21 @@ def main() -> int:
 def stop(airflow: "subprocess.Popen[bytes]") -> None:
     """Ask for a clean stop, and insist where that takes too long."""
     if airflow.poll() is None:
-        print("stopping …", flush=True)  # noqa: T201
         airflow.send_signal(signal.SIGINT)
+        say("stopping …")
         try:
             airflow.wait(60)
         except subprocess.TimeoutExpired:
-            sys.stderr.write("Airflow did not stop within a minute: killing it\n")
+            say("Airflow did not stop within a minute: killing it", sys.stderr)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(airflow.pid, signal.SIGKILL)
-    print("stopped", flush=True)  # noqa: T201
+    say("stopped")
+
+
+def say(text: str, stream: TextIO = sys.stdout) -> None:
+    """Print at once, or nothing where nobody is left to read it: Airflow must be stopped all the same."""
+    with contextlib.suppress(BrokenPipeError):
+        print(text, file=stream, flush=True)
 
 
 def is_up() -> bool:

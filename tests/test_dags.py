@@ -113,6 +113,27 @@ def test_the_night_is_a_chain(dag):
     assert "champion_captioner" in str(dag.timetable.asset_condition)
 
 
+@pytest.mark.parametrize("dag", ["caption_new_images"], indirect=True)
+@pytest.mark.parametrize(
+    ("chosen", "options"),
+    [
+        ({}, ["--archive=all", "--no-retry-failed"]),
+        ({"archive": "new", "retry_failed": True}, ["--archive=new", "--retry-failed"]),
+    ],
+)
+def test_the_night_takes_up_what_the_form_says(dag, chosen, options):
+    """The two choices of the form are options of the listing; what is chosen otherwise is refused."""
+    from airflow.sdk.exceptions import ParamValidationError
+
+    params = {**dag.params.dump(), **chosen}
+    templates = map(dag.get_template_env().from_string, dag.task_dict["list_inbox"].arguments[-2:])
+    assert [template.render(params=params) for template in templates] == options
+    for name, wrong in {"archive": "old", "retry_failed": "maybe"}.items():
+        assert dag.params.get_param(name).description
+        with pytest.raises(ParamValidationError):
+            dag.params.get_param(name).resolve(wrong)
+
+
 @pytest.mark.parametrize("dag", ["retrain_captioner"], indirect=True)
 def test_the_form_shows_the_recipe(dag):
     """Every field of the recipe is a parameter with its default and a description; bad values are refused."""
@@ -149,7 +170,8 @@ class TestOperator:
             monkeypatch.setattr(
                 operator.hook, "run_command", lambda command, **options: real([sys.executable, "-c", code], **options)
             )
-            pushed, events = {}, {asset: SimpleNamespace(extra=None) for asset in operator.outlets}
+            run.pushed = pushed = {}
+            events = {asset: SimpleNamespace(extra=None) for asset in operator.outlets}
             context = {"ti": SimpleNamespace(xcom_push=pushed.__setitem__), "outlet_events": events}
             return operator.execute(context), pushed, events
 
@@ -181,6 +203,14 @@ class TestOperator:
             run("raise OSError('disk full')")
         assert not isinstance(caught.value, AirflowFailException)
         assert "disk full" in str(caught.value)
+
+    def test_leaves_what_a_failed_command_said(self, run):
+        """The error of a command that failed is pushed, for those who tell of the failure."""
+        from airflow.sdk.exceptions import AirflowException
+
+        with pytest.raises(AirflowException):
+            run("raise OSError('disk full')")
+        assert run.pushed == {"error": "The command exited with status 1: OSError: disk full"}
 
     def test_a_stopped_task_stops_its_command(self, run, tmp_path):
         """When Airflow stops the task, the command ends before its time and the task with it."""
