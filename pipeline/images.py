@@ -76,8 +76,8 @@ def decode(data: bytes, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
     except MemoryError:
         raise BadImageError("needs more memory than a picture may take; scale it down") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged data
-        # Without its numbers, so that pictures damaged alike count as one kind.
-        why = re.sub(r"\d+", "N", str(error)) or type(error).__name__
+        # Without its numbers and what it quotes, so that pictures damaged alike count as one kind.
+        why = re.sub(r"b?'.*'|\d+", "…", str(error)) or type(error).__name__
         raise BadImageError(
             f"cannot be decoded ({why}); upload it again, or save it anew in another program"
         ) from error

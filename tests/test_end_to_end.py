@@ -133,23 +133,6 @@ def test_a_retraining_and_a_night_on_what_is_known_do_nothing(deployment):
     assert (latest["extracted"], latest["captioned"], latest["failed"], latest["already_done"]) == (0, 0, 0, 61)
 
 
-def test_the_readme_reads_the_captions(deployment):
-    """The DuckDB and the pandas line of the README, with this store's path, give one caption a photograph."""
-    import duckdb
-    import pandas as pd
-
-    text = (PROJECT / "README.md").read_text()
-    lines = [line.strip() for line in text.splitlines() if "data/store/captions" in line]
-    [sql] = [line for line in lines if line.startswith("duckdb.sql(")]
-    [frame] = [line for line in lines if line.startswith("pd.read_parquet(")]
-    here = str(deployment.store.uri.removeprefix("file://"))
-    names = {"duckdb": duckdb, "pd": pd}
-    by_sql = eval(sql.replace("data/store", here), names)  # noqa: S307 - our own README
-    by_frame = eval(frame.replace("data/store", here), names)  # noqa: S307
-    assert len(by_sql.fetchall()) == len(by_frame) == 61
-    assert {"image_key", "caption", "model", "date"} <= set(by_frame.columns) & set(by_sql.columns)
-
-
 def test_a_night_without_a_champion_fails_at_once(tmp_path, airflow_home):
     """Where nothing was ever promoted the night fails, without a retry, and says what to do."""
     environment = {"CAPTION_STORE": (tmp_path / "store").as_uri(), "CAPTION_INBOX": (tmp_path / "inbox").as_uri()}
