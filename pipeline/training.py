@@ -119,6 +119,8 @@ def _train_member(
             store=store,
             report=report,
         )
+    # Nobody goes on with its optimizer, whose state makes a file three times as large.
+    model.compile(optimizer=None)
     return model, Member(seed=recipe.seed, best_epoch=stages.best(epochs).epoch, epochs=epochs)
 
 
