@@ -33,7 +33,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 # The server's own job queue is several processes that nothing here needs.
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION ?= false
 
-.PHONY: help demo up mlflow bench test lint lock clean
+.PHONY: help demo up mlflow bench test stress lint lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
@@ -53,6 +53,10 @@ bench: .venv/installed  ## measure speed against the usual ways, into benchmarks
 
 test: .venv/installed-dev  ## run all tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+stress: .venv/installed-dev  ## the long forms of the tests that break things on purpose: an hour
+	@CAPTION_STRESS=1 $(BIN)/python -m pytest tests/test_kills.py tests/test_any_history.py --timeout 7200
+	@PYTHONPATH=$(ROOT):$(ROOT)/tests $(BIN)/python tests/fuzz.py
 
 lint: .venv/installed-dev  ## check style, imports and types, and look the locked packages up among known vulnerabilities
 	@$(BIN)/ruff check .

@@ -142,6 +142,7 @@ def kinds() -> Iterator[Kind]:
     yield Kind("interlaced.png", encoded(plain(), "PNG", interlace=1), GREEN)
     yield from _damaged_jpegs(jpeg, whole)
     yield from _damaged_others(noise_png)
+    yield Kind("large-canvas.webp", FOUND, None)
     yield Kind("polyglot-jpeg-zip.jpg", jpeg + archive(), GREEN)
     yield Kind("polyglot-html.gif", encoded(plain(), "GIF") + b"<script>alert(1)</script>", GREEN)
     yield Kind("polyglot-png-pdf.png", encoded(plain(), "PNG") + b"%PDF-1.7\n%%EOF", GREEN)
@@ -284,6 +285,18 @@ def _damaged_others(noise_png: bytes) -> Iterator[Kind]:
     yield Kind("compression.bmp", bmp[:30] + struct.pack("<I", 1) + bmp[34:], f"{DAMAGED}|{UNKNOWN}")
     yield Kind("offset.bmp", bmp[:10] + struct.pack("<I", 2**31 - 1) + bmp[14:], DAMAGED)
     yield Kind("too-large.jpg", encoded(plain(), "JPEG") + bytes(64_000_000), "larger than 64 MB")
+
+
+FOUND = bytes.fromhex(
+    """
+    52494646da00000057454250565038580a000000020000003f00002f0010414e494d06000000000000000000414e4d465e00
+    00000000000000003f20002f00003200000256503820460000003004009d012a400030003e6d369849242322a122a800800d
+    8967007600fc0004544d690dcd108789400000fecbb7ffff295782c6ee67fffe7e6776e2feab56b2458283800000414e4d46
+    480000000000000000003f00002f00003200000056503820300000001403009d012a400030002e4d369b4d800004c4b48314
+    00013fdf576b655555534000fefd372ded6e5f7a357c9be00000
+    """
+)
+"""What fuzzing found: 226 bytes of WebP that fill a canvas of eighty megapixels, for three seconds."""
 
 
 def bombs() -> Iterator[tuple[str, Callable[[], bytes], str]]:

@@ -1,5 +1,6 @@
 """Nights on any listing, with any history, broken off at any write: what holds whatever happened."""
 
+import os
 from collections import Counter
 from functools import partial
 from unittest.mock import patch
@@ -204,7 +205,9 @@ class Nights(RuleBasedStateMachine):
 
 
 TestAnyHistory = Nights.TestCase
-TestAnyHistory.settings = settings(max_examples=150, stateful_step_count=20, deadline=None)
+TestAnyHistory.settings = settings(
+    max_examples=5000 if os.environ.get("CAPTION_STRESS") else 150, stateful_step_count=20, deadline=None
+)
 
 
 def test_the_inbox_of_these_tests_holds_photographs():
