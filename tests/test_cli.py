@@ -1,5 +1,6 @@
 """The command line: what it prints, how it fails, and how quickly it helps."""
 
+import errno
 import json
 import os
 import subprocess
@@ -252,9 +253,13 @@ def test_bad_input_is_status_2(command, arguments, message):
 
 def test_an_unexpected_error_is_not_status_2(environment, monkeypatch):
     """What may pass by itself, such as a full disk, keeps its own exception, so that it is tried again."""
-    (environment / "store").write_text("not a folder")
-    monkeypatch.setattr(sys, "argv", ["pipeline", "demo-data", str(environment / "store" / "drawn"), "--images", "50"])
-    with pytest.raises(OSError):
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(sys, "argv", ["pipeline", "demo-data", str(environment / "drawn"), "--images", "50"])
+    with pytest.raises(OSError, match="No space left on device"):
         cli.main()
 
 
