@@ -7,6 +7,7 @@ split, and lets the gate decide whether it becomes the champion that captions th
 Trigger it with the form. Retraining on photographs that are known extracts nothing, and a model that was trained from
 the very same inputs before is not trained again: choose another seed to get another.
 
+* With the promotion *approve* the run waits at `approval` until a person has decided, under Required Actions.
 * `consider` says in its log, and in the run's record, why a candidate was promoted or not.
 * The report is `models/<version>/report.html` in the store; `evaluate` logs its address.
 * To promote by hand, or to go back: `python -m pipeline promote VERSION`, `python -m pipeline rollback`.
@@ -14,6 +15,7 @@ the very same inputs before is not trained again: choose another seed to get ano
 
 from datetime import timedelta
 
+from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import DAG, Param, task
 from airflow.sdk.exceptions import AirflowSkipException
 
@@ -24,6 +26,12 @@ from pipeline.recipe import Recipe, Search
 from pipeline.settings import Settings
 
 settings = Settings()
+
+PROMOTE, KEEP = "Promote", "Keep as a candidate"
+"""What a person may answer."""
+
+ANSWER = "(ti.xcom_pull(task_ids='approval') or {})"
+"""The answer in a template; empty where nobody was asked."""
 
 # The form shows the models' own fields: names, defaults, bounds and descriptions stand in one place.
 recipe_params, search_params = (
@@ -89,9 +97,10 @@ with DAG(
         **search_params,
         "promotion": Param(
             "auto",
-            enum=["auto", "never"],
+            enum=["auto", "approve", "never"],
             title="Promotion",
-            description="auto: through the gate; never: the model stays a candidate",
+            description="auto: through the gate; approve: when a person has seen its scores and captions beside the "
+            "champion's, under Required Actions; never: the model stays a candidate",
             section="Evaluation and promotion",
         ),
         "tolerance": Param(
@@ -159,6 +168,20 @@ with DAG(
         pool=GPU,
         queue=GPU,
     )
+
+    @task.branch
+    def ask(*, params) -> str:
+        """Whether a person is asked."""
+        return "compare" if params["promotion"] == "approve" else "consider"
+
+    compare = PipelineOperator(task_id="compare", arguments=["compare", train.output["version"]], pool=GPU, queue=GPU)
+    approval = HITLOperator(
+        task_id="approval",
+        subject="Promote {{ ti.xcom_pull(task_ids='train', key='version') }}?",
+        body="{{ ti.xcom_pull(task_ids='compare', key='comparison') }}",
+        options=[PROMOTE, KEEP],
+        execution_timeout=None,
+    )
     consider = PipelineOperator(
         task_id="consider",
         arguments=[
@@ -168,9 +191,13 @@ with DAG(
             "--policy={{ params.promotion }}",
             "--tolerance={{ params.tolerance }}",
             "--floor={{ params.floor }}",
+            f"{{{{ '--promote' if {ANSWER}.get('chosen_options') == ['{PROMOTE}'] else '--keep' }}}}",
+            f"--by={{{{ ({ANSWER}.get('responded_by_user') or {{}}).get('name') or 'nobody' }}}}",
         ],
         pool=GPU,
         queue=GPU,
+        # Where nobody is asked, there is no answer.
+        trigger_rule="none_failed_min_one_success",
     )
 
     @task(outlets=[CHAMPION])
@@ -182,5 +209,6 @@ with DAG(
 
     ingest >> encoder
     extract >> train
-    evaluate >> consider
+    evaluate >> ask() >> [compare, consider]
+    compare >> approval >> consider
     announce(consider.output)

@@ -203,14 +203,20 @@ def evaluate(
 @app.command()
 def consider(
     version: Version,
+    *,
     policy: Annotated[
-        Literal["auto", "never"], typer.Option(help="auto: promote through the gate; never: leave it a candidate")
+        Literal["auto", "approve", "never"],
+        typer.Option(help="auto: promote through the gate; approve: as a person has decided; never: leave it"),
     ] = "auto",
+    answer: Annotated[
+        bool | None, typer.Option("--promote/--keep", help="what a person has decided, for the policy approve")
+    ] = None,
+    by: Annotated[str, typer.Option(help="who has decided")] = "somebody",
     tolerance: Annotated[float, typer.Option(min=0, help="CIDEr by which it may lie below the champion")] = 0.015,
     floor: Annotated[float, typer.Option(min=0, help="CIDEr that it must reach")] = 0.1,
     run: RunOption = "manual",
 ) -> None:
-    """Let the gate decide whether a candidate becomes champion, and write the retraining's record."""
+    """Decide whether a candidate becomes champion, and write the retraining's record."""
     from pipeline import registry
 
     settings = _settings()
@@ -222,8 +228,18 @@ def consider(
         floor=floor,
         store=_store(),
         max_failed_fraction=settings.max_failed_fraction,
+        answer=None if answer is None else registry.Answer(promote=answer, by=by),
     )
     _print(decision.model_dump())
+
+
+@app.command()
+def compare(version: Version) -> None:
+    """Show a candidate's scores and captions beside the champion's, in Markdown, for a person to decide by."""
+    from pipeline import comparison
+
+    text = comparison.compare(version, store=_store(), max_failed_fraction=_settings().max_failed_fraction)
+    _print({"version": version, "comparison": text})
 
 
 @app.command()

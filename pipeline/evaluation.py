@@ -10,11 +10,12 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from pipeline import dataset as datasets
-from pipeline import drift, features, tracking
+from pipeline import drift, features, tables, tracking
 from pipeline.analysis import ErrorCount, ErrorKind, LengthGroup, by_length, count_errors
 from pipeline.captioner import Caption, Metadata, load
 from pipeline.drift import Profile
@@ -34,6 +35,10 @@ EXAMPLES = 12
 """Pictures in each of the report's grids: best, worst, and any."""
 
 THUMBNAIL = (224, 224)
+
+
+CAPTIONS = pa.schema([("image_id", pa.string()), ("caption", pa.string()), ("references", pa.list_(pa.string()))])
+"""Captions of the test split by the chosen search, beside what people wrote."""
 
 
 class Metrics(BaseModel):
@@ -111,6 +116,8 @@ def evaluate(
     album = _Album(test, written["chosen"], open_bucket(dataset.source))
     page = render(_report(metrics, metadata, dataset.name, album))
     drift.save(drift.test_key(version), profile, store)
+    table = pa.table([list(references), list(written["chosen"].values()), list(references.values())], schema=CAPTIONS)
+    tables.write(table, _captions_key(version), store)
     store.put(f"models/{version}/metrics.json", metrics.model_dump_json(indent=2).encode())
     store.put(report_key(version), page.encode())
     log.info("report: %s", store.url(report_key(version)))
@@ -131,6 +138,15 @@ def report_key(version: str) -> str:
 def load_metrics(version: str, store: Bucket) -> Metrics:
     """What ``evaluate`` wrote of a model. Raises ``ObjectNotFoundError`` where it was not evaluated."""
     return Metrics.model_validate_json(store.get(f"models/{version}/metrics.json"))
+
+
+def load_captions(version: str, store: Bucket) -> list[dict[str, Any]]:
+    """What a model said of its test photographs: ``image_id``, ``caption`` and ``references``, by image.
+
+    Raises ``ObjectNotFoundError`` where it was not evaluated.
+    """
+    rows: list[dict[str, Any]] = tables.read(_captions_key(version), store).to_pylist()
+    return rows
 
 
 def cider_on(
@@ -156,6 +172,10 @@ def cider_on(
     )
     written = _by_image(test, captioner.caption(test.vectors, search))
     return score(written, _references(test)).corpus["CIDEr"]
+
+
+def _captions_key(version: str) -> str:
+    return f"models/{version}/test-captions.parquet"
 
 
 def _by_image(split: Split, captions: Sequence[Caption]) -> dict[str, str]:

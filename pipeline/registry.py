@@ -40,10 +40,20 @@ class Champion(BaseModel):
 
 
 class Policy(StrEnum):
-    """What may happen to a candidate: the gate decides, or it stays one."""
+    """What may happen to a candidate: the gate decides, a person does, or it stays one."""
 
     AUTO = "auto"
+    APPROVE = "approve"
     NEVER = "never"
+
+
+class Answer(BaseModel):
+    """What a person has decided."""
+
+    model_config = ConfigDict(frozen=True)
+
+    promote: bool
+    by: str = Field(description="who it was")
 
 
 class Decision(BaseModel):
@@ -75,37 +85,38 @@ def consider(
     floor: float,
     store: Bucket,
     max_failed_fraction: float,
+    answer: Answer | None = None,
 ) -> Decision:
-    """Let the gate decide on a candidate, promote it if it passes, and write the retraining's record.
+    """Decide on a candidate, promote it if that is the decision, and write the retraining's record.
 
-    It passes when its CIDEr is neither below ``floor`` nor below the champion's by more than ``tolerance``. Both are
-    scored on the test split of the candidate's dataset, with the same search; a champion that was not
-    evaluated so is scored again.
+    With the policy ``approve`` the answer of a person decides. Otherwise the gate does, which it passes when its CIDEr
+    is neither below ``floor`` nor below the champion's by more than ``tolerance``. Both are scored on the test split of
+    the candidate's dataset, with the same search; a champion that was not evaluated so is scored again.
+
+    Raises:
+        PipelineError: it was not evaluated, or the policy asks for an answer and there is none.
     """
     metrics = load_metrics(version, store)
     cider = metrics.cider
     current, _ = _read(store)
     if policy is Policy.NEVER:
         promoted, reason = False, f"the policy is never; CIDEr {cider:.3f}"
+    elif current is not None and current.history[-1].run == run and current.version == version:
+        # This run has promoted it, and was interrupted before it could say so.
+        promoted, reason = True, current.history[-1].reason
+    elif policy is Policy.APPROVE:
+        if answer is None:
+            raise PipelineError("The policy approve needs the answer of a person: --promote or --keep, and --by.")
+        promoted = answer.promote
+        reason = f"{answer.by} has {'approved' if promoted else 'not approved'} it; CIDEr {cider:.3f}"
     elif cider < floor:
         promoted, reason = False, f"CIDEr {cider:.3f} is below the floor of {floor:.3f}"
     elif current is None:
         promoted, reason = True, f"the first champion, CIDEr {cider:.3f}"
-    elif current.history[-1].run == run and current.version == version:
-        # This run has promoted it, and was interrupted before it could say so.
-        promoted, reason = True, current.history[-1].reason
     elif current.version == version:
         promoted, reason = False, f"it is the champion already, CIDEr {cider:.3f}"
     else:
-        reference = _known_cider(current.version, metrics, store)
-        if reference is None:
-            reference = cider_on(
-                metrics.dataset,
-                current.version,
-                search=metrics.search,
-                store=store,
-                max_failed_fraction=max_failed_fraction,
-            )
+        reference = champion_cider(current.version, metrics, store=store, max_failed_fraction=max_failed_fraction)
         promoted = cider >= reference - tolerance
         reason = (
             f"CIDEr {cider:.3f} against {reference:.3f} of the champion {current.version}, tolerance {tolerance:.3f}"
@@ -156,14 +167,22 @@ def roll_back(store: Bucket) -> Champion:
     return previous
 
 
-def _known_cider(version: str, metrics: Metrics, store: Bucket) -> float | None:
-    """A model's CIDEr, where it was evaluated on the dataset and with the search of ``metrics``."""
+def champion_cider(version: str, candidate: Metrics, *, store: Bucket, max_failed_fraction: float) -> float:
+    """The champion's CIDEr on what a candidate was evaluated on, as it was; scored anew where that is not known."""
+    if (known := evaluated_alike(version, candidate, store)) is not None:
+        return known.cider
+    return cider_on(
+        candidate.dataset, version, search=candidate.search, store=store, max_failed_fraction=max_failed_fraction
+    )
+
+
+def evaluated_alike(version: str, candidate: Metrics, store: Bucket) -> Metrics | None:
+    """A model's metrics, where it was evaluated on the dataset and with the search that a candidate was."""
     try:
         known = load_metrics(version, store)
     except ObjectNotFoundError:  # promoted by hand, without an evaluation
         return None
-    alike = (known.dataset, known.search) == (metrics.dataset, metrics.search)
-    return known.cider if alike else None
+    return known if (known.dataset, known.search) == (candidate.dataset, candidate.search) else None
 
 
 def _read(store: Bucket) -> tuple[Champion | None, str]:

@@ -53,7 +53,7 @@ print([name for name in ("keras", "tensorflow", "jax", "pandas", "pyarrow", "num
 @BOTH
 def test_tasks_retry_with_backoff_and_end(dag):
     """Every task of the pipeline is retried with growing pauses and has a time limit; one run goes at a time."""
-    tasks = [task for task in dag.tasks if task.task_id != "announce"]
+    tasks = [task for task in dag.tasks if task.task_id not in ("ask", "approval", "announce")]
     assert all(task.retries >= 2 and task.retry_exponential_backoff and task.execution_timeout for task in tasks)
     assert dag.max_active_runs == 1
     assert not dag.catchup
@@ -65,7 +65,7 @@ def test_what_touches_keras_waits_for_the_accelerator(dag):
     """Tasks that run Keras are in the pool and the queue of the accelerator, the others are not."""
     heavy = {task.task_id for task in dag.tasks if task.pool == "gpu"}
     assert heavy == {task.task_id for task in dag.tasks if task.queue == "gpu"}
-    expected = {"encoder", "extract", "train", "evaluate", "consider"}
+    expected = {"encoder", "extract", "train", "evaluate", "compare", "consider"}
     assert heavy == (expected if dag.dag_id == "retrain_captioner" else {"extract", "caption"})
 
 
@@ -81,7 +81,10 @@ def test_the_retraining_goes_from_data_to_champion(dag):
         "extract": {"plan_extraction"},
         "train": {"ingest", "vocabulary", "encoder", "extract"},
         "evaluate": {"train"},
-        "consider": {"train", "evaluate"},
+        "ask": {"evaluate"},
+        "compare": {"train", "ask"},
+        "approval": {"compare"},
+        "consider": {"train", "ask", "approval"},
         "announce": {"consider"},
     }
     assert dag.task_dict["extract"].is_mapped

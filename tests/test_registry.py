@@ -11,7 +11,7 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation import Metrics
 from pipeline.metrics import Agreement, Diversity, Scores
 from pipeline.recipe import GREEDY, Search
-from pipeline.registry import CHAMPION, Policy, champion, consider, promote, roll_back
+from pipeline.registry import CHAMPION, Answer, Policy, champion, consider, promote, roll_back
 from pipeline.storage import ABSENT, ObjectChangedError, ObjectNotFoundError
 
 DATASET = "file:///data/dataset.parquet"
@@ -143,6 +143,27 @@ def test_the_policy_never(bucket):
     assert (decision.promoted, decision.reason) == (False, "the policy is never; CIDEr 3.000")
     assert not bucket.exists(CHAMPION)
     assert next(runs.finished(registry.KIND, bucket))["scores"]["CIDEr"] == 3.0
+
+
+@pytest.mark.parametrize(("said", "promoted"), [(True, True), (False, False)])
+def test_a_person_decides(bucket, said, promoted):
+    """With the policy approve the answer counts, and no score; history and record say whose it was."""
+    candidate("v1", bucket, cider=0.4)
+    decide("v1", bucket)
+    candidate("v2", bucket, cider=0.01)
+    decision = decide("v2", bucket, run="r2", policy=Policy.APPROVE, answer=Answer(promote=said, by="Ada"))
+    assert decision.promoted is promoted
+    assert decision.reason == f"Ada has {'approved' if said else 'not approved'} it; CIDEr 0.010"
+    assert champion(bucket).version == ("v2" if promoted else "v1")
+    assert champion(bucket).history[-1].reason == (decision.reason if promoted else "the first champion, CIDEr 0.400")
+
+
+def test_nobody_has_decided(bucket):
+    """With the policy approve and no answer, nothing is promoted, and the error says what is missing."""
+    candidate("v1", bucket, cider=0.4)
+    with pytest.raises(PipelineError, match="needs the answer of a person"):
+        decide("v1", bucket, policy=Policy.APPROVE)
+    assert not bucket.exists(CHAMPION)
 
 
 def test_the_champion_again(bucket):
