@@ -14,7 +14,7 @@ import pytest
 import toy
 from faults import Proxy
 
-from pipeline import storage
+from pipeline import s3_bucket
 from pipeline.storage import Bucket, open_bucket
 
 # Before any test imports Keras.
@@ -86,7 +86,7 @@ def s3_faults(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy
 
     monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0)
     monkeypatch.setattr(ClientRateLimiter, "on_sending_request", lambda *_, **__: None)
-    monkeypatch.setattr(storage, "READ_PAUSE", 0)
+    monkeypatch.setattr(s3_bucket, "READ_PAUSE", 0)
     proxy = Proxy(s3_server)
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
     yield proxy

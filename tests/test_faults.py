@@ -21,7 +21,7 @@ from faults import after, at_first, cut_off, dripping, dropped, lost, refused, s
 from test_night import colour_in, counts, identities, night, photographs, rows_in
 from test_storage import DOTTED_KEYS, NASTY_KEYS, put_wide_table
 
-from pipeline import captions, encoder, registry, storage
+from pipeline import captions, encoder, registry, s3_bucket
 from pipeline import night as nights
 from pipeline.captioner import load, load_metadata
 from pipeline.errors import PipelineError
@@ -123,9 +123,9 @@ def test_nobody_listens(s3_faults, s3_bucket_name, monkeypatch):
 def test_a_body_that_is_cut_off_is_asked_for_again(bucket, s3_faults, read, after_bytes):
     """Wherever it broke off, the bytes are the object's own, once."""
     bucket.put(KEY, DATA)
-    s3_faults.plan(cut_off(after_bytes), key=KEY, times=storage.READ_ATTEMPTS - 1)
+    s3_faults.plan(cut_off(after_bytes), key=KEY, times=s3_bucket.READ_ATTEMPTS - 1)
     assert read(bucket) == DATA
-    assert s3_faults.asked("GET", KEY) == storage.READ_ATTEMPTS
+    assert s3_faults.asked("GET", KEY) == s3_bucket.READ_ATTEMPTS
 
 
 @EVERY_READ
@@ -136,7 +136,7 @@ def test_a_body_that_is_always_cut_off_is_an_error(bucket, s3_faults, read):
     with pytest.raises(IncompleteReadError) as error:
         read(bucket)
     assert bucket.url(KEY) in told(error.value)
-    assert s3_faults.asked("GET", KEY) == storage.READ_ATTEMPTS
+    assert s3_faults.asked("GET", KEY) == s3_bucket.READ_ATTEMPTS
 
 
 @EVERY_READ
@@ -159,7 +159,7 @@ def test_a_parquet_column_survives_cut_off_ranges(bucket, s3_faults):
 @EVERY_READ
 def test_a_body_that_drips_ends(bucket, s3_faults, monkeypatch, read):
     """Bytes that come one by one keep nobody for longer than the time limit; the error names the object."""
-    monkeypatch.setattr(storage, "READ_SECONDS", 0.3)
+    monkeypatch.setattr(s3_bucket, "READ_SECONDS", 0.3)
     bucket.put(KEY, DATA)
     s3_faults.plan(dripping(0.02), key=KEY)
     with pytest.raises(TimeoutError, match="of 256000 bytes came") as error:
@@ -180,7 +180,7 @@ def test_a_slow_body_is_waited_for(bucket, s3_faults, read):
 def test_a_body_that_stops_coming_is_asked_for_again(bucket, s3_faults, monkeypatch):
     """A silent connection is given up, and the object comes through another one; if it never does, that is an error."""
     bucket.put(KEY, DATA)
-    monkeypatch.setattr(storage, "READ_TIMEOUT", 0.4)
+    monkeypatch.setattr(s3_bucket, "READ_TIMEOUT", 0.4)
     impatient = open_bucket(bucket.uri)
     s3_faults.plan(dripping(1), key=KEY, times=1)
     assert impatient.get(KEY) == DATA
@@ -189,7 +189,7 @@ def test_a_body_that_stops_coming_is_asked_for_again(bucket, s3_faults, monkeypa
     with pytest.raises(Exception, match="timed out") as error:
         impatient.get(KEY)
     assert bucket.url(KEY) in told(error.value)
-    assert s3_faults.asked("GET", KEY) >= storage.READ_ATTEMPTS
+    assert s3_faults.asked("GET", KEY) >= s3_bucket.READ_ATTEMPTS
 
 
 def test_a_connection_is_used_again(bucket, s3_faults):

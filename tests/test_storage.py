@@ -566,7 +566,7 @@ def test_no_half_written_file_is_visible(tmp_path: Path, monkeypatch: pytest.Mon
         seen.append((bucket.get("object"), [item.key for item in bucket.list()]))
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("pipeline.storage.os.fsync", fail)
+    monkeypatch.setattr("pipeline.local_bucket.os.fsync", fail)
     with pytest.raises(OSError, match="no space left"):
         bucket.put("object", b"new")
     assert seen == [(b"old", ["object"])]
@@ -582,7 +582,7 @@ def test_conditional_writers_take_turns(tmp_path: Path, monkeypatch: pytest.Monk
         time.sleep(0.02)
         replace(*paths)
 
-    monkeypatch.setattr("pipeline.storage.os.replace", replace_late)
+    monkeypatch.setattr("pipeline.local_bucket.os.replace", replace_late)
 
     def write(number: int) -> bool:
         try:
@@ -609,7 +609,7 @@ def test_a_conditional_writer_does_not_bring_back_what_is_deleted(
             time.sleep(0.1)
             replace(*paths)
 
-        monkeypatch.setattr("pipeline.storage.os.replace", replace_late)
+        monkeypatch.setattr("pipeline.local_bucket.os.replace", replace_late)
         bucket.put("object", b"after", if_match=etag)
         deleting[0].result()
     assert not bucket.exists("object")
@@ -619,7 +619,7 @@ def test_the_etag_does_not_rely_on_the_file_systems_clock(tmp_path: Path, monkey
     """Two writes of one size within a tick of the file system's clock have different etags."""
     utime, times = os.utime, []
     monkeypatch.setattr(
-        "pipeline.storage.os.utime", lambda file, *, ns: times.append(ns) or utime(file, ns=(10**18, 10**18))
+        "pipeline.local_bucket.os.utime", lambda file, *, ns: times.append(ns) or utime(file, ns=(10**18, 10**18))
     )
     bucket = LocalBucket(tmp_path)
     assert bucket.put("object", b"one") == bucket.put("object", b"two")  # as on a clock that stands still
@@ -815,7 +815,7 @@ def test_other_errors_of_a_file_system_keep_their_kind(tmp_path: Path, monkeypat
     def fail(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("pipeline.storage.os.fsync", fail)
+    monkeypatch.setattr("pipeline.local_bucket.os.fsync", fail)
     with pytest.raises(OSError, match="No space left") as error:
         bucket.put("folder/object", b"")
     assert error.value.__notes__ == [f"while accessing {bucket.url('folder/object')}"]
@@ -834,7 +834,7 @@ def test_a_file_written_where_it_lies_while_it_is_read(tmp_path: Path, monkeypat
             (tmp_path / "object").write_bytes(b"after!")
         return status
 
-    monkeypatch.setattr("pipeline.storage.os.fstat", fstat_then_write)
+    monkeypatch.setattr("pipeline.local_bucket.os.fstat", fstat_then_write)
     with pytest.raises(ObjectChangedError):
         bucket.get("object", etag=etag)
 
@@ -860,9 +860,9 @@ def test_a_killed_writer_leaves_what_cleaning_removes(tmp_path: Path) -> None:
     bucket = LocalBucket(tmp_path)
     etag = bucket.put("object", b"old")
     script = (
-        "import os, sys; from pathlib import Path; from pipeline import storage;"
-        "storage.os.replace = lambda *_: os.kill(os.getpid(), 9);"
-        "storage.LocalBucket(Path(sys.argv[1])).put('object', b'new', if_match=sys.argv[2])"
+        "import os, sys; from pathlib import Path; from pipeline import local_bucket;"
+        "local_bucket.os.replace = lambda *_: os.kill(os.getpid(), 9);"
+        "local_bucket.LocalBucket(Path(sys.argv[1])).put('object', b'new', if_match=sys.argv[2])"
     )
     child = subprocess.run([sys.executable, "-c", script, str(tmp_path), etag], check=False, capture_output=True)
     assert child.returncode == -9, child.stderr
@@ -883,7 +883,7 @@ def test_locks_are_removed_and_still_let_one_in_at_a_time(tmp_path: Path, monkey
         replace(*paths)
         inside.pop()
 
-    monkeypatch.setattr("pipeline.storage.os.replace", replace_watched)
+    monkeypatch.setattr("pipeline.local_bucket.os.replace", replace_watched)
 
     def write(number: int) -> None:
         bucket = LocalBucket(tmp_path)
