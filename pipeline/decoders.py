@@ -9,10 +9,11 @@ import os
 import queue
 import resource
 import signal
-import struct
 import subprocess
 import sys
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
+
+from pipeline import pipes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,8 +24,6 @@ SECONDS = 30
 
 MEMORY = 3 << 29
 """Bytes that a process may take; the largest picture that Pillow allows, with transparency, needs 1.1 GB."""
-
-_LENGTH = struct.Struct(">Q")
 
 _PICTURE, _ERROR = b"P", b"E"
 
@@ -51,6 +50,10 @@ class Decoders:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes; a further picture starts others."""
         while not self._idle.empty():
             if (process := self._idle.get()) is not None:
                 process.end()
@@ -101,8 +104,8 @@ class _Process:
     def ask(self, data: bytes) -> bytes | None:
         """The answer to a picture's bytes; ``None`` where the process has died of them."""
         try:
-            _send(data, self._process.stdin)
-            return _receive(self._process.stdout)
+            pipes.send(data, self._process.stdin)
+            return pipes.receive(self._process.stdout)
         except BrokenPipeError:
             return None
 
@@ -119,7 +122,7 @@ def serve(size: tuple[int, int], seconds: int, memory: int) -> None:
 
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    while (data := _receive(sys.stdin.buffer)) is not None:
+    while (data := pipes.receive(sys.stdin.buffer)) is not None:
         # Left to its default the signal ends the process, in whatever library it may hang.
         signal.alarm(seconds)
         try:
@@ -127,24 +130,7 @@ def serve(size: tuple[int, int], seconds: int, memory: int) -> None:
         except BadImageError as error:
             answer = _ERROR + str(error).encode()
         signal.alarm(0)
-        _send(answer, sys.stdout.buffer)
-
-
-def _send(data: bytes, pipe: IO[bytes] | None) -> None:
-    assert pipe is not None  # noqa: S101 - for type checkers
-    pipe.write(_LENGTH.pack(len(data)))
-    pipe.write(data)
-    pipe.flush()
-
-
-def _receive(pipe: IO[bytes] | None) -> bytes | None:
-    """The next message; ``None`` where the other side has ended."""
-    assert pipe is not None  # noqa: S101 - for type checkers
-    length = pipe.read(_LENGTH.size)
-    if len(length) < _LENGTH.size:
-        return None
-    data = pipe.read(_LENGTH.unpack(length)[0])
-    return data if len(data) == _LENGTH.unpack(length)[0] else None
+        pipes.send(answer, sys.stdout.buffer)
 
 
 if __name__ == "__main__":
