@@ -124,14 +124,18 @@ def plan(dataset_uri: DatasetUri, encoder_id: EncoderId, run: RunOption = "manua
     from pipeline import dataset, features
 
     data = dataset.load(dataset_uri)
-    shards = features.plan(
-        dataset.images(data.table),
-        run=run,
-        source=data.source,
-        encoder_id=encoder_id,
-        store=_store(),
-        shard_size=_settings().shard_size,
-    )
+    shards = [
+        shard
+        for source, images in dataset.images_by_source(data.table).items()
+        for shard in features.plan(
+            images,
+            run=run,
+            source=source,
+            encoder_id=encoder_id,
+            store=_store(),
+            shard_size=_settings().shard_size,
+        )
+    ]
     _print(shards)
 
 

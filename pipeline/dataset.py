@@ -59,8 +59,8 @@ class IngestReport(BaseModel):
 
     Attributes:
         dataset: URI of the ``dataset.parquet``.
-        fingerprint: hash of the table's content and source; it names the dataset's version.
-        source: URI of the bucket that holds the photographs.
+        fingerprint: hash of the table's content; it names the dataset's version.
+        sources: images by the URI of the bucket in which they lie.
         images: images by split.
         captions: captions kept.
         dropped: dropped rows by reason.
@@ -71,7 +71,7 @@ class IngestReport(BaseModel):
 
     dataset: str
     fingerprint: str
-    source: str
+    sources: dict[str, int]
     images: dict[str, int]
     captions: int
     dropped: dict[str, int]
@@ -84,15 +84,14 @@ class Dataset:
 
     Attributes:
         name: as given to ``ingest``.
-        fingerprint: hash of the table's content and source.
-        source: URI of the bucket that holds the photographs.
-        table: one row an image, by ``image_id``: ``image_id`` (the file's name, unique), ``image_key`` (in the source),
-            ``etag``, ``split`` (one of ``SPLITS``), all string, and ``captions``, list of string, raw, in their order.
+        fingerprint: hash of the table's content.
+        table: one row an image, by ``image_id``: ``image_id`` (the file's name, unique), ``source`` (URI of the bucket
+            in which it lies), ``image_key`` (in that), ``etag``, ``split`` (one of ``SPLITS``), all string, and
+            ``captions``, list of string, raw, in their order.
     """
 
     name: str
     fingerprint: str
-    source: str
     table: "pa.Table"
 
     def split(self, name: str) -> "pa.Table":
@@ -107,6 +106,18 @@ class Dataset:
 def images(table: "pa.Table") -> "pa.Table":
     """The photographs of a dataset's rows as a listing: ``key`` and ``etag``, string."""
     return table.select(["image_key", "etag"]).rename_columns(["key", "etag"])
+
+
+def images_by_source(table: "pa.Table") -> "dict[str, pa.Table]":
+    """The photographs of a dataset's rows as a listing of each bucket, by its URI."""
+    import pyarrow.compute as pc
+
+    return {uri: images(table.filter(pc.field("source") == uri)) for uri in table["source"].unique().to_pylist()}
+
+
+def sources(table: "pa.Table") -> dict[str, Bucket]:
+    """The buckets in which the photographs of a dataset's rows lie, by their URIs."""
+    return {uri: open_bucket(uri) for uri in table["source"].unique().to_pylist()}
 
 
 def ingest(source: str, store: Bucket, *, name: str, max_dropped_fraction: float = 0.05) -> IngestReport:
@@ -131,7 +142,7 @@ def ingest(source: str, store: Bucket, *, name: str, max_dropped_fraction: float
     if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
         raise PipelineError(f"A dataset's name is made of letters, digits, '.', '_' and '-'. Received: {name!r}")
     bucket, annotations = _read(source)
-    table, dropped = _assemble(annotations)
+    table, dropped = _assemble(annotations, bucket.uri)
     captions = sum(map(len, table["captions"].to_pylist()))
     _check_dropped(annotations.file, dropped, captions, bucket, max_dropped_fraction)
     images = {split: table["split"].to_pylist().count(split) for split in SPLITS}
@@ -142,12 +153,12 @@ def ingest(source: str, store: Bucket, *, name: str, max_dropped_fraction: float
         )
     _check_table(table, bucket.uri)
 
-    fingerprint = hashlib.sha256(json.dumps([bucket.uri, table.to_pydict()]).encode()).hexdigest()[:16]
+    fingerprint = hashlib.sha256(json.dumps(table.to_pydict()).encode()).hexdigest()[:16]
     folder = f"datasets/{name}/{fingerprint}"
     report = IngestReport(
         dataset=store.url(f"{folder}/dataset.parquet"),
         fingerprint=fingerprint,
-        source=bucket.uri,
+        sources=dict(Counter(table["source"].to_pylist())),
         images=images,
         captions=captions,
         dropped=dict(Counter(row.reason for row in dropped).most_common()),
@@ -160,7 +171,7 @@ def ingest(source: str, store: Bucket, *, name: str, max_dropped_fraction: float
 
     # The table goes last: whoever sees it sees the report too.
     store.put(f"{folder}/ingest.json", report.model_dump_json(indent=2).encode())
-    about = {"name": name, "fingerprint": fingerprint, "source": bucket.uri}
+    about = {"name": name, "fingerprint": fingerprint}
     tables.write(table, f"{folder}/dataset.parquet", store, about=about)
     log.info("%s: images %s, %d captions, dropped %s", report.dataset, images, captions, report.dropped or "nothing")
     return report
@@ -178,13 +189,13 @@ def load(uri: str) -> Dataset:
     bucket, key = open_object(uri)
     table = tables.read(key, bucket)
     about = tables.about(table)
-    if missing := {"name", "fingerprint", "source"} - about.keys():
+    if missing := {"name", "fingerprint"} - about.keys():
         raise PipelineError(
             f"{uri} is not a dataset: its metadata lacks {', '.join(sorted(missing))}. "
             "Give the URI of a dataset.parquet that `python -m pipeline ingest` has written."
         )
     _check_table(table, uri)
-    return Dataset(about["name"], about["fingerprint"], about["source"], table)
+    return Dataset(about["name"], about["fingerprint"], table)
 
 
 @dataclass(frozen=True)
@@ -393,8 +404,8 @@ def _split_by_hash(key: str) -> str:
     return "train" if share < 0.8 else "dev" if share < 0.9 else "test"
 
 
-def _assemble(annotations: _Annotations) -> "tuple[pa.Table, list[Dropped]]":
-    """One row an image out of what can be used, and what cannot, by file and line."""
+def _assemble(annotations: _Annotations, source: str) -> "tuple[pa.Table, list[Dropped]]":
+    """One row an image of a source out of what can be used, and what cannot, by file and line."""
     import pyarrow as pa
 
     captions: defaultdict[StoredObject, dict[int, str]] = defaultdict(dict)
@@ -423,10 +434,10 @@ def _assemble(annotations: _Annotations) -> "tuple[pa.Table, list[Dropped]]":
         names[image_id] = photograph.key
         (split,) = annotations.splits[photograph.key]
         texts = [text for _, text in sorted(captions[photograph].items())]
-        rows.append((image_id, photograph.key, photograph.etag, split, texts))
-    columns = zip(*sorted(rows), strict=True) if rows else [[]] * 5
-    text = pa.string()
-    schema = pa.schema({"image_id": text, "image_key": text, "etag": text, "split": text, "captions": pa.list_(text)})
+        rows.append((image_id, source, photograph.key, photograph.etag, split, texts))
+    columns = zip(*sorted(rows), strict=True) if rows else [[]] * 6
+    texts_of = ("image_id", "source", "image_key", "etag", "split")
+    schema = pa.schema([*((name, pa.string()) for name in texts_of), ("captions", pa.list_(pa.string()))])
     return pa.table(list(map(list, columns)), schema=schema), sorted(dropped, key=lambda row: (row.file, row.line))
 
 
@@ -465,7 +476,8 @@ def _check_table(table: "pa.Table", origin: str) -> None:
     schema = pandera.DataFrameSchema(
         {
             "image_id": pandera.Column(str, filled, unique=True),
-            "image_key": pandera.Column(str, filled, unique=True),
+            "source": pandera.Column(str, filled),
+            "image_key": pandera.Column(str, filled),
             "etag": pandera.Column(str, filled),
             "split": pandera.Column(str, pandera.Check.isin(SPLITS)),
             "captions": pandera.Column(
@@ -473,6 +485,7 @@ def _check_table(table: "pa.Table", origin: str) -> None:
             ),
         },
         strict=True,
+        unique=["source", "image_key"],
     )
     try:
         schema.validate(table.to_pandas(), lazy=True)
