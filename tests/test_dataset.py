@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import dataset, tables
-from pipeline.dataset import SPLIT_FILES, TOKEN_FILE, Dataset, IngestReport, ingest, load
+from pipeline.annotations import SPLIT_FILES, TOKEN_FILE
+from pipeline.dataset import Dataset, IngestReport, ingest, load
 from pipeline.errors import PipelineError
 from pipeline.storage import Bucket, LocalBucket, ObjectNotFoundError, open_object
 
