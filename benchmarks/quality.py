@@ -74,13 +74,8 @@ def prepare(data: str, encoder: str, *, views: bool, int8: bool, store: Bucket) 
     encoder_id = encoders.publish(encoder, store, views=views)
     if int8:
         encoder_id = calibration.quantise(encoder_id, dataset_uri, store)
-    features.complete(
-        datasets.images(dataset.table),
-        run="quality",
-        source=dataset.source,
-        encoder_id=encoder_id,
-        store=store,
-    )
+    for source, images in datasets.images_by_source(dataset.table).items():
+        features.complete(images, run="quality", source=source, encoder_id=encoder_id, store=store)
     return dataset_uri, vocabulary_uri, encoder_id
 
 

@@ -10,7 +10,7 @@ from pipeline import networks
 from pipeline.decoders import Decoders
 from pipeline.errors import PipelineError
 from pipeline.features import read_picture
-from pipeline.storage import Bucket, open_bucket
+from pipeline.storage import Bucket
 from pipeline.timing import Stopwatch
 
 log = logging.getLogger(__name__)
@@ -31,15 +31,20 @@ def quantise(encoder_id: str, dataset_uri: str, store: Bucket) -> str:
     network = encoders.load_network(encoder_id, store)
     size = encoders.on_cpu(network, encoder_id).size
     dataset = datasets.load(dataset_uri)
-    images = datasets.images(dataset.split("train"))
-    some = images.take(np.linspace(0, len(images) - 1, min(PICTURES, len(images))).astype(int)).to_pylist()
-    source = open_bucket(dataset.source)
+    training = dataset.split("train")
+    some = training.take(np.linspace(0, len(training) - 1, min(PICTURES, len(training))).astype(int))
+    sources = datasets.sources(some)
     stopwatch = Stopwatch()
     with Decoders(size) as decoders:
-        read = (read_picture(source, decoders, (image["key"], image["etag"]), stopwatch=stopwatch) for image in some)
+        read = (
+            read_picture(sources[row["source"]], decoders, (row["image_key"], row["etag"]), stopwatch=stopwatch)
+            for row in some.to_pylist()
+        )
         pictures = [picture for picture in read if not isinstance(picture, str)]
     if not pictures:
-        raise PipelineError(f"None of {len(some)} training pictures in {dataset.source} can be read to calibrate with.")
+        raise PipelineError(
+            f"None of {len(some)} training pictures in {', '.join(sources)} can be read to calibrate with."
+        )
     log.info("%s: calibrating 8-bit integers on %d pictures, which takes a minute or two", encoder_id, len(pictures))
     encoders.save_network(quantised_id, networks.quantise(network, np.stack(pictures)), store)
     return quantised_id

@@ -8,7 +8,6 @@ import contextlib
 import json
 import logging
 import os
-import re
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -65,18 +64,24 @@ def main() -> None:
 @app.command()
 def ingest(
     source: Annotated[
-        str, typer.Argument(help="folder in the Flickr8k layout, or a CSV or Parquet table; path or URI")
+        str,
+        typer.Argument(
+            help="folder in the Flickr8k layout, a CSV or Parquet table, or a dataset.parquet that `ingest` has "
+            "written; path or URI"
+        ),
     ],
-    name: Annotated[str | None, typer.Option(help="name of the dataset; by default that of the folder or file")] = None,
+    name: Annotated[str | None, typer.Option(help="name of the dataset; by default that of the source")] = None,
     max_dropped_fraction: Annotated[
         float, typer.Option(min=0, max=1, help="share of captions that may be dropped")
     ] = 0.05,
+    marks: Annotated[
+        bool, typer.Option(help="add the pictures whose captions people have marked as wrong, with their better ones")
+    ] = False,
 ) -> None:
     """Read captioned photographs into a validated dataset table."""
     from pipeline import dataset
 
-    name = name or re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(source).name.removesuffix(".csv").removesuffix(".parquet"))
-    report = dataset.ingest(source, _store(), name=name, max_dropped_fraction=max_dropped_fraction)
+    report = dataset.ingest(source, _store(), name=name, max_dropped_fraction=max_dropped_fraction, marks=marks)
     _print(report.model_dump(exclude={"dropped_rows"}))
 
 
@@ -123,14 +128,18 @@ def plan(dataset_uri: DatasetUri, encoder_id: EncoderId, run: RunOption = "manua
     from pipeline import dataset, features
 
     data = dataset.load(dataset_uri)
-    shards = features.plan(
-        dataset.images(data.table),
-        run=run,
-        source=data.source,
-        encoder_id=encoder_id,
-        store=_store(),
-        shard_size=read_settings().shard_size,
-    )
+    shards = [
+        shard
+        for source, images in dataset.images_by_source(data.table).items()
+        for shard in features.plan(
+            images,
+            run=run,
+            source=source,
+            encoder_id=encoder_id,
+            store=_store(),
+            shard_size=read_settings().shard_size,
+        )
+    ]
     _print(shards)
 
 

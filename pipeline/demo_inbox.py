@@ -23,12 +23,12 @@ def fill(store: Bucket, inbox_uri: str, *, count: int) -> dict[str, str | int]:
     if not models:
         raise PipelineError(f"There is no model in {store.uri} yet: run a retraining first.")
     dataset = datasets.load(models[0].dataset)
-    source, inbox, new = open_bucket(dataset.source), open_bucket(inbox_uri), 0
-    keys = dataset.split("test")["image_key"].to_pylist()[:count]
-    for key in keys:
-        target = f"{dataset.name}/{key.rpartition('/')[2]}"
+    photographs = dataset.split("test").slice(0, count)
+    sources, inbox, new = datasets.sources(photographs), open_bucket(inbox_uri), 0
+    for row in photographs.to_pylist():
+        target = f"{dataset.name}/{row['image_id']}"
         if not inbox.exists(target):
-            inbox.put(target, source.get(key))
+            inbox.put(target, sources[row["source"]].get(row["image_key"]))
             new += 1
-    log.info("%d photographs under %s, %d of them new", len(keys), inbox.url(dataset.name), new)
-    return {"under": f"{dataset.name}/", "photographs": len(keys), "new": new}
+    log.info("%d photographs under %s, %d of them new", len(photographs), inbox.url(dataset.name), new)
+    return {"under": f"{dataset.name}/", "photographs": len(photographs), "new": new}

@@ -24,7 +24,7 @@ from pipeline.images import BadImageError, decode
 from pipeline.metrics import Agreement, Diversity, Scores, agreement, diversity, score
 from pipeline.recipe import GREEDY, Search
 from pipeline.report import Example, Report, render
-from pipeline.storage import Bucket, ObjectChangedError, open_bucket
+from pipeline.storage import Bucket, ObjectChangedError
 from pipeline.vocabulary import SPECIAL_WORDS
 
 T = TypeVar("T")
@@ -113,7 +113,7 @@ def evaluate(
     )
     for name, found in metrics.scores.items():
         log.info("%s: %s", name, ", ".join(f"{metric} {value:.3f}" for metric, value in found.corpus.items()))
-    album = _Album(test, written["chosen"], open_bucket(dataset.source))
+    album = _Album(test, written["chosen"], datasets.sources(test.table))
     page = render(_report(metrics, metadata, dataset.name, album))
     drift.save(drift.test_key(version), profile, store)
     table = pa.table([list(references), list(written["chosen"].values()), list(references.values())], schema=CAPTIONS)
@@ -160,13 +160,14 @@ def cider_on(
     """CIDEr of a model on the test split of any dataset; extracts what features its encoder lacks."""
     captioner, metadata = load(version, store)
     dataset = datasets.load(dataset_uri)
-    features.complete(
-        datasets.images(dataset.split("test")),
-        run=f"{version}-on-{dataset.fingerprint}",
-        source=dataset.source,
-        encoder_id=metadata.encoder_id,
-        store=store,
-    )
+    for source, images in datasets.images_by_source(dataset.split("test")).items():
+        features.complete(
+            images,
+            run=f"{version}-on-{dataset.fingerprint}",
+            source=source,
+            encoder_id=metadata.encoder_id,
+            store=store,
+        )
     test = split_features(
         dataset, "test", encoder_id=metadata.encoder_id, store=store, max_failed_fraction=max_failed_fraction
     )
@@ -197,13 +198,13 @@ class _Album:
 
     split: Split
     written: Mapping[str, str]
-    source: Bucket
+    sources: Mapping[str, Bucket]
 
     def example(self, image: str, label: str) -> Example:
         row = self._rows[image]
         return Example(
             image_id=image,
-            thumbnail=_thumbnail(self.source, row["image_key"], row["etag"]),
+            thumbnail=_thumbnail(self.sources[row["source"]], row["image_key"], row["etag"]),
             caption=self.written[image],
             references=row["captions"],
             label=label,

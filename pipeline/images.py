@@ -14,6 +14,17 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """What is decoded, whatever the suffix says. Not all that Pillow knows: its EPS plugin, for one, starts Ghostscript."""
 
+_SUFFIX_BY_START = {
+    b"\xff\xd8": ".jpg",
+    b"\x89P": ".png",
+    b"RI": ".webp",
+    b"GI": ".gif",
+    b"BM": ".bmp",
+    b"II": ".tif",
+    b"MM": ".tif",
+}
+"""Of files in ``FORMATS``, by their first two bytes."""
+
 MAX_BYTES = 64_000_000
 """Of a file, at most: beyond that it is no photograph, and many at once would fill the memory."""
 
@@ -38,6 +49,11 @@ class BadImageError(ValueError):
 def is_image(key: str) -> bool:
     """Whether the key's suffix is that of a photograph."""
     return key.lower().endswith(SUFFIXES)
+
+
+def suffix_of(data: bytes) -> str:
+    """The suffix of the format in which bytes are that ``decode`` takes, whatever their file was called."""
+    return _SUFFIX_BY_START[data[:2]]
 
 
 def decode(data: bytes, size: tuple[int, int]) -> npt.NDArray[np.uint8]:

@@ -1,8 +1,8 @@
 """Pruning: what no champion of late needs any more goes, and nothing else.
 
 Kept are the models of the last champions and those made since the last promotion, which may still become one; their
-encoders and features; every caption that is an image's only one; datasets, sidecars and the records of runs. Nothing
-younger than a given time is touched, so that what is being made is safe.
+encoders and features; every caption that is an image's only one; datasets, marks, sidecars and the records of runs.
+Nothing younger than a given time is touched, so that what is being made is safe.
 """
 
 import logging

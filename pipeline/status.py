@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from pipeline import captions, night, registry, runs
+from pipeline import captions, marks, night, registry, runs
 from pipeline.captioner import list_models
 from pipeline.errors import PipelineError
 from pipeline.evaluation import load_metrics, report_key
@@ -39,6 +39,8 @@ def show(store: Bucket, *, inbox: str, limit: int, under: str) -> None:
     if champion and limit:
         _show_captions(console, store, champion, limit, under)
     console.print(f"captions: {store.url('captions')}", markup=False, soft_wrap=True)
+    if marked := marks.count(store):
+        console.print(f"marks:    {marked} better captions in {store.url('marks')}", markup=False, soft_wrap=True)
     if champion:
         console.print(f"report:   {store.url(report_key(champion))}", markup=False, soft_wrap=True)
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import toy
 
-from pipeline import cli, registry, runs, tables
+from pipeline import cli, marks, registry, runs, tables
 from pipeline.storage import open_bucket
 
 PROJECT = Path(__file__).resolve().parents[1]
 
 COMMANDS = {
-    "ingest": {"source", "--name", "--max-dropped-fraction"},
+    "ingest": {"source", "--name", "--max-dropped-fraction", "--marks", "--no-marks"},
     "vocabulary": {"dataset_uri", "--min-count"},
     "encoder": {"spec", "--views", "--no-views", "--int8"},
     "plan": {"dataset_uri", "encoder_id", "--run"},
@@ -175,6 +175,25 @@ def test_a_retraining_and_a_night(environment, result, command, toy_encoder):
         assert row["image_key"].removeprefix("toy/").partition("-")[0] in row["caption"].split()
     status, line, _ = command("status", "--captions", "3")
     assert (status, line) == (0, f"report:   {metrics['report']}")
+
+
+def test_a_dataset_with_marks(environment, result, toy_encoder):
+    """Pictures of both places are planned, extracted and counted; the dataset's own URI keeps its name."""
+    plain = result("ingest", toy.draw(open_bucket(str(environment / "toy"))), "--name", "toy")
+    store = open_bucket(os.environ["CAPTION_STORE"])
+    marks.mark(
+        toy.picture("red", 99), caption="a ball", wrong_caption="a dog", model_version="v", marked_by="a", store=store
+    )
+    assert result("ingest", plain["dataset"]) == plain
+    report = result("ingest", plain["dataset"], "--marks")
+    assert report["dataset"] == store.url(f"datasets/toy/{report['fingerprint']}/dataset.parquet")
+    assert list(report["sources"].values()) == [24, 1]
+    encoder_id = result("encoder", str(toy_encoder))["encoder_id"]
+    shards = result("plan", report["dataset"], encoder_id, "--run", "r")
+    done = [result("extract", shard) for shard in shards]
+    assert (sum(each["images"] for each in done), sum(each["failed"] for each in done)) == (25, 0)
+    assert result("plan", report["dataset"], encoder_id) == []
+    assert runs.extracted("r", store)["extracted"] == 25
 
 
 def test_promotion_and_rollback(environment, result, trained):

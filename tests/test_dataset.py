@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import dataset, tables
-from pipeline.dataset import SPLIT_FILES, TOKEN_FILE, Dataset, IngestReport, ingest, load
+from pipeline.annotations import SPLIT_FILES, TOKEN_FILE
+from pipeline.dataset import Dataset, IngestReport, ingest, load
 from pipeline.errors import PipelineError
 from pipeline.storage import Bucket, LocalBucket, ObjectNotFoundError, open_object
 
@@ -116,6 +117,7 @@ def check_ingested(report: IngestReport, source: Bucket, store: Bucket, folder: 
     assert data.table.to_pylist() == [
         {
             "image_id": image,
+            "source": source.uri,
             "image_key": f"{folder}/{image}",
             "etag": etags[f"{folder}/{image}"],
             "split": split,
@@ -124,9 +126,9 @@ def check_ingested(report: IngestReport, source: Bucket, store: Bucket, folder: 
         for split, images in SPLITS.items()
         for image in images
     ]
-    assert (data.name, data.fingerprint, data.source) == ("photos", report.fingerprint, source.uri)
+    assert (data.name, data.fingerprint) == ("photos", report.fingerprint)
     assert report.dataset == store.url(f"datasets/photos/{report.fingerprint}/dataset.parquet")
-    assert report.images == {"train": 3, "dev": 1, "test": 1}
+    assert (report.sources, report.images) == ({source.uri: 5}, {"train": 3, "dev": 1, "test": 1})
     assert (report.captions, report.dropped, report.dropped_rows) == (10, {}, ())
 
 
@@ -661,7 +663,7 @@ def test_the_table_needs_nothing_of_ours(source: LocalBucket, store: LocalBucket
     with bucket.open(key) as file:
         schema = pq.read_schema(file)
     types = {field.name: str(field.type) for field in schema}
-    assert types == dict.fromkeys(["image_id", "image_key", "etag", "split"], "string") | {
+    assert types == dict.fromkeys(["image_id", "source", "image_key", "etag", "split"], "string") | {
         "captions": "list<element: string>"
     }
 
@@ -671,17 +673,24 @@ def test_the_table_needs_nothing_of_ours(source: LocalBucket, store: LocalBucket
 
 def valid() -> dict[str, list[object]]:
     """The columns of a valid dataset of one image."""
-    return {"image_id": ["a.jpg"], "image_key": ["a.jpg"], "etag": ["1"], "split": ["train"], "captions": [["A dog"]]}
+    return {
+        "image_id": ["a.jpg"],
+        "source": ["file:///photos"],
+        "image_key": ["a.jpg"],
+        "etag": ["1"],
+        "split": ["train"],
+        "captions": [["A dog"]],
+    }
 
 
-ABOUT = {"name": "photos", "fingerprint": "0" * 16, "source": "file:///photos"}
+ABOUT = {"name": "photos", "fingerprint": "0" * 16}
 
 
 def test_load_reads_what_is_valid(bucket: Bucket) -> None:
     """A valid table with its metadata is a dataset."""
     tables.write(pa.table(valid()), "dataset.parquet", bucket, about=ABOUT)
     data = load(bucket.url("dataset.parquet"))
-    assert (data.name, data.source) == ("photos", "file:///photos")
+    assert (data.name, data.fingerprint) == ("photos", "0" * 16)
     assert data.table.to_pydict() == valid()
 
 
@@ -696,6 +705,7 @@ def test_load_reads_what_is_valid(bucket: Bucket) -> None:
         {"captions": ["A dog"]},
         {"etag": [""]},
         {"etag": [7]},
+        {"source": [""]},
         {name: [value, value] for name, (value,) in valid().items()},
         {"extra": [1]},
     ],
@@ -720,7 +730,7 @@ def test_load_refuses_a_table_without_a_column(store: LocalBucket) -> None:
 def test_load_refuses_other_tables(bucket: Bucket) -> None:
     """A Parquet table that no ingest wrote is refused, with the way to get one."""
     tables.write(pa.table(valid()), "table.parquet", bucket)
-    with pytest.raises(PipelineError, match=r"lacks fingerprint, name, source\. .*pipeline ingest"):
+    with pytest.raises(PipelineError, match=r"lacks fingerprint, name\. .*pipeline ingest"):
         load(bucket.url("table.parquet"))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import toy
 
-from pipeline import calibration, dataset, encoder, features, keras_files, networks
+from pipeline import calibration, dataset, encoder, features, keras_files, marks, networks
 from pipeline.captioner import Captioner, build
 from pipeline.decoders import Decoders
 from pipeline.errors import PipelineError
@@ -155,6 +155,23 @@ def test_nothing_to_calibrate_with_is_an_error(eight_bits):
     with pytest.raises(PipelineError, match=r"None of 16 training pictures in .* can be read"):
         calibration.quantise(encoder_id, uri, store)
     assert not encoder.exists(f"{encoder_id}-int8", store)
+
+
+def test_marked_pictures_calibrate_too(eight_bits):
+    """Those of a dataset that lie in the store are enough where no other can be read."""
+    store, encoder_id, uri, source = eight_bits
+    marks.mark(
+        toy.picture("red", 99),
+        caption="a red ball",
+        wrong_caption="a dog",
+        model_version="v",
+        marked_by="a",
+        store=store,
+    )
+    with_marks = dataset.ingest(uri, store, marks=True).dataset
+    for item in list(source.list("pictures/")):
+        source.delete(item.key)
+    assert calibration.quantise(encoder_id, with_marks, store) == f"{encoder_id}-int8"
 
 
 def test_an_unconvertible_encoder_is_an_error(tmp_path):

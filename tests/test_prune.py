@@ -6,7 +6,7 @@ import pytest
 import toy
 from memory import CrashError, MemoryBucket
 
-from pipeline import captions, plans, prune, registry, runs, tables
+from pipeline import captions, marks, plans, prune, registry, runs, tables
 from pipeline.captioner import Metadata
 from pipeline.errors import PipelineError
 
@@ -104,6 +104,20 @@ def test_an_image_s_only_caption_stays(store):
         "captions/model=v1/date=2026-01-01/redundant.parquet",
         "captions/model=v2/date=2026-01-01/failed.parquet",
     }
+
+
+def test_marks_stay(store):
+    """What people have written, and the pictures that it is of, is never removed."""
+    marks.mark(
+        toy.picture("red"),
+        caption="a red square",
+        wrong_caption="a dog",
+        model_version="v1",
+        marked_by="a",
+        store=store,
+    )
+    assert [key for key in removed(store) if key.startswith("marks/")] == []
+    assert len(marks.read(store)) == 1
 
 
 def test_what_is_on_its_way_stays(store):

@@ -3,7 +3,7 @@
 import pytest
 import toy
 
-from pipeline import captions, evaluation, features, registry, status
+from pipeline import captions, evaluation, features, marks, registry, status
 from pipeline import night as nights
 from pipeline.recipe import Search
 from pipeline.storage import open_bucket
@@ -91,6 +91,16 @@ def test_a_used_store(bucket, shown, trained, tmp_path, monkeypatch):
     [row, _] = [line for line in shown(bucket, limit=9, under="house/").splitlines() if ".jpg" in line]
     assert "failed: the file is empty" in row
     assert ".jpg" not in shown(bucket)
+
+
+def test_marks_are_counted(bucket, shown):
+    """Where people have marked captions, a line says how often, and where the marks are."""
+    assert "marks:" not in shown(bucket)
+    for caption in ("a red square", "a nice red square"):
+        marks.mark(
+            toy.picture("red"), caption=caption, wrong_caption="a dog", model_version="v", marked_by="a", store=bucket
+        )
+    assert f"marks:    2 better captions in {bucket.url('marks')}" in shown(bucket).splitlines()
 
 
 def test_square_brackets_in_a_key(trained, shown, tmp_path):

@@ -95,7 +95,8 @@ def prepare(
     data = dataset.load(uri)
     vocabulary, _ = count_words(uri, min_count=1)
     encoder_id = encoder.publish(str(encoder_file), store, views=views)
-    features.complete(dataset.images(data.table), run="r", source=source.uri, encoder_id=encoder_id, store=store)
+    for uri_of_source, images in dataset.images_by_source(data.table).items():
+        features.complete(images, run="r", source=uri_of_source, encoder_id=encoder_id, store=store)
     return Inputs(source, uri, vocabulary, encoder_id)
 
 
