@@ -15,7 +15,7 @@ from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response, s
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
@@ -120,22 +120,27 @@ async def with_headers(request: Request, call_next: Any) -> Response:
     return response
 
 
+class Asked(Filters):
+    """The filters as a form sends them, and from where the page goes on."""
+
+    after: str = Field("", max_length=2000)
+
+    @field_validator("unsure", mode="before")
+    @classmethod
+    def _not_chosen(cls, value: str) -> str | None:
+        return value or None
+
+
 @app.get("/")
-def show_captions(
-    request: Request,
-    store: Store,
-    filters: Annotated[Filters, Query()],
-    after: Annotated[str, Query(max_length=2000)] = "",
-) -> HTMLResponse:
+def show_captions(request: Request, store: Store, asked: Annotated[Asked, Query()]) -> HTMLResponse:
     """A page of the newest captions that pass the filters."""
     shards = gallery.shards(store)
-    found = gallery.page(shards, filters, store=store, size=PAGE, after=after)
+    found = gallery.page(shards, asked, store=store, size=PAGE, after=asked.after)
     return page(
         request,
         "captions.html",
-        filters=filters,
-        chosen=filters.model_dump(exclude_defaults=True),
-        after=after,
+        filters=asked,
+        chosen=asked.model_dump(exclude_defaults=True, exclude={"after"}),
         found=found,
         empty=not shards,
         nights=list(dict.fromkeys(shard.night for shard in shards)),

@@ -1,0 +1,160 @@
+"""Captions page by page."""
+
+from datetime import UTC, datetime
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import captions, gallery, tables
+from pipeline.errors import PipelineError
+from pipeline.gallery import Filters
+from pipeline.storage import open_bucket
+
+
+def row(key, caption="a dog", *, log_prob=-1.0, error=None, version="m1"):
+    """A row of captions."""
+    return {
+        "image_key": key,
+        "image_etag": "e",
+        "caption": None if error else caption,
+        "log_prob": None if error else log_prob,
+        "status": "failed" if error else "ok",
+        "error": error,
+        "model_version": version,
+        "encoder_id": "x",
+        "captioned_at": datetime(2026, 1, 1, tzinfo=UTC),
+    }
+
+
+def write(store, rows, *, night, shard, version="m1"):
+    """Write a shard of captions."""
+    table = pa.Table.from_pylist([{**each, "model_version": version} for each in rows], schema=captions.SCHEMA)
+    tables.write(table, f"captions/model={version}/date={night}/{shard}.parquet", store)
+
+
+def all_pages(store, filters, *, size, seconds=60.0):
+    """The keys on each page, to the last."""
+    pages, after = [], ""
+    while after is not None:
+        found = gallery.page(gallery.shards(store), filters, store=store, size=size, after=after, seconds=seconds)
+        pages.append([each["image_key"] for each in found.rows])
+        after = found.after
+    return pages
+
+
+def keys(store, **filters):
+    """The keys of all that pass the filters, in their order."""
+    return sum(all_pages(store, Filters(**filters), size=100), [])
+
+
+def test_newest_nights_come_first(bucket):
+    """Nights go backwards, and a page ends in the middle of a shard where it is full."""
+    write(bucket, [row("a"), row("b"), row("c")], night="2026-01-01", shard="s")
+    write(bucket, [row("d"), row("e")], night="2026-01-03", shard="s")
+    write(bucket, [row("f")], night="2026-01-02", shard="s")
+    assert all_pages(bucket, Filters(), size=2) == [["d", "e"], ["f", "a"], ["b", "c"]]
+    found = gallery.page(gallery.shards(bucket), Filters(), store=bucket, size=1)
+    assert (found.rows[0]["night"], found.rows[0]["model_version"]) == ("2026-01-03", "m1")
+
+
+def test_what_a_night_wrote_last_comes_first(tmp_path):
+    """Two runs of a day are one night; the later one's captions stand above."""
+    store = open_bucket(str(tmp_path))
+    write(store, [row("early")], night="2026-01-01", shard="z")
+    write(store, [row("late")], night="2026-01-01", shard="a")
+    assert keys(store) == ["late", "early"]
+
+
+def test_filters(bucket):
+    """Each excludes what it says, and together they exclude more."""
+    first = [row("cats/1.jpg", "a black cat"), row("dogs/1.jpg", "a Dog runs", log_prob=-3.0)]
+    write(bucket, first, night="2026-01-01", shard="s")
+    write(bucket, [row("dogs/2.jpg", error="the file is empty")], night="2026-01-02", shard="s")
+    write(bucket, [row("dogs/1.jpg", "a brown dog")], night="2026-01-02", shard="t", version="m2")
+    assert keys(bucket, version="m2") == ["dogs/1.jpg"]
+    assert keys(bucket, night="2026-01-01") == ["cats/1.jpg", "dogs/1.jpg"]
+    assert keys(bucket, status="failed") == ["dogs/2.jpg"]
+    assert keys(bucket, unsure=0.1) == ["dogs/1.jpg"]
+    assert keys(bucket, words="dog RUNS") == ["dogs/1.jpg"]
+    assert keys(bucket, words="cats/") == ["cats/1.jpg"]
+    assert keys(bucket, words="is empty") == ["dogs/2.jpg"]
+    assert keys(bucket, words="dog", night="2026-01-02", status="ok") == ["dogs/1.jpg"]
+    assert keys(bucket, words="%") == keys(bucket, words=".*") == keys(bucket, version="m3") == []
+    assert keys(bucket, image="cats/1.jpg") == ["cats/1.jpg"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shards=st.lists(st.tuples(st.integers(1, 3), st.lists(st.booleans(), max_size=6)), max_size=6),
+    size=st.integers(1, 5),
+    failed=st.booleans(),
+    hurried=st.booleans(),
+)
+def test_pages_together_are_everything(tmp_path_factory, shards, size, failed, hurried):
+    """Whatever the shards, the pages hold each caption that passes once, also where the time is always up."""
+    store = open_bucket(str(tmp_path_factory.mktemp("pages")))
+    expected = []
+    for number, (night, oks) in enumerate(shards):
+        names = [(f"{number}-{place}", ok) for place, ok in enumerate(oks)]
+        write(
+            store,
+            [row(name, error=None if ok else "bad") for name, ok in names],
+            night=f"2026-01-0{night}",
+            shard=f"s{number}",
+        )
+        expected += [name for name, ok in names if not (failed and ok)]
+    filters = Filters(status="failed" if failed else "")
+    pages = all_pages(store, filters, size=size, seconds=0.0 if hurried else 60.0)
+    assert sorted(sum(pages, [])) == sorted(expected)
+    if not hurried:
+        assert all(len(page) == size for page in pages[:-1])
+
+
+def test_a_long_search_says_how_far_it_came(tmp_path):
+    """Where nothing is found in time, the page is empty and says from where to go on."""
+    store = open_bucket(str(tmp_path))
+    for night in range(1, 6):
+        write(store, [row("a")], night=f"2026-01-0{night}", shard="s")
+    found = gallery.page(gallery.shards(store), Filters(words="zebra"), store=store, size=3, seconds=0.0)
+    assert (found.rows, found.searched_to) == ([], "2026-01-05")
+    assert found.after == "captions/model=m1/date=2026-01-04/s.parquet:0"
+
+
+@pytest.mark.parametrize(
+    "after", ["nothing", "a:1", "../../etc/passwd:0", "captions/model=m1/date=2026-01-01/s.parquet:x"]
+)
+def test_a_page_that_is_no_more(tmp_path, after):
+    """What does not name a shard is refused, and read of nothing."""
+    store = open_bucket(str(tmp_path))
+    write(store, [row("a")], night="2026-01-01", shard="s")
+    with pytest.raises(PipelineError, match="no more"):
+        gallery.page(gallery.shards(store), Filters(), store=store, size=1, after=after)
+
+
+def test_all_that_was_said_of_a_picture(tmp_path):
+    """Rows of all models and nights, the newest first."""
+    store = open_bucket(str(tmp_path))
+    write(
+        store,
+        [row("a"), {**row("b", "a cat"), "captioned_at": datetime(2026, 1, 1, tzinfo=UTC)}],
+        night="2026-01-01",
+        shard="s",
+    )
+    write(
+        store,
+        [{**row("b", "two cats"), "captioned_at": datetime(2026, 1, 2, tzinfo=UTC)}],
+        night="2026-01-02",
+        shard="s",
+        version="m2",
+    )
+    assert [each["caption"] for each in gallery.pictures_captions("b", store=store)] == ["two cats", "a cat"]
+    assert gallery.pictures_captions("c", store=store) == []
+
+
+def test_models_and_their_promotions(trained):
+    """A model that was neither evaluated nor promoted is listed all the same."""
+    [model] = gallery.models(trained.store)
+    assert (model.metadata.version, model.is_champion) == (trained.model.version, False)
+    assert (model.metrics, model.promoted) == (None, None)
