@@ -157,7 +157,10 @@ def airflow(home: Path, environment: dict[str, str]) -> Iterator["Airflow"]:
     ports = dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True))
     # Nothing is installed while it is measured: what runs this is what Airflow runs in.
     command = ["make", "--silent", "--assume-old=.venv/installed", "up"]
-    environment = {**environment, **ports, "AIRFLOW_HOME": str(home)}
+    # What `make` exports names the port of another Airflow.
+    others = ("AIRFLOW__API__BASE_URL", "AIRFLOW__CORE__EXECUTION_API_SERVER_URL")
+    environment = {name: value for name, value in environment.items() if name not in others}
+    environment |= {**ports, "AIRFLOW_HOME": str(home)}
     with subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, encoding="utf-8") as process:
         try:
             assert process.stdout is not None  # noqa: S101 - for type checkers

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from pydantic import ValidationError
 
 from pipeline.errors import PipelineError
 from pipeline.recipe import Recipe, Search
-from pipeline.settings import Settings
+from pipeline.settings import read_settings
 
 if TYPE_CHECKING:
     from pipeline.storage import Bucket
@@ -138,7 +137,7 @@ def plan(dataset_uri: DatasetUri, encoder_id: EncoderId, run: RunOption = "manua
             source=source,
             encoder_id=encoder_id,
             store=_store(),
-            shard_size=_settings().shard_size,
+            shard_size=read_settings().shard_size,
         )
     ]
     _print(shards)
@@ -177,8 +176,8 @@ def train(
         encoder_id=encoder_id,
         recipe=Recipe.parse(assignments or []),
         store=_store(),
-        max_failed_fraction=_settings().max_failed_fraction,
-        tracking_uri=_settings().tracking_uri,
+        max_failed_fraction=read_settings().max_failed_fraction,
+        tracking_uri=read_settings().tracking_uri,
     )
     _print(
         {
@@ -198,7 +197,7 @@ def evaluate(
     """Caption the test split, greedily and as asked; score the captions, and write metrics.json and report.html."""
     from pipeline import evaluation
 
-    settings = _settings()
+    settings = read_settings()
     metrics = evaluation.evaluate(
         version,
         store=_store(),
@@ -228,7 +227,7 @@ def consider(
     """Decide whether a candidate becomes champion, and write the retraining's record."""
     from pipeline import registry
 
-    settings = _settings()
+    settings = read_settings()
     decision = registry.consider(
         version,
         run=run,
@@ -247,7 +246,7 @@ def compare(version: Version) -> None:
     """Show a candidate's scores and captions beside the champion's, in Markdown, for a person to decide by."""
     from pipeline import comparison
 
-    text = comparison.compare(version, store=_store(), max_failed_fraction=_settings().max_failed_fraction)
+    text = comparison.compare(version, store=_store(), max_failed_fraction=read_settings().max_failed_fraction)
     _print({"version": version, "comparison": text})
 
 
@@ -332,7 +331,7 @@ def status(
     """Show the champion, the models, what is pending, the last runs, and some captions."""
     from pipeline import status as report
 
-    report.show(_store(), inbox=_settings().inbox, limit=captions, under=under)
+    report.show(_store(), inbox=read_settings().inbox, limit=captions, under=under)
 
 
 @app.command()
@@ -354,7 +353,7 @@ def demo_inbox(
     """Copy test photographs of the newest model's dataset into the inbox, as if they had just arrived."""
     from pipeline import demo_inbox as demo
 
-    _print(demo.fill(_store(), _settings().inbox, count=count))
+    _print(demo.fill(_store(), read_settings().inbox, count=count))
 
 
 @night.command("list")
@@ -373,7 +372,7 @@ def night_list(
 
     listed = nightly.list_inbox(
         run,
-        inbox=_settings().inbox,
+        inbox=read_settings().inbox,
         store=_store(),
         archive=nightly.Archive(archive),
         retry_failed=retry_failed,
@@ -386,7 +385,7 @@ def night_plan_extraction(run: Run) -> None:
     """Plan the shards of images without features, and print their names."""
     from pipeline import night as nightly
 
-    _print(nightly.plan_extraction(run, store=_store(), shard_size=_settings().shard_size))
+    _print(nightly.plan_extraction(run, store=_store(), shard_size=read_settings().shard_size))
 
 
 @night.command("plan-captions")
@@ -403,7 +402,7 @@ def night_plan_captions(
     from pipeline import night as nightly
 
     day = (date or datetime.now(UTC)).strftime("%Y-%m-%d")
-    _print(nightly.plan_captions(run, store=_store(), date=day, shard_size=_settings().shard_size))
+    _print(nightly.plan_captions(run, store=_store(), date=day, shard_size=read_settings().shard_size))
 
 
 @night.command("caption")
@@ -411,7 +410,7 @@ def night_caption(shard: Shard) -> None:
     """Write the captions of a planned shard."""
     from pipeline import captions
 
-    settings = _settings()
+    settings = read_settings()
     _print(captions.caption(shard, store=_store(), search=settings.search, sidecars=settings.sidecars))
 
 
@@ -420,25 +419,17 @@ def night_publish(run: Run) -> None:
     """Count the night, and fail where an image is unaccounted for or too many failed."""
     from pipeline import night as nightly
 
-    settings = _settings()
+    settings = read_settings()
     record = nightly.publish(
         run, store=_store(), max_failed_fraction=settings.max_failed_fraction, drift_limit=settings.drift_limit
     )
     _print(record)
 
 
-def _settings() -> Settings:
-    try:
-        return Settings()
-    except ValidationError as error:
-        wrong = "; ".join(f"CAPTION_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
-        raise PipelineError(f"The environment holds wrong settings: {wrong}.") from error
-
-
 def _store() -> "Bucket":
     from pipeline.storage import open_bucket
 
-    return open_bucket(_settings().store)
+    return open_bucket(read_settings().store)
 
 
 @contextlib.contextmanager

@@ -9,10 +9,12 @@ import os
 import queue
 import resource
 import signal
-import struct
 import subprocess
 import sys
-from typing import IO, TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Self
+
+from pipeline import pipes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,22 +26,20 @@ SECONDS = 30
 MEMORY = 3 << 29
 """Bytes that a process may take; the largest picture that Pillow allows, with transparency, needs 1.1 GB."""
 
-_LENGTH = struct.Struct(">Q")
-
-_PICTURE, _ERROR = b"P", b"E"
+_MADE, _ERROR = b"M", b"E"
 
 
-class Decoders:
-    """Processes that decode pictures to one size; a context that ends them. ``decode`` may be called from any thread.
+class _Pool:
+    """Processes that make something of pictures; a context that ends them. May be asked from any thread.
 
     Args:
-        size: (height, width) of the pictures.
+        what: what they make: arguments of ``_maker``.
         seconds: limit of time for a picture, whole seconds.
         memory: limit of memory for a process, bytes.
     """
 
-    def __init__(self, size: tuple[int, int], *, seconds: int = SECONDS, memory: int = MEMORY) -> None:
-        self.size = size
+    def __init__(self, *what: str | int, seconds: int = SECONDS, memory: int = MEMORY) -> None:
+        self.what = what
         self.seconds = seconds
         self.memory = memory
         # They start when they are first needed: a single picture needs one.
@@ -47,28 +47,25 @@ class Decoders:
         for _ in range(os.cpu_count() or 1):
             self._idle.put(None)
 
-    def __enter__(self) -> "Decoders":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes; a further picture starts others."""
         while not self._idle.empty():
             if (process := self._idle.get()) is not None:
                 process.end()
 
-    def decode(self, data: bytes) -> "npt.NDArray[np.uint8]":
-        """Decode a picture as ``images.decode`` does, (height, width, 3).
-
-        Raises:
-            BadImageError: as there, or it took too long, needed too much memory, or crashed the process.
-        """
-        import numpy as np
-
+    def _make(self, data: bytes) -> memoryview:
         from pipeline.images import BadImageError
 
         process = self._idle.get()
         try:
             if process is None:
-                process = _Process(self.size, self.seconds, self.memory)
+                process = _Process(self.seconds, self.memory, *self.what)
             answer = process.ask(data)
             if answer is None:
                 status, process = process.end(), None
@@ -81,17 +78,45 @@ class Decoders:
             self._idle.put(process)
         if answer[:1] == _ERROR:
             raise BadImageError(answer[1:].decode())
-        return np.frombuffer(answer, np.uint8, offset=1).reshape(*self.size, 3)
+        return memoryview(answer)[1:]
+
+
+class Decoders(_Pool):
+    """Processes that decode pictures to one size, (height, width)."""
+
+    def __init__(self, size: tuple[int, int], *, seconds: int = SECONDS, memory: int = MEMORY) -> None:
+        super().__init__("pixels", *size, seconds=seconds, memory=memory)
+        self.size = size
+
+    def decode(self, data: bytes) -> "npt.NDArray[np.uint8]":
+        """Decode a picture as ``images.decode`` does, (height, width, 3).
+
+        Raises:
+            BadImageError: as there, or it took too long, needed too much memory, or crashed the process.
+        """
+        import numpy as np
+
+        return np.frombuffer(self._make(data), np.uint8).reshape(*self.size, 3)
+
+
+class Thumbnails(_Pool):
+    """Processes that shrink pictures to a longest side, in pixels."""
+
+    def __init__(self, side: int, *, seconds: int = SECONDS, memory: int = MEMORY) -> None:
+        super().__init__("thumbnail", side, seconds=seconds, memory=memory)
+
+    def thumbnail(self, data: bytes) -> bytes:
+        """A picture as ``images.thumbnail`` makes it; raises as ``Decoders.decode``."""
+        return bytes(self._make(data))
 
 
 class _Process:
     """One process, asked for one picture at a time."""
 
-    def __init__(self, size: tuple[int, int], seconds: int, memory: int) -> None:
-        arguments = map(str, (*size, seconds, memory))
+    def __init__(self, *arguments: str | int) -> None:
         # In a session of its own, Ctrl-C does not reach it: it ends with its standard input, as when its parent dies.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, *arguments],
+            [sys.executable, "-m", __name__, *map(str, arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -101,8 +126,8 @@ class _Process:
     def ask(self, data: bytes) -> bytes | None:
         """The answer to a picture's bytes; ``None`` where the process has died of them."""
         try:
-            _send(data, self._process.stdin)
-            return _receive(self._process.stdout)
+            pipes.send(data, self._process.stdin)
+            return pipes.receive(self._process.stdout)
         except BrokenPipeError:
             return None
 
@@ -113,40 +138,33 @@ class _Process:
         return self._process.wait()
 
 
-def serve(size: tuple[int, int], seconds: int, memory: int) -> None:
-    """Decode what comes on standard input until it ends."""
-    from pipeline.images import BadImageError, decode
+def serve(make: Callable[[bytes], bytes], seconds: int, memory: int) -> None:
+    """Make something of what comes on standard input until it ends."""
+    from pipeline.images import BadImageError
 
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    while (data := _receive(sys.stdin.buffer)) is not None:
+    while (data := pipes.receive(sys.stdin.buffer)) is not None:
         # Left to its default the signal ends the process, in whatever library it may hang.
         signal.alarm(seconds)
         try:
-            answer = _PICTURE + decode(data, size).tobytes()
+            answer = _MADE + make(data)
         except BadImageError as error:
             answer = _ERROR + str(error).encode()
         signal.alarm(0)
-        _send(answer, sys.stdout.buffer)
+        pipes.send(answer, sys.stdout.buffer)
 
 
-def _send(data: bytes, pipe: IO[bytes] | None) -> None:
-    assert pipe is not None  # noqa: S101 - for type checkers
-    pipe.write(_LENGTH.pack(len(data)))
-    pipe.write(data)
-    pipe.flush()
+def _maker(what: str, *sizes: int) -> Callable[[bytes], bytes]:
+    from pipeline import images
 
-
-def _receive(pipe: IO[bytes] | None) -> bytes | None:
-    """The next message; ``None`` where the other side has ended."""
-    assert pipe is not None  # noqa: S101 - for type checkers
-    length = pipe.read(_LENGTH.size)
-    if len(length) < _LENGTH.size:
-        return None
-    data = pipe.read(_LENGTH.unpack(length)[0])
-    return data if len(data) == _LENGTH.unpack(length)[0] else None
+    if what == "thumbnail":
+        [side] = sizes
+        return lambda data: images.thumbnail(data, side)
+    height, width = sizes
+    return lambda data: images.decode(data, (height, width)).tobytes()
 
 
 if __name__ == "__main__":
-    height, width, seconds, memory = map(int, sys.argv[1:])
-    serve((height, width), seconds, memory)
+    seconds, memory, what, *sizes = sys.argv[1:]
+    serve(_maker(what, *map(int, sizes)), int(seconds), int(memory))

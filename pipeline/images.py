@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +70,27 @@ def decode(data: bytes, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
         BadImageError: the data is empty, none of ``FORMATS``, damaged, has more than ``MAX_BYTES`` or more pixels than
             Pillow's safety limit, or needs more memory than there is.
     """
+    return np.asarray(_upright_rgb(data, lambda _: (size[1], size[0]), max(size)))
+
+
+def thumbnail(data: bytes, side: int) -> bytes:
+    """A picture, upright and in RGB, as a JPEG whose longer side is ``side`` pixels, or its own where that is shorter.
+
+    Raises:
+        BadImageError: as ``decode``.
+    """
+
+    def shrunk(size: tuple[int, int]) -> tuple[int, int]:
+        scale = min(1, side / max(size))
+        return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+    buffer = io.BytesIO()
+    _upright_rgb(data, shrunk, side).save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
+def _upright_rgb(data: bytes, resized: Callable[[tuple[int, int]], tuple[int, int]], side: int) -> Image.Image:
+    """The picture, in the size (width, height) that its own is resized to; of which the longer side is ``side``."""
     if not data:
         raise BadImageError("the file is empty")
     if len(data) > MAX_BYTES:
@@ -77,11 +99,11 @@ def decode(data: bytes, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             # A JPEG decodes straight to a smaller scale where that is at least twice the size wanted: quicker, and a
             # 100-megapixel camera's pictures stay below the limit.
-            image.draft("RGB", (2 * max(size), 2 * max(size)))
+            image.draft("RGB", (2 * side, 2 * side))
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:
                 raise Image.DecompressionBombError
-            return np.asarray(_upright_rgb(image, size))
+            return _converted(image, resized)
     except BadImageError:
         raise
     except UnidentifiedImageError:
@@ -99,7 +121,7 @@ def decode(data: bytes, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
         ) from error
 
 
-def _upright_rgb(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def _converted(image: Image.Image, resized: Callable[[tuple[int, int]], tuple[int, int]]) -> Image.Image:
     image.load()
     # Not ImageOps.exif_transpose: it writes the EXIF data anew, and fails on damaged data of an intact picture.
     to_upright = _TO_UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
@@ -112,7 +134,7 @@ def _upright_rgb(image: Image.Image, size: tuple[int, int]) -> Image.Image:
         raise BadImageError("32-bit pixels have no agreed white; save it with 8 or 16 bits a channel")
     # Before laying it on white, which is the same at every scale (Pillow weights colours by alpha) and cheaper here.
     image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    image = image.resize(resized(image.size), Image.Resampling.BICUBIC)
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image

@@ -1,7 +1,7 @@
 """Captions on demand: pictures that a person names are captioned at once, and nothing is written to the store."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +10,9 @@ import numpy as np
 from pipeline import captioner as captioners
 from pipeline import encoder as encoders
 from pipeline import features, registry
-from pipeline.captioner import Caption
+from pipeline.captioner import Caption, Captioner
 from pipeline.decoders import Decoders
+from pipeline.encoder import Encoder
 from pipeline.errors import PipelineError
 from pipeline.features import Picture
 from pipeline.images import MAX_BYTES, is_image
@@ -70,23 +71,55 @@ def caption(
             f"A beam of {search.beam_width} holds the best caption and {search.beam_width - 1} alternatives, "
             f"not {alternatives}: widen the beam, or ask for fewer."
         )
-    captioner, metadata = captioners.load(version or registry.champion(store).version, store)
-    encoder = encoders.load(metadata.encoder_id, store)
+    model = load(version or registry.champion(store).version, store)
     sources = [source for picture in pictures for source in _find(picture)]
     by_name = {source.picture: source for source in sources}
-    with Decoders(encoder.size) as decoders:
-        vectors, errors = features.encode(
+    with Decoders(model.encoder.size) as decoders:
+        return model.caption(
             [(source.picture, source.key) for source in sources],
             lambda row: by_name[row[0]].read(decoders),
-            encoder,
-            Stopwatch(),
+            search=search,
+            alternatives=alternatives,
         )
-    readable = np.array([error is None for error in errors], bool)
-    beams = iter(captioner.alternatives(vectors[readable].astype(np.float32), search))
-    return [
-        Captioned(source.picture, next(beams)[: 1 + alternatives] if error is None else [], error)
-        for source, error in zip(sources, errors, strict=True)
-    ]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A captioner, and the encoder that it was trained on."""
+
+    version: str
+    captioner: Captioner
+    encoder: Encoder
+
+    def caption(
+        self,
+        rows: list[tuple[str, str]],
+        read: Callable[[tuple[str, str]], Picture],
+        *,
+        search: Search,
+        alternatives: int,
+    ) -> list[Captioned]:
+        """Caption pictures, in their order.
+
+        Args:
+            rows: the pictures' names, and what else ``read`` needs of them.
+            read: from a row to the decoded picture, or to why there is none; called from several threads.
+            search: how captions are looked for.
+            alternatives: captions wanted of each picture beside the best.
+        """
+        vectors, errors = features.encode(rows, read, self.encoder, Stopwatch())
+        readable = np.array([error is None for error in errors], bool)
+        beams = iter(self.captioner.alternatives(vectors[readable].astype(np.float32), search))
+        return [
+            Captioned(name, next(beams)[: 1 + alternatives] if error is None else [], error)
+            for (name, _), error in zip(rows, errors, strict=True)
+        ]
+
+
+def load(version: str, store: Bucket) -> Model:
+    """The model of this version. Raises ``PipelineError`` where it or its encoder isn't stored, or isn't whole."""
+    captioner, metadata = captioners.load(version, store)
+    return Model(version, captioner, encoders.load(metadata.encoder_id, store))
 
 
 @dataclass(frozen=True)

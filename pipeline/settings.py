@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from pipeline.errors import PipelineError
 from pipeline.recipe import Search
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -61,3 +62,12 @@ class Settings(BaseSettings):
     def search(self) -> Search:
         """How the nightly captions are looked for."""
         return Search(beam_width=self.beam_width, samples=self.samples)
+
+
+def read_settings() -> Settings:
+    """The settings of this process. Raises ``PipelineError`` where its environment holds wrong ones."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = "; ".join(f"CAPTION_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
+        raise PipelineError(f"The environment holds wrong settings: {wrong}.") from error

@@ -20,6 +20,8 @@ import pytest
 import toy
 
 from benchmarks import night
+from pipeline import registry
+from pipeline.caption_worker import CaptionWorker, UnavailableError
 from pipeline.storage import open_bucket
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -262,6 +264,26 @@ def test_the_store_keeps_no_secret(deployment):
     objects = {item.key: store.get(item.key) for item in store.list()}
     assert {"parquet", "json", "html", "npz", "keras"} <= {key.rpartition(".")[2] for key in objects}
     search(objects.values(), deployment.version)
+
+
+def test_the_captioning_process_tells_no_secret(trained, s3_server, s3_bucket_name, refusing_server, capfd):
+    """Neither its answers nor its log hold one, whether the store lets it in or not."""
+    store = open_bucket(f"s3://{s3_bucket_name}/served")
+    toy.copy(trained.store, store, "models/", "encoders/")
+    registry.promote(trained.model.version, store)
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
+    welcome = {**inherited, **by_environment(s3_server), "CAPTION_STORE": store.uri}
+    with CaptionWorker(environment=lambda: welcome) as worker:
+        answer = worker.caption(toy.picture("red")).model_dump_json()
+    refused = {**inherited, **by_environment(refusing_server), "CAPTION_STORE": "s3://refused/store"}
+    with (
+        CaptionWorker(environment=lambda: refused) as worker,
+        pytest.raises(UnavailableError, match="refused/store") as error,
+    ):
+        worker.caption(toy.picture("red"))
+    said = capfd.readouterr()
+    search([answer.encode(), said.out.encode(), said.err.encode()], trained.model.version)
+    search([str(error.value).encode()], "refused/store")
 
 
 def test_mlflow_is_told_no_secret(deployment, mlflow_file):

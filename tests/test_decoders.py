@@ -12,6 +12,7 @@ import corpus
 import numpy as np
 import pytest
 from PIL import Image
+from processes import children, gone
 
 from pipeline.decoders import Decoders
 from pipeline.images import BadImageError, decode
@@ -23,27 +24,6 @@ def picture(seed=0):
     """A JPEG of noise."""
     pixels = np.random.default_rng(seed).integers(0, 256, (60, 80, 3)).astype(np.uint8)
     return corpus.encoded(Image.fromarray(pixels), "JPEG")
-
-
-def children(pid):
-    """The processes that a process has started."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = status.read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(fields[1]) == pid and fields[0] != "Z":
-            found.append(int(status.parent.name))
-    return found
-
-
-def gone(pids):
-    """Wait until none of the processes runs."""
-    deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
 def test_pictures_are_those_that_decode_gives():

@@ -10,6 +10,7 @@ import toy
 
 from pipeline import calibration, dataset, encoder, features, keras_files, marks, networks
 from pipeline.captioner import Captioner, build
+from pipeline.decoders import Decoders
 from pipeline.errors import PipelineError
 from pipeline.examples import encode_captions, split_features
 from pipeline.images import decode
@@ -262,13 +263,16 @@ def test_a_shard_says_where_its_time_went(eight_bits):
     names = [(item.key, item.etag) for item in source.list("pictures/")]
     loaded, stopwatch = encoder.load(encoder_id, store), Stopwatch()
 
-    def read(image):
-        return features.read_picture(source, loaded.size, image, stopwatch=stopwatch)
+    with Decoders(loaded.size) as decoders:
 
-    vectors, errors = features.encode(names, read, loaded, stopwatch)
+        def read(image):
+            return features.read_picture(source, decoders, image, stopwatch=stopwatch)
+
+        vectors, errors = features.encode(names, read, loaded, stopwatch)
+        pictures = [read(name) for name in names]
     assert set(stopwatch.seconds) == {"read", "decode", "encode"}
     assert min(stopwatch.seconds.values()) > 0
     assert [name for (name, _), error in zip(names, errors, strict=True) if error] == ["pictures/red-0.jpg"]
-    for name, vector, error in zip(names, vectors, errors, strict=True):
+    for picture, vector, error in zip(pictures, vectors, errors, strict=True):
         if error is None:
-            np.testing.assert_allclose(vector, loaded.encode(read(name)[None])[0], rtol=1e-2, atol=1e-3)
+            np.testing.assert_allclose(vector, loaded.encode(picture[None])[0], rtol=1e-2, atol=1e-3)
