@@ -20,7 +20,7 @@ from airflow.sdk import DAG, Param, task
 from airflow.sdk.exceptions import AirflowSkipException
 
 from dags import notices
-from dags.assets import CHAMPION, DATASET
+from dags.assets import CANDIDATE, CHAMPION, DATASET, FEATURES
 from dags.tasks import DEFAULT_ARGS, GPU, PipelineOperator, extract_features
 from pipeline.recipe import Recipe, Search
 from pipeline.settings import Settings
@@ -29,6 +29,11 @@ settings = Settings()
 
 PROMOTE, KEEP = "Promote", "Keep as a candidate"
 """What a person may answer."""
+
+VERSION = "{{ ti.xcom_pull(task_ids='train', key='version') }}"
+
+PAGES = {"Report": f"captions/models/{VERSION}/report", "Models": "captions/models"}
+"""What tasks link to, once there is a candidate."""
 
 ANSWER = "(ti.xcom_pull(task_ids='approval') or {})"
 """The answer in a template; empty where nobody was asked."""
@@ -156,6 +161,9 @@ with DAG(
         # Where nothing is pending, no extraction runs.
         trigger_rule="none_failed",
         execution_timeout=timedelta(hours=24),
+        inlets=[DATASET, FEATURES],
+        outlets=[CANDIDATE],
+        pages={"Models": PAGES["Models"]},
     )
     evaluate = PipelineOperator(
         task_id="evaluate",
@@ -167,6 +175,8 @@ with DAG(
         ],
         pool=GPU,
         queue=GPU,
+        outlets=[CANDIDATE],
+        pages=PAGES,
     )
 
     @task.branch
@@ -177,7 +187,7 @@ with DAG(
     compare = PipelineOperator(task_id="compare", arguments=["compare", train.output["version"]], pool=GPU, queue=GPU)
     approval = HITLOperator(
         task_id="approval",
-        subject="Promote {{ ti.xcom_pull(task_ids='train', key='version') }}?",
+        subject=f"Promote {VERSION}?",
         body="{{ ti.xcom_pull(task_ids='compare', key='comparison') }}",
         options=[PROMOTE, KEEP],
         execution_timeout=None,
@@ -198,6 +208,8 @@ with DAG(
         queue=GPU,
         # Where nobody is asked, there is no answer.
         trigger_rule="none_failed_min_one_success",
+        inlets=[CANDIDATE],
+        pages=PAGES,
     )
 
     @task(outlets=[CHAMPION])

@@ -1,5 +1,7 @@
 """The command line. A command's log goes to standard error, its result, as one line of JSON, to standard output.
 
+Where the result is an object, ``summary`` says in a line what a person wants to know of it.
+
 Exit status 0 is success; 2 is bad input or configuration, which no retry mends; anything else may be tried again.
 Each command imports what it needs, so that the help answers at once.
 """
@@ -78,7 +80,17 @@ def ingest(
 
     name = name or re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(source).name.removesuffix(".csv").removesuffix(".parquet"))
     report = dataset.ingest(source, _store(), name=name, max_dropped_fraction=max_dropped_fraction)
-    _print(report.model_dump(exclude={"dropped_rows"}))
+    _print({**report.model_dump(exclude={"dropped_rows"}), "summary": str(report)})
+
+
+@app.command()
+def datasets(
+    limit: Annotated[int, typer.Option(min=1, help="how many, at most")] = 20,
+) -> None:
+    """List the URIs of the datasets in the store, the newest first."""
+    from pipeline import dataset
+
+    _print(dataset.newest(_store(), limit=limit))
 
 
 @app.command()
@@ -90,7 +102,7 @@ def vocabulary(
     from pipeline import examples
 
     uri, words = examples.count_words(dataset_uri, min_count=min_count)
-    _print({"vocabulary": uri, "words": len(words)})
+    _print({"vocabulary": uri, "words": len(words), "summary": f"{len(words):,} words"})
 
 
 @app.command()
@@ -142,7 +154,8 @@ def extract(shard: Shard) -> None:
 
     from pipeline import features
 
-    _print(asdict(features.extract(shard, store=_store())))
+    done = features.extract(shard, store=_store())
+    _print({**asdict(done), "summary": str(done)})
 
 
 @app.command()
@@ -171,13 +184,10 @@ def train(
         max_failed_fraction=_settings().max_failed_fraction,
         tracking_uri=_settings().tracking_uri,
     )
-    _print(
-        {
-            "version": model.version,
-            "best_epochs": [member.best_epoch for member in model.members],
-            "epochs": sum(len(member.epochs) for member in model.members),
-        }
-    )
+    best = [member.best_epoch for member in model.members]
+    epochs = sum(len(member.epochs) for member in model.members)
+    summary = f"{model.version}: {epochs} epochs, the best {', '.join(map(str, best))}"
+    _print({"version": model.version, "best_epochs": best, "epochs": epochs, "summary": summary})
 
 
 @app.command()
@@ -197,7 +207,14 @@ def evaluate(
         max_failed_fraction=settings.max_failed_fraction,
         tracking_uri=settings.tracking_uri,
     )
-    _print({"version": version, **metrics.summary, "report": _store().url(evaluation.report_key(version))})
+    _print(
+        {
+            "version": version,
+            **metrics.summary,
+            "report": _store().url(evaluation.report_key(version)),
+            "summary": f"{version}: {evaluation.in_words(metrics.summary)}",
+        }
+    )
 
 
 @app.command()
@@ -230,7 +247,7 @@ def consider(
         max_failed_fraction=settings.max_failed_fraction,
         answer=None if answer is None else registry.Answer(promote=answer, by=by),
     )
-    _print(decision.model_dump())
+    _print({**decision.model_dump(), "summary": str(decision)})
 
 
 @app.command()
@@ -369,7 +386,7 @@ def night_list(
         archive=nightly.Archive(archive),
         retry_failed=retry_failed,
     )
-    _print(listed)
+    _print({**listed, "summary": f"{listed['listed']:,} images, to be captioned by {listed['version']}"})
 
 
 @night.command("plan-extraction")
@@ -415,7 +432,7 @@ def night_publish(run: Run) -> None:
     record = nightly.publish(
         run, store=_store(), max_failed_fraction=settings.max_failed_fraction, drift_limit=settings.drift_limit
     )
-    _print(record)
+    _print({**record, "summary": nightly.summary(record)})
 
 
 def _settings() -> Settings:

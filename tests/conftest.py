@@ -28,6 +28,7 @@ os.environ.update(
     {
         "AIRFLOW_HOME": tempfile.mkdtemp(prefix="airflow-"),
         "AIRFLOW__CORE__DAGS_FOLDER": str(PROJECT / "dags"),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(PROJECT / "plugins"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "PYTHONPATH": str(PROJECT),
         "CAPTION_TRACKING_URI": "",  # what is to be recorded says where
