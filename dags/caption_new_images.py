@@ -33,10 +33,14 @@ with DAG(
     params={
         "archive": Param(
             "all",
+            type="string",
             enum=["all", "new"],
+            values_display={
+                "all": "all: what the champion has not captioned",
+                "new": "new: only what no model has captioned",
+            },
             title="Archive",
-            description="all: a new champion captions everything listed again, from stored features; "
-            "new: only what no model has captioned yet",
+            description="With all, a new champion captions everything listed again, from stored features",
         ),
         "retry_failed": Param(
             False,
