@@ -185,10 +185,11 @@ def publish(run: str, *, store: Bucket, max_failed_fraction: float, drift_limit:
 
 def summary(record: Mapping[str, Any]) -> str:
     """What a night's record says, in a line for people."""
+    warnings = f"; warnings: {len(record['warnings'])}" if record["warnings"] else ""
     return (
         f"{record['listed']:,} images listed = {record['captioned']:,} captioned + {record['failed']:,} failed + "
         f"{record['already_done']:,} done before; features of {record['extracted']:,} extracted; "
-        f"model {record['version']}"
+        f"model {record['version']}{warnings}"
     )
 
 

@@ -38,31 +38,41 @@ class Notes:
     def on_dag_run_success(self, dag_run: "DagRun") -> None:
         """Note what the last task has said."""
         if dag_run.dag_id in DAGS:
-            said = note_tasks(dag_run)
-            note(dag_run, "dag_run_note", next((each.text for each in reversed(said) if each.key == SUMMARY), ""))
+            run, said = note_tasks(dag_run)
+            note(run, "dag_run_note", next((each.text for each in reversed(said) if each.key == SUMMARY), ""))
 
     @hookimpl
     def on_dag_run_failed(self, dag_run: "DagRun") -> None:
         """Note why tasks have failed."""
         if dag_run.dag_id in DAGS:
-            errors = [each for each in note_tasks(dag_run) if each.key == ERROR]
-            note(dag_run, "dag_run_note", "\n".join(f"{each.task_id}: {each.text}" for each in errors))
+            run, said = note_tasks(dag_run)
+            errors = [f"{each.task_id}: {each.text}" for each in said if each.key == ERROR]
+            note(run, "dag_run_note", "\n".join(errors))
 
 
-def note_tasks(run: "DagRun") -> list[Said]:
-    """Note at each task what it has said, and return that in order. Mapped ones are named by it, and get no note."""
+def note_tasks(ended: "DagRun") -> tuple["DagRun", list[Said]]:
+    """Note at each task what it has said. Mapped ones are named by it, and get no note.
+
+    Returns:
+        The run as the database knows it, and what was said, in order.
+    """
+    from airflow import settings
+    from airflow.models import DagRun
     from airflow.models.xcom import XComModel
     from sqlalchemy import select
     from sqlalchemy.orm import object_session
 
+    # `airflow dags test` hands over a run that belongs to no session; this thread's is committed all the same.
+    session = object_session(ended) or settings.Session()
+    run = session.get_one(DagRun, ended.id)
     columns = (XComModel.task_id, XComModel.map_index, XComModel.key, XComModel.value)
     left = select(*columns).where(XComModel.dag_run_id == run.id, XComModel.key.in_((SUMMARY, ERROR)))
-    said = [Said(*row) for row in object_session(run).execute(left.order_by(XComModel.timestamp))]
+    said = [Said(*row) for row in session.execute(left.order_by(XComModel.timestamp))]
     texts = {each.task_id: each.text for each in said if each.map_index < 0}
     for instance in run.task_instances:
         if instance.map_index < 0 and instance.task_id in texts:
             note(instance, "task_instance_note", texts[instance.task_id])
-    return said
+    return run, said
 
 
 def note(what: "DagRun | TaskInstance", relation: str, text: str) -> None:
