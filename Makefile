@@ -17,6 +17,7 @@ export PYTHONPATH := $(ROOT)
 export PATH := $(BIN):$(PATH)
 export AIRFLOW_HOME ?= $(ROOT)/data/airflow
 export AIRFLOW__CORE__DAGS_FOLDER := $(ROOT)/dags
+export AIRFLOW__CORE__PLUGINS_FOLDER := $(ROOT)/plugins
 export AIRFLOW__CORE__LOAD_EXAMPLES := False
 export AIRFLOW__CORE__PARALLELISM := 4
 export AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL := 1

@@ -17,8 +17,8 @@ import pendulum
 from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, Param
 
 from dags import notices
-from dags.assets import CAPTIONS, CHAMPION
-from dags.tasks import DEFAULT_ARGS, GPU, PipelineOperator, extract_features
+from dags.assets import CAPTIONS, CHAMPION, FEATURES
+from dags.tasks import DEFAULT_ARGS, GPU, SHARD_NAME, PipelineOperator, extract_features
 
 with DAG(
     dag_id="caption_new_images",
@@ -33,10 +33,14 @@ with DAG(
     params={
         "archive": Param(
             "all",
+            type="string",
             enum=["all", "new"],
+            values_display={
+                "all": "all: what the champion has not captioned",
+                "new": "new: only what no model has captioned",
+            },
             title="Archive",
-            description="all: a new champion captions everything listed again, from stored features; "
-            "new: only what no model has captioned yet",
+            description="With all, a new champion captions everything listed again, from stored features",
         ),
         "retry_failed": Param(
             False,
@@ -73,12 +77,14 @@ with DAG(
         arguments=["night", "caption"],
         pool=GPU,
         queue=GPU,
-        map_index_template="{{ task.shard }}",
+        map_index_template=SHARD_NAME,
     ).expand(shard=plan_captions.output)
     publish = PipelineOperator(
         task_id="publish",
         arguments=["night", "publish", "{{ run_id }}"],
         trigger_rule="none_failed",
+        inlets=[CHAMPION, FEATURES],
         outlets=[CAPTIONS],
+        pages={"Captions": "captions/?night={{ dag_run.run_after | ds }}"},
     )
     list_inbox >> plan_extraction >> extract >> plan_captions >> caption >> publish

@@ -12,8 +12,8 @@ from typing import Any
 from urllib.parse import quote
 
 from airflow.sdk import Connection, DeadlineAlert, DeadlineReference, SyncCallback
-from airflow.sdk.configuration import conf
 
+from dags.links import ui
 from pipeline.settings import Settings
 
 TIMEOUT = 10
@@ -152,7 +152,6 @@ def _line(context: Mapping[str, Any], task_id: str, map_index: int) -> str:
 
 def _address(dag_id: str, run_id: str, task_id: str = "", map_index: int = -1) -> str:
     """The page of a run, or of a task in it, in Airflow's UI."""
-    ui = conf.get("api", "base_url", fallback="http://localhost:8080").rstrip("/")
     task = f"/tasks/{task_id}" if task_id else ""
     mapped = f"/mapped/{map_index}" if map_index >= 0 else ""
-    return f"{ui}/dags/{dag_id}/runs/{quote(run_id)}{task}{mapped}"
+    return ui(f"dags/{dag_id}/runs/{quote(run_id)}{task}{mapped}")

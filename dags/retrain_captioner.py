@@ -18,9 +18,10 @@ from datetime import timedelta
 from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import DAG, Param, task
 from airflow.sdk.exceptions import AirflowSkipException
+from pydantic import BaseModel
 
-from dags import notices
-from dags.assets import CHAMPION, DATASET
+from dags import notices, suggestions
+from dags.assets import CANDIDATE, CHAMPION, DATASET, FEATURES
 from dags.tasks import DEFAULT_ARGS, GPU, PipelineOperator, extract_features
 from pipeline.recipe import Recipe, Search
 from pipeline.settings import Settings
@@ -30,17 +31,33 @@ settings = Settings()
 PROMOTE, KEEP = "Promote", "Keep as a candidate"
 """What a person may answer."""
 
+VERSION = "{{ ti.xcom_pull(task_ids='train', key='version') }}"
+
+PAGES = {"Report": f"captions/models/{VERSION}/report", "Models": "captions/models"}
+"""What tasks link to, once there is a candidate."""
+
 ANSWER = "(ti.xcom_pull(task_ids='approval') or {})"
 """The answer in a template; empty where nobody was asked."""
 
-# The form shows the models' own fields: names, defaults, bounds and descriptions stand in one place.
-recipe_params, search_params = (
-    {
-        name: Param(field.pop("default"), section=section, **field)
-        for name, field in model.model_json_schema()["properties"].items()
-    }
-    for model, section in ((Recipe, "Recipe"), (Search, "Evaluation and promotion"))
-)
+BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+
+
+def params_of(model: type[BaseModel], section: str) -> dict[str, Param]:
+    """A model's fields for the form: their names, defaults, bounds and descriptions stand in one place, there."""
+    params = {}
+    for name, field in model.model_json_schema()["properties"].items():
+        bounds = ", ".join(f"{words} {field[bound]:g}" for bound, words in BOUNDS.items() if bound in field)
+        params[name] = Param(
+            field.pop("default"),
+            section=section,
+            title=field.pop("title").capitalize(),
+            description=field.pop("description") + (f" ({bounds})" if bounds else ""),
+            **field,
+        )
+    return params
+
+
+recipe_params, search_params = params_of(Recipe, "Recipe"), params_of(Search, "Evaluation and promotion")
 
 with DAG(
     dag_id="retrain_captioner",
@@ -58,7 +75,9 @@ with DAG(
             type="string",
             minLength=1,
             title="Captioned photographs",
-            description="Folder in the Flickr8k layout, or CSV or Parquet table (image, caption[, split]); path or URI",
+            examples=list(dict.fromkeys([settings.dataset, *suggestions.datasets()])),
+            description="Folder in the Flickr8k layout, or CSV or Parquet table (image, caption[, split]); path or "
+            "URI. Empty the field to choose a dataset that is in the store",
             section="Data",
         ),
         "min_count": Param(
@@ -73,6 +92,7 @@ with DAG(
             settings.encoder,
             type="string",
             minLength=1,
+            examples=list(dict.fromkeys([settings.encoder, "imagenet", "random"])),
             title="Image encoder",
             description="imagenet (ResNet50, weights downloaded), random (untrained, to try the pipeline), "
             "a .h5 file of ResNet50 weights, or a .keras model; path or URI",
@@ -97,10 +117,16 @@ with DAG(
         **search_params,
         "promotion": Param(
             "auto",
+            type="string",
             enum=["auto", "approve", "never"],
+            values_display={
+                "auto": "auto: through the gate",
+                "approve": "approve: when a person has said so",
+                "never": "never: the model stays a candidate",
+            },
             title="Promotion",
-            description="auto: through the gate; approve: when a person has seen its scores and captions beside the "
-            "champion's, under Required Actions; never: the model stays a candidate",
+            description="The gate is tolerance and floor, below. A person sees scores and captions beside the "
+            "champion's, under Required Actions",
             section="Evaluation and promotion",
         ),
         "tolerance": Param(
@@ -156,6 +182,9 @@ with DAG(
         # Where nothing is pending, no extraction runs.
         trigger_rule="none_failed",
         execution_timeout=timedelta(hours=24),
+        inlets=[DATASET, FEATURES],
+        outlets=[CANDIDATE],
+        pages={"Models": PAGES["Models"]},
     )
     evaluate = PipelineOperator(
         task_id="evaluate",
@@ -167,6 +196,8 @@ with DAG(
         ],
         pool=GPU,
         queue=GPU,
+        outlets=[CANDIDATE],
+        pages=PAGES,
     )
 
     @task.branch
@@ -177,7 +208,7 @@ with DAG(
     compare = PipelineOperator(task_id="compare", arguments=["compare", train.output["version"]], pool=GPU, queue=GPU)
     approval = HITLOperator(
         task_id="approval",
-        subject="Promote {{ ti.xcom_pull(task_ids='train', key='version') }}?",
+        subject=f"Promote {VERSION}?",
         body="{{ ti.xcom_pull(task_ids='compare', key='comparison') }}",
         options=[PROMOTE, KEEP],
         execution_timeout=None,
@@ -198,6 +229,8 @@ with DAG(
         queue=GPU,
         # Where nobody is asked, there is no answer.
         trigger_rule="none_failed_min_one_success",
+        inlets=[CANDIDATE],
+        pages=PAGES,
     )
 
     @task(outlets=[CHAMPION])

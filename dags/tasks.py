@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +13,7 @@ from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from dags.assets import FEATURES
+from dags.links import PageLink
 from pipeline.settings import PROJECT
 
 GPU = "gpu"
@@ -25,6 +26,9 @@ DEFAULT_ARGS = {
     "max_retry_delay": timedelta(minutes=10),
     "execution_timeout": timedelta(hours=1),
 }
+
+SHARD_NAME = "{{ ti.map_index + 1 }}: {{ task.summary or task.shard[:8] }}"
+"""How a mapped task is called: by its shard until it has succeeded, then by what it did."""
 
 BAD_INPUT = 2
 """The command's exit status for what no retry mends."""
@@ -42,15 +46,26 @@ class PipelineOperator(BaseOperator):
 
     :param arguments: the command and its options, templated; a mapped task may instead be given ``shard``
     :param shard: a last argument, by which a mapped task is named in the UI
+    :param pages: pages that the task links to, templated: paths on Airflow's server by what the button says
     """
 
-    template_fields: Sequence[str] = ("arguments", "shard")
+    template_fields: Sequence[str] = ("arguments", "shard", "pages")
     ui_color = "#e8f1fb"
 
-    def __init__(self, *, arguments: Sequence[Any], shard: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        arguments: Sequence[Any],
+        shard: str | None = None,
+        pages: Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.arguments = arguments
         self.shard = shard
+        self.pages = pages or {}
+        self.operator_extra_links = [PageLink(name) for name in self.pages]
+        self.summary: str | None = None
         self.hook = SubprocessHook()
 
     def execute(self, context: Context) -> Any:
@@ -63,6 +78,7 @@ class PipelineOperator(BaseOperator):
             raise self._error(finished, context)
         result = json.loads(finished.output)
         if isinstance(result, dict):
+            self.summary = result.get("summary")
             for outlet in self.outlets:
                 context["outlet_events"][outlet].extra = result
             for key, value in result.items():
@@ -91,7 +107,7 @@ def extract_features(shards: XComArg) -> MappedOperator:
         pool=GPU,
         queue=GPU,
         outlets=[FEATURES],
-        map_index_template="{{ task.shard }}",
+        map_index_template=SHARD_NAME,
     ).expand(shard=shards)
 
 

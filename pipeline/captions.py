@@ -45,7 +45,7 @@ def caption(shard: str, *, store: Bucket, search: Search, sidecars: bool) -> dic
     plan = plans.read(shard, store)
     if store.exists(plan.result):
         log.info("%s exists: nothing to do", store.url(plan.result))
-        return {"shard": shard, "images": 0}
+        return {"shard": shard, "images": 0, "summary": plans.summary(0, 0)}
     version, encoder_id = plan.about["version"], plan.about["encoder_id"]
     stopwatch = Stopwatch()
     readable = plan.images.filter(pc.field("status") == "ok")
@@ -89,8 +89,15 @@ def caption(shard: str, *, store: Bucket, search: Search, sidecars: bool) -> dic
     note = {"seconds": stopwatch.seconds, "profile": profile and profile.model_dump()}
     plans.write_note(shard, note, store)
     log.info("seconds: %s", stopwatch)
-    log.info("%s: %d captions, %d failed", store.url(plan.result), len(written), failed)
-    return {"shard": shard, "images": len(plan.images), "captioned": len(written), "failed": failed}
+    summary = plans.summary(len(plan.images), failed)
+    log.info("%s: %s", store.url(plan.result), summary)
+    return {
+        "shard": shard,
+        "images": len(plan.images),
+        "captioned": len(written),
+        "failed": failed,
+        "summary": summary,
+    }
 
 
 def read(version: str, store: Bucket, *, columns: Sequence[str]) -> pa.Table:

@@ -1,5 +1,7 @@
 """The command line. A command's log goes to standard error, its result, as one line of JSON, to standard output.
 
+Where the result is an object, ``summary`` says in a line what a person wants to know of it.
+
 Exit status 0 is success; 2 is bad input or configuration, which no retry mends; anything else may be tried again.
 Each command imports what it needs, so that the help answers at once.
 """
@@ -82,7 +84,17 @@ def ingest(
     from pipeline import dataset
 
     report = dataset.ingest(source, _store(), name=name, max_dropped_fraction=max_dropped_fraction, marks=marks)
-    _print(report.model_dump(exclude={"dropped_rows"}))
+    _print({**report.model_dump(exclude={"dropped_rows"}), "summary": str(report)})
+
+
+@app.command()
+def datasets(
+    limit: Annotated[int, typer.Option(min=1, help="how many, at most")] = 20,
+) -> None:
+    """List the URIs of the datasets in the store, the newest first."""
+    from pipeline import dataset
+
+    _print(dataset.newest(_store(), limit=limit))
 
 
 @app.command()
@@ -94,7 +106,7 @@ def vocabulary(
     from pipeline import examples
 
     uri, words = examples.count_words(dataset_uri, min_count=min_count)
-    _print({"vocabulary": uri, "words": len(words)})
+    _print({"vocabulary": uri, "words": len(words), "summary": f"{len(words):,} words"})
 
 
 @app.command()
@@ -150,7 +162,8 @@ def extract(shard: Shard) -> None:
 
     from pipeline import features
 
-    _print(asdict(features.extract(shard, store=_store())))
+    done = features.extract(shard, store=_store())
+    _print({**asdict(done), "summary": str(done)})
 
 
 @app.command()
@@ -179,13 +192,10 @@ def train(
         max_failed_fraction=read_settings().max_failed_fraction,
         tracking_uri=read_settings().tracking_uri,
     )
-    _print(
-        {
-            "version": model.version,
-            "best_epochs": [member.best_epoch for member in model.members],
-            "epochs": sum(len(member.epochs) for member in model.members),
-        }
-    )
+    best = [member.best_epoch for member in model.members]
+    epochs = sum(len(member.epochs) for member in model.members)
+    summary = f"{model.version}: {epochs} epochs, the best {', '.join(map(str, best))}"
+    _print({"version": model.version, "best_epochs": best, "epochs": epochs, "summary": summary})
 
 
 @app.command()
@@ -205,7 +215,14 @@ def evaluate(
         max_failed_fraction=settings.max_failed_fraction,
         tracking_uri=settings.tracking_uri,
     )
-    _print({"version": version, **metrics.summary, "report": _store().url(evaluation.report_key(version))})
+    _print(
+        {
+            "version": version,
+            **metrics.summary,
+            "report": _store().url(evaluation.report_key(version)),
+            "summary": f"{version}: {evaluation.in_words(metrics.summary)}",
+        }
+    )
 
 
 @app.command()
@@ -238,7 +255,7 @@ def consider(
         max_failed_fraction=settings.max_failed_fraction,
         answer=None if answer is None else registry.Answer(promote=answer, by=by),
     )
-    _print(decision.model_dump())
+    _print({**decision.model_dump(), "summary": str(decision)})
 
 
 @app.command()
@@ -377,7 +394,7 @@ def night_list(
         archive=nightly.Archive(archive),
         retry_failed=retry_failed,
     )
-    _print(listed)
+    _print({**listed, "summary": f"{listed['listed']:,} images, to be captioned by {listed['version']}"})
 
 
 @night.command("plan-extraction")
@@ -423,7 +440,7 @@ def night_publish(run: Run) -> None:
     record = nightly.publish(
         run, store=_store(), max_failed_fraction=settings.max_failed_fraction, drift_limit=settings.drift_limit
     )
-    _print(record)
+    _print({**record, "summary": nightly.summary(record)})
 
 
 def _store() -> "Bucket":

@@ -65,6 +65,11 @@ class IngestReport(BaseModel):
     dropped: dict[str, int]
     dropped_rows: tuple[Dropped, ...]
 
+    def __str__(self) -> str:
+        splits = ", ".join(f"{count:,} {split}" for split, count in self.images.items())
+        dropped = f", {len(self.dropped_rows):,} dropped" if self.dropped_rows else ""
+        return f"{sum(self.images.values()):,} images ({splits}), {self.captions:,} captions{dropped}"
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -194,6 +199,13 @@ def load(uri: str) -> Dataset:
         )
     _check_table(table, uri)
     return Dataset(about["name"], about["fingerprint"], table)
+
+
+def newest(store: Bucket, *, limit: int) -> list[str]:
+    """URIs of the datasets that ``ingest`` has written, the newest first."""
+    tables = [item for item in store.list("datasets/") if item.key.endswith("/dataset.parquet")]
+    tables.sort(key=lambda item: item.modified, reverse=True)
+    return [store.url(item.key) for item in tables[:limit]]
 
 
 def _is_dataset(source: str) -> bool:

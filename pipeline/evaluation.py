@@ -112,7 +112,7 @@ def evaluate(
         errors=count_errors(written["chosen"], references),
     )
     for name, found in metrics.scores.items():
-        log.info("%s: %s", name, ", ".join(f"{metric} {value:.3f}" for metric, value in found.corpus.items()))
+        log.info("%s: %s", name, in_words(found.corpus))
     album = _Album(test, written["chosen"], datasets.sources(test.table))
     page = render(_report(metrics, metadata, dataset.name, album))
     drift.save(drift.test_key(version), profile, store)
@@ -128,6 +128,11 @@ def evaluate(
         run.scores({name: found.corpus for name, found in metrics.scores.items()})
         run.page("report.html", page)
     return metrics
+
+
+def in_words(scores: Mapping[str, float]) -> str:
+    """Scores in a line for people."""
+    return ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
 
 
 def report_key(version: str) -> str:

@@ -156,12 +156,17 @@ class Extraction:
         images: how many there were to encode; none where it was done before.
         failed: how many of them could not be.
         images_per_second: by the clock, without loading the encoder.
+        encoder_id: of the encoder.
     """
 
     shard: str
     images: int
     failed: int
     images_per_second: float
+    encoder_id: str
+
+    def __str__(self) -> str:
+        return plans.summary(self.images, self.failed)
 
 
 def extract(shard: str, *, store: Bucket) -> Extraction:
@@ -171,7 +176,7 @@ def extract(shard: str, *, store: Bucket) -> Extraction:
     plan = plans.read(shard, store)
     if store.exists(plan.result):
         log.info("%s exists: nothing to do", store.url(plan.result))
-        return Extraction(shard, 0, 0, 0.0)
+        return Extraction(shard, 0, 0, 0.0, plan.about["encoder_id"])
     stopwatch = Stopwatch()
     with stopwatch.stage("load"):
         encoder = encoders.load(plan.about["encoder_id"], store)
@@ -194,8 +199,9 @@ def extract(shard: str, *, store: Bucket) -> Extraction:
         tables.write(table, plan.result, store)
     rate = len(rows) / max(time.monotonic() - start, 1e-9)
     plans.write_note(shard, {"seconds": stopwatch.seconds}, store)
-    done = Extraction(shard, len(rows), sum(error is not None for error in errors), round(rate, 2))
-    log.info("%s: %d images, %d failed, %.1f a second", shard, done.images, done.failed, rate)
+    failed = sum(error is not None for error in errors)
+    done = Extraction(shard, len(rows), failed, round(rate, 2), plan.about["encoder_id"])
+    log.info("%s: %s, %.1f a second", shard, done, rate)
     log.info("seconds, those of all threads added up: %s", stopwatch)
     return done
 

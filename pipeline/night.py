@@ -170,10 +170,7 @@ def publish(run: str, *, store: Bucket, max_failed_fraction: float, drift_limit:
         "finished_at": finished_at.isoformat(),
     }
     runs.finish(run, record, store)
-    log.info(
-        "%d images listed: %d captioned, %d failed, %d done before; features of %d extracted",
-        *(record[name] for name in ("listed", "captioned", "failed", "already_done", "extracted")),
-    )
+    log.info("%s", summary(record))
     for warning in warnings:
         log.warning("%s", warning)
     if len(missing):
@@ -184,6 +181,16 @@ def publish(run: str, *, store: Bucket, max_failed_fraction: float, drift_limit:
         )
     features.check_failures(failures, len(written), allowed_fraction=max_failed_fraction)
     return record
+
+
+def summary(record: Mapping[str, Any]) -> str:
+    """What a night's record says, in a line for people."""
+    warnings = f"; warnings: {len(record['warnings'])}" if record["warnings"] else ""
+    return (
+        f"{record['listed']:,} images listed = {record['captioned']:,} captioned + {record['failed']:,} failed + "
+        f"{record['already_done']:,} done before; features of {record['extracted']:,} extracted; "
+        f"model {record['version']}{warnings}"
+    )
 
 
 @dataclass(frozen=True)

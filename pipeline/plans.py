@@ -100,6 +100,13 @@ def claim(
         return [*taken_over, *(plan.shard for plan in new)]
 
 
+def summary(images: int, failed: int) -> str:
+    """What was done of a shard, for people."""
+    if not images:
+        return "done before"
+    return f"{images:,} images" + (f", {failed:,} failed" if failed else "")
+
+
 def open_shards(store: Bucket) -> set[str]:
     """All shards that are claimed and not done."""
     ledgers = [json.loads(store.get(item.key)) for item in store.list(LEDGERS)]

@@ -25,9 +25,15 @@ class Recipe(BaseModel):
     batch_size: int = Field(256, ge=1, le=65536, description="Captions in one step")
     learning_rate: float = Field(2e-3, gt=0, le=1, description="Adam's; decayed to zero over the epochs by a cosine")
     self_critical_epochs: int = Field(
-        0, ge=0, le=1000, description="Passes over the photographs that train for CIDEr itself, afterwards; 0 for none"
+        0,
+        ge=0,
+        le=1000,
+        title="Self-critical epochs",
+        description="Passes over the photographs that train for CIDEr itself, afterwards; 0 for none",
     )
-    self_critical_learning_rate: float = Field(2e-4, gt=0, le=1, description="Adam's in these; decayed likewise")
+    self_critical_learning_rate: float = Field(
+        2e-4, gt=0, le=1, title="Self-critical learning rate", description="Adam's in these; decayed likewise"
+    )
     members: int = Field(
         1, ge=1, le=32, description="Models trained from different seeds, whose predictions are averaged"
     )

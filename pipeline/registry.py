@@ -64,6 +64,10 @@ class Decision(BaseModel):
     version: str
     promoted: bool
     reason: str
+    scores: dict[str, float] = Field(description="on the test split, by their usual names")
+
+    def __str__(self) -> str:
+        return f"{self.version} {'is the new champion' if self.promoted else 'was not promoted'}: {self.reason}"
 
 
 def champion(store: Bucket) -> Champion:
@@ -123,14 +127,13 @@ def consider(
         )
     if promoted:
         promote(version, store, run=run, reason=reason)
-    log.info("%s %s: %s", version, "is the new champion" if promoted else "was not promoted", reason)
-    decision = Decision(version=version, promoted=promoted, reason=reason)
+    decision = Decision(version=version, promoted=promoted, reason=reason, scores=metrics.summary)
+    log.info("%s", decision)
     record = {
         "kind": KIND,
         **decision.model_dump(),
         "dataset": metrics.dataset,
         **runs.extracted(run, store),
-        "scores": metrics.summary,
         "finished_at": datetime.now(UTC).isoformat(),
     }
     runs.finish(run, record, store)

@@ -82,12 +82,7 @@ def _show_runs(console: Console, store: Bucket) -> None:
             markup=False,
         )
     for record, _ in zip(runs.finished(night.KIND, store), range(RUNS), strict=False):
-        console.print(
-            f"night {record['run']}: {record['listed']} images listed = {record['captioned']} captioned + "
-            f"{record['failed']} failed + {record['already_done']} done before; "
-            f"features of {record['extracted']} extracted",
-            markup=False,
-        )
+        console.print(f"night {record['run']}: {night.summary(record)}", markup=False)
         spent = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in record["seconds"].items())
         if spent:
             console.print(f"    {record['images_per_second']} images a second; seconds: {spent}", markup=False)

@@ -17,6 +17,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 COMMANDS = {
     "ingest": {"source", "--name", "--max-dropped-fraction", "--marks", "--no-marks"},
+    "datasets": {"--limit"},
     "vocabulary": {"dataset_uri", "--min-count"},
     "encoder": {"spec", "--views", "--no-views", "--int8"},
     "plan": {"dataset_uri", "encoder_id", "--run"},
@@ -163,7 +164,8 @@ def test_a_retraining_and_a_night(environment, result, command, toy_encoder):
     laid = result("demo-inbox", "--count", "3")
     assert laid == {"under": "toy/", "photographs": 3, "new": 3}
     assert result("demo-inbox", "--count", "3")["new"] == 0
-    assert result("night", "list", "n1") == {"listed": 3, "version": model["version"]}
+    night = result("night", "list", "n1")
+    assert (night["listed"], night["version"]) == (3, model["version"])
     # The inbox holds pictures of the dataset, but under other keys.
     for shard in result("night", "plan-extraction", "n1"):
         assert result("extract", shard)["failed"] == 0

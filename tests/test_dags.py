@@ -146,14 +146,51 @@ def test_the_form_shows_the_recipe(dag):
 
     for name, value in Recipe().model_dump().items():
         assert dag.params[name] == value
+    bounded = dag.params.get_param("learning_rate").description
+    assert bounded == f"{Recipe.model_fields['learning_rate'].description} (above 0, at most 1)"
     for name in dag.params:
         param = dag.params.get_param(name)
         assert param.description
         assert param.schema["title"]
         assert param.schema["section"]
-    for name, wrong in {"epochs": 0, "dropout": 1, "learning_rate": 0, "promotion": "maybe", "min_count": 1.5}.items():
+    refused = {"epochs": 0, "dropout": 1, "learning_rate": 0, "promotion": "maybe", "min_count": 1.5, "dataset": ""}
+    for name, wrong in refused.items():
         with pytest.raises(ParamValidationError):
             dag.params.get_param(name).resolve(wrong)
+
+
+@BOTH
+def test_choices_are_shown_in_words(dag):
+    """What is chosen from a list has words for each choice, which begin with the choice itself."""
+    for name in dag.params:
+        schema = dag.params.get_param(name).schema
+        if "enum" in schema:
+            words = schema["values_display"]
+            assert list(words) == schema["enum"]
+            assert all(text.startswith(f"{choice}: ") for choice, text in words.items())
+
+
+def test_assets_tell_who_makes_what_of_what(dagbag):
+    """Each asset is made by the tasks that make it, and is known to be read by those that read it."""
+    tasks = {f"{dag.dag_id}.{task.task_id}": task for dag in dagbag.dags.values() for task in dag.tasks}
+    made, read = (
+        {name: [asset.name for asset in getattr(task, kind)] for name, task in tasks.items() if getattr(task, kind)}
+        for kind in ("outlets", "inlets")
+    )
+    assert made == {
+        "retrain_captioner.ingest": ["captioning_dataset"],
+        "retrain_captioner.extract": ["image_features"],
+        "retrain_captioner.train": ["candidate_captioner"],
+        "retrain_captioner.evaluate": ["candidate_captioner"],
+        "retrain_captioner.announce": ["champion_captioner"],
+        "caption_new_images.extract": ["image_features"],
+        "caption_new_images.publish": ["image_captions"],
+    }
+    assert read == {
+        "retrain_captioner.train": ["captioning_dataset", "image_features"],
+        "retrain_captioner.consider": ["candidate_captioner"],
+        "caption_new_images.publish": ["champion_captioner", "image_features"],
+    }
 
 
 class TestOperator:
@@ -190,6 +227,30 @@ class TestOperator:
             outlets=[DATASET],
         )
         assert result == pushed == events[DATASET].extra == {"dataset": "uri", "images": 3}
+
+    def test_a_mapped_task_is_named_by_what_it_did(self, run):
+        """Until it has succeeded a mapped task is called by number and shard, then by number and summary."""
+        from jinja2 import Template
+
+        from dags.tasks import SHARD_NAME
+
+        run('print(\'{"summary": "2,000 images, 3 failed"}\')', shard="0123456789abcdef")
+        [operator] = run.operators
+        instance = SimpleNamespace(map_index=11)
+        assert Template(SHARD_NAME).render(ti=instance, task=operator) == "12: 2,000 images, 3 failed"
+        operator.summary = None
+        assert Template(SHARD_NAME).render(ti=instance, task=operator) == "12: 01234567"
+
+    def test_links_lead_to_pages_of_the_server(self, run, monkeypatch):
+        """A task has a button for each of its pages, whose address lies on Airflow's server, whatever its path."""
+        monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example.com/prefix/")
+        run("print(0)", pages={"Report": "captions/models/v1/report", "Models": "captions/models"})
+        [operator] = run.operators
+        assert {link.name: link.get_link(operator, ti_key=None) for link in operator.operator_extra_links} == {
+            "Report": "https://airflow.example.com/prefix/captions/models/v1/report",
+            "Models": "https://airflow.example.com/prefix/captions/models",
+        }
+        assert len({link.xcom_key for link in operator.operator_extra_links}) == 2
 
     def test_runs_with_the_connection(self, run):
         """The command's environment holds what the connection says beside Airflow's own."""
