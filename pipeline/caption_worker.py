@@ -163,6 +163,10 @@ class CaptionWorker:
                 if data is not None:
                     pipes.send(data, process.stdin)
                 message = pipes.receive(process.stdout)
+        except BaseException:
+            # An answer that nobody heard would be taken for the next picture's.
+            self._end()
+            raise
         finally:
             timer.cancel()
         if message is not None:

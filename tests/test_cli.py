@@ -170,7 +170,8 @@ def test_a_retraining_and_a_night(environment, result, command, toy_encoder):
     for shard in result("night", "plan-extraction", "n1"):
         assert result("extract", shard)["failed"] == 0
     for shard in result("night", "plan-captions", "n1", "--date", "2026-01-02"):
-        assert result("night", "caption", shard) == {"shard": shard, "images": 3, "captioned": 3, "failed": 0}
+        captioned = {"shard": shard, "images": 3, "captioned": 3, "failed": 0, "summary": "3 images"}
+        assert result("night", "caption", shard) == captioned
     assert result("night", "publish", "n1")["captioned"] == 3
     [shard] = store.list(f"captions/model={model['version']}/date=2026-01-02/")
     for row in tables.read(shard.key, store).to_pylist():

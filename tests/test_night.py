@@ -362,6 +362,7 @@ def test_a_step_repeated_after_it_was_done_changes_nothing(inbox, store):
         assert captions.caption(shard, store=store, search=Search(beam_width=2), sidecars=False) == {
             "shard": shard,
             "images": 0,
+            "summary": "done before",
         }
     # On another day, too, the run goes on in the partition that it began.
     write("n1", store, date="2026-01-03")
@@ -441,7 +442,7 @@ def test_a_crash_before_the_shard_is_written_leaves_no_row(inbox, store, trained
         publish("n1", store)
     assert list(runs.finished(nights.KIND, store)) == []
     done = captions.caption(shard, store=store, search=Search(beam_width=2), sidecars=True)
-    assert done == {"shard": shard, "images": 7, "captioned": 6, "failed": 1}
+    assert done == {"shard": shard, "images": 7, "captioned": 6, "failed": 1, "summary": "7 images, 1 failed"}
     assert identities(rows_in(store)) == photographs(inbox, trained.model.version)
 
 

@@ -17,7 +17,7 @@ import toy
 from PIL import Image
 from processes import gone
 
-from pipeline import on_demand, registry
+from pipeline import on_demand, pipes, registry
 from pipeline.caption_worker import (
     BadPictureError,
     BusyError,
@@ -174,6 +174,19 @@ def test_a_picture_that_hangs_is_given_up(worker, monkeypatch):
             patch.setattr(worker, "seconds", 0.5)
             worker.caption(data)
         assert gone([stopped])
+    assert colour(worker.caption(toy.picture("blue"))) == "blue"
+
+
+def test_an_answer_that_was_not_heard_is_nobodys(worker, monkeypatch):
+    """Where a caller is interrupted, the next picture has its own captions, and not those of the one before."""
+    worker.caption(toy.picture("red"))
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pipes, "receive", interrupt)
+        worker.caption(toy.picture("red"))
     assert colour(worker.caption(toy.picture("blue"))) == "blue"
 
 
