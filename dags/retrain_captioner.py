@@ -80,6 +80,13 @@ with DAG(
             "URI. Empty the field to choose a dataset that is in the store",
             section="Data",
         ),
+        "marks": Param(
+            True,
+            type="boolean",
+            title="Better captions",
+            description="Learn also from what people have written beside wrong captions in the gallery",
+            section="Data",
+        ),
         "min_count": Param(
             10,
             type="integer",
@@ -147,7 +154,11 @@ with DAG(
         ),
     },
 ) as dag:
-    ingest = PipelineOperator(task_id="ingest", arguments=["ingest", "{{ params.dataset }}"], outlets=[DATASET])
+    ingest = PipelineOperator(
+        task_id="ingest",
+        arguments=["ingest", "{{ params.dataset }}", "{{ '--marks' if params.marks else '--no-marks' }}"],
+        outlets=[DATASET],
+    )
     vocabulary = PipelineOperator(
         task_id="vocabulary",
         arguments=["vocabulary", ingest.output["dataset"], "--min-count", "{{ params.min_count }}"],
