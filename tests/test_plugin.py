@@ -8,7 +8,7 @@ import pytest
 import toy
 from test_gallery import row, write
 
-from pipeline import caption_worker, marks
+from pipeline import caption_worker, marks, runs
 from pipeline.images import MAX_BYTES
 from pipeline.serving import Answer, Scored
 from pipeline.storage import open_bucket
@@ -368,3 +368,25 @@ def test_the_server_loads_no_keras(airflow_home):
     """Nor does Airflow, which loads plugins in each of its parts, load the gallery before it is asked for."""
     found = subprocess.run([sys.executable, "-c", SERVE], capture_output=True, text=True, check=True).stdout
     assert found.splitlines()[-1] == "['Captions'] set() set()"
+
+
+def test_drift_is_plotted(visit, places):
+    """A dot a night and reference, what lies beyond the limit among them; warnings and errors stand in the table."""
+    store, _, _ = places
+    record = {
+        "kind": "caption_new_images", "version": "m1", "listed": 1200, "captioned": 3, "failed": 1, "already_done": 4,
+        "images_per_second": 2.5, "errors": {"the file is empty": 1}, "warnings": [],
+    }  # fmt: skip
+    apart = {"the model's test": {"features": 0.1, "failed": 0.0}}
+    runs.finish("n1", {**record, "drift": apart, "finished_at": "2026-01-01T02:10:00+00:00"}, store)
+    apart = {**apart, "earlier nights": {"features": -2.0, "failed": 0.0}}
+    second = {**record, "drift": apart, "finished_at": "2026-01-02T02:10:00+00:00", "warnings": [HOSTILE]}
+    runs.finish("n2", second, store)
+    text = visit("/nights").text
+    assert (text.count("<circle"), text.count(" beyond")) == (6, 1)
+    assert "2026-01-02: -2.00 from earlier nights" in text
+    assert 'href="./?night=2026-01-01"' in text
+    assert "night=2026-01-02" not in text, "nothing was written under this date"
+    assert "1,200" in text
+    assert "1 × the file is empty" in text
+    assert "<img src=x" not in text

@@ -165,7 +165,8 @@ def show_nights(request: Request, store: Store) -> HTMLResponse:
     """The last nights: what they counted, and how far each lay from the model's test and earlier nights."""
     records = gallery.nights(store, limit=NIGHTS)
     plots = {title: plot(figure, records[::-1], limit=Settings().drift_limit) for figure, title in FIGURES.items()}
-    return page(request, "nights.html", records=records, plots=plots)
+    written = {shard.night for shard in gallery.shards(store)}
+    return page(request, "nights.html", records=records, plots=plots, nights=written)
 
 
 @app.get("/models")

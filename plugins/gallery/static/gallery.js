@@ -73,9 +73,9 @@ function marking(form, body) {
   });
 }
 
-function trying(form, mark) {
-  const input = form.querySelector("input"), drop = form.querySelector(".drop"), preview = form.querySelector("img");
-  const state = form.querySelector(".state"), found = form.querySelector(".found");
+function trying(page, mark) {
+  const input = page.querySelector("input"), drop = page.querySelector(".drop"), preview = page.querySelector("img");
+  const state = page.querySelector(".state"), found = page.querySelector(".found");
   let picture = null, number = 0;
 
   function say(text, kind) {
@@ -89,7 +89,7 @@ function trying(form, mark) {
     found.querySelector("[data-copy]").dataset.copy = best.caption;
     found.querySelector(".alternatives").replaceChildren(...others.map((other) => {
       const item = document.createElement("li"), meter = document.createElement("meter");
-      meter.max = best.probability;
+      meter.max = Math.max(...answer.captions.map((each) => each.probability));
       meter.value = other.probability;
       item.append(meter, `${other.caption} (p ${other.probability.toPrecision(2)})`);
       return item;
@@ -100,7 +100,7 @@ function trying(form, mark) {
     mark.hidden = false;
     mark.reset();
     mark.querySelector("output").textContent = "";
-    mark.dataset.mark = `${form.dataset.marks}?${new URLSearchParams({ wrong: best.caption, version: answer.version })}`;
+    mark.dataset.mark = `${page.dataset.marks}?${new URLSearchParams({ wrong: best.caption, version: answer.version })}`;
   }
 
   async function caption(file) {
@@ -110,14 +110,14 @@ function trying(form, mark) {
     URL.revokeObjectURL(preview.src);
     preview.src = URL.createObjectURL(file);
     preview.hidden = false;
-    if (file.size > form.dataset.megabytes * 1e6) {
-      say(`The picture is larger than ${form.dataset.megabytes} MB: scale it down.`, "bad");
+    if (file.size > page.dataset.megabytes * 1e6) {
+      say(`The picture is larger than ${page.dataset.megabytes} MB: scale it down.`, "bad");
       return;
     }
     say("Looking at it …", "working");
     const slow = setTimeout(() => { if (mine === number) say("The model is loading: half a minute …", "working"); }, 3000);
     try {
-      const answer = await post(form.dataset.try, file);
+      const answer = await post(page.dataset.try, file);
       if (mine !== number) return; // another picture was chosen meanwhile
       say("", "");
       show(answer);
@@ -139,14 +139,13 @@ function trying(form, mark) {
     else say("That is no file: save the picture first, or copy and paste it.", "bad");
   });
   document.addEventListener("paste", (event) => { if (event.clipboardData.files.length) caption(event.clipboardData.files[0]); });
-  form.addEventListener("submit", (event) => event.preventDefault());
   marking(mark, () => picture);
 }
 
 document.addEventListener("DOMContentLoaded", () => {
   for (const form of document.querySelectorAll("form[data-mark]")) marking(form, () => null);
-  const form = document.querySelector("form[data-try]");
-  if (form) trying(form, document.querySelector("form.mark"));
+  const page = document.querySelector("[data-try]");
+  if (page) trying(page, page.querySelector("form.mark"));
   for (const image of document.querySelectorAll("img[data-missing]")) {
     const lost = () => {
       const note = document.createElement("p");
