@@ -73,6 +73,14 @@ function marking(form, body) {
   });
 }
 
+function probability(caption) {
+  const span = document.createElement("span");
+  span.className = "probability";
+  span.textContent = `p ${Math.exp(caption.log_prob).toFixed(2)}`;
+  span.title = `a word's probability, on average; that of the whole caption is ${caption.probability.toPrecision(2)}`;
+  return span;
+}
+
 function trying(page, mark) {
   const input = page.querySelector("input"), drop = page.querySelector(".drop"), preview = page.querySelector("img");
   const state = page.querySelector(".state"), found = page.querySelector(".found");
@@ -89,13 +97,12 @@ function trying(page, mark) {
     found.querySelector("[data-copy]").dataset.copy = best.caption;
     found.querySelector(".alternatives").replaceChildren(...others.map((other) => {
       const item = document.createElement("li"), meter = document.createElement("meter");
-      meter.max = Math.max(...answer.captions.map((each) => each.probability));
-      meter.value = other.probability;
-      item.append(meter, `${other.caption} (p ${other.probability.toPrecision(2)})`);
+      meter.value = Math.exp(other.log_prob);
+      item.append(meter, other.caption, " ", probability(other));
       return item;
     }));
     found.querySelector("h2").hidden = !others.length;
-    found.querySelector(".version").textContent = `p ${best.probability.toPrecision(2)} · ${answer.version}`;
+    found.querySelector(".version").replaceChildren(probability(best), ` · ${answer.version}`);
     found.hidden = false;
     mark.hidden = false;
     mark.reset();
