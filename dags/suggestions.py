@@ -9,7 +9,7 @@ from threading import Thread
 
 from airflow.sdk import get_parsing_context
 
-from dags.tasks import aws_environment
+from dags.connections import aws_environment
 from pipeline.settings import PROJECT, Settings
 
 PATIENCE = 5.0

@@ -5,7 +5,7 @@ import io
 import logging
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING
 
@@ -47,13 +47,19 @@ READ_SECONDS = 600.0
 
 
 class S3Bucket(Bucket):
-    """S3 or anything that speaks it. Endpoint, region and credentials come from boto3's usual environment."""
+    """S3 or anything that speaks it.
 
-    def __init__(self, uri: str) -> None:
+    Args:
+        uri: ``s3://bucket[/prefix]``.
+        environment: endpoint, region and credentials as the variables that boto3 reads; what is not in it boto3 looks
+            for in its usual places.
+    """
+
+    def __init__(self, uri: str, environment: Mapping[str, str] | None = None) -> None:
         super().__init__(uri)
         self.name, _, prefix = self.uri.removeprefix("s3://").partition("/")
         self.prefix = f"{prefix}/" if prefix else ""
-        self.client = _s3_client()
+        self.client = _s3_client(environment or {})
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=self.prefix + prefix)
@@ -236,7 +242,7 @@ class _RangeReader(io.RawIOBase):
         return bytes(data)
 
 
-def _s3_client() -> "S3Client":
+def _s3_client(environment: Mapping[str, str]) -> "S3Client":
     import boto3
     from botocore.config import Config
 
@@ -250,4 +256,13 @@ def _s3_client() -> "S3Client":
         connect_timeout=10,
         read_timeout=READ_TIMEOUT,
     )
-    return boto3.client("s3", config=config)
+    # What is None boto3 looks for itself.
+    return boto3.client(
+        "s3",
+        aws_access_key_id=environment.get("AWS_ACCESS_KEY_ID"),
+        aws_secret_access_key=environment.get("AWS_SECRET_ACCESS_KEY"),
+        aws_session_token=environment.get("AWS_SESSION_TOKEN"),
+        region_name=environment.get("AWS_DEFAULT_REGION"),
+        endpoint_url=environment.get("AWS_ENDPOINT_URL"),
+        config=config,
+    )

@@ -1,5 +1,6 @@
 """Buckets by their URI: a local folder (``file://``) or S3 (``s3://bucket/prefix``)."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -33,11 +34,14 @@ __all__ = [
 ]
 
 
-def open_bucket(uri: str) -> Bucket:
-    """The bucket at ``file:///folder`` (created on the first write), ``s3://bucket[/prefix]`` or a plain path."""
+def open_bucket(uri: str, environment: Mapping[str, str] | None = None) -> Bucket:
+    """The bucket at ``file:///folder`` (created on the first write), ``s3://bucket[/prefix]`` or a plain path.
+
+    ``environment`` says how S3 is reached, before this process's own (see ``S3Bucket``).
+    """
     scheme, separator, rest = uri.partition("://")
     if scheme == "s3" and rest.partition("/")[0]:
-        return S3Bucket(uri)
+        return S3Bucket(uri, environment)
     if scheme == "file" and rest.removeprefix("localhost").startswith("/"):
         return LocalBucket(Path(unquote(rest.removeprefix("localhost"))))
     if uri and not separator and not uri.startswith(("s3:", "file:")):

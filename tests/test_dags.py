@@ -297,7 +297,7 @@ class TestOperator:
         """Login, password, endpoint and region of aws_default are what boto3 finds in the command's environment."""
         import logging
 
-        from dags.tasks import aws_environment
+        from dags.connections import aws_environment
 
         monkeypatch.delenv("AIRFLOW_CONN_AWS_DEFAULT", raising=False)
         assert aws_environment(logging.getLogger()) == {}

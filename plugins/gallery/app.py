@@ -27,8 +27,8 @@ from pipeline.evaluation import report_key
 from pipeline.gallery import Filters
 from pipeline.images import MAX_BYTES, BadImageError
 from pipeline.settings import Settings
-from pipeline.storage import Bucket, ObjectNotFoundError, open_bucket
-from plugins.gallery import access
+from pipeline.storage import Bucket, ObjectNotFoundError
+from plugins.gallery import access, places
 from plugins.gallery.plots import plot
 
 log = logging.getLogger(__name__)
@@ -78,27 +78,11 @@ app = FastAPI(
     openapi_url=None,
 )
 
-worker = CaptionWorker()
+worker = CaptionWorker(environment=places.environment)
 
 pages = Environment(loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined)
 pages.filters["probability"] = lambda log_prob: f"{math.exp(log_prob):.2f}"
 pages.filters["query"] = lambda values: urlencode({name: value for name, value in values.items() if value})
-
-
-@cache
-def bucket(uri: str) -> Bucket:
-    """The bucket, opened once."""
-    return open_bucket(uri)
-
-
-def store() -> Bucket:
-    """The store of the deployment."""
-    return bucket(Settings().store)
-
-
-def inbox() -> Bucket:
-    """The inbox of the deployment."""
-    return bucket(Settings().inbox)
 
 
 @cache
@@ -107,8 +91,8 @@ def thumbnails(side: int) -> Thumbnails:
     return Thumbnails(side, seconds=10)
 
 
-Store = Annotated[Bucket, Depends(store)]
-Inbox = Annotated[Bucket, Depends(inbox)]
+Store = Annotated[Bucket, Depends(places.store)]
+Inbox = Annotated[Bucket, Depends(places.inbox)]
 
 
 @app.middleware("http")
