@@ -34,7 +34,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 # The server's own job queue is several processes that nothing here needs.
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION ?= false
 
-.PHONY: help demo up mlflow bench test stress lint lock clean
+.PHONY: help demo up mlflow bench test stress pictures lint lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
@@ -58,6 +58,10 @@ test: .venv/installed-dev  ## run all tests
 stress: .venv/installed-dev  ## the long forms of the tests that break things on purpose: an hour
 	@CAPTION_STRESS=1 $(BIN)/python -m pytest tests/test_kills.py tests/test_any_history.py --timeout 7200
 	@PYTHONPATH=$(ROOT):$(ROOT)/tests $(BIN)/python tests/fuzz.py
+
+pictures: .venv/installed-dev  ## take the pictures of docs/airflow.md anew, by the tests in a browser
+	@mkdir -p docs/pictures
+	@CAPTION_PICTURES=docs/pictures $(BIN)/python -m pytest tests/test_browser.py
 
 lint: .venv/installed-dev  ## check style, imports and types, and look the locked packages up among known vulnerabilities
 	@$(BIN)/ruff check .

@@ -117,7 +117,7 @@ def picture(page, name, **options):
     """Take a picture for the documentation, where they are wanted."""
     if folder := os.environ.get("CAPTION_PICTURES"):
         page.mouse.move(0, 0)
-        page.screenshot(path=Path(folder, f"{name}.png"), **options)
+        page.screenshot(path=Path(folder, f"{name}.jpg"), type="jpeg", quality=80, **options)
 
 
 def open_form(page, deployment):
@@ -246,8 +246,10 @@ def test_the_gallery_is_in_the_navigation(page, deployment):
     expect(cards).to_have_count(8)
     gallery.get_by_role("link", name="Newest").click()
     expect(cards).to_have_count(24)
-    cards.first.get_by_role("link").click()
+    cards.nth(3).get_by_role("link").click()
     expect(gallery.get_by_role("heading", name="What was said of it")).to_be_visible()
+    shown = gallery.locator("figure img")
+    page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=shown.element_handle())
     picture(page, "picture")
 
 
