@@ -94,7 +94,7 @@ def context(browser, deployment):
     page.fill("input[name=username]", "admin")
     page.fill("input[name=password]", json.loads(passwords.read_text())["admin"])
     page.keyboard.press("Enter")
-    page.get_by_role("link", name="Captions").wait_for()
+    page.get_by_role("link", name="Captions", exact=True).wait_for()
     page.close()
     yield context
     context.close()
@@ -118,6 +118,13 @@ def picture(page, name, **options):
     if folder := os.environ.get("CAPTION_PICTURES"):
         page.mouse.move(0, 0)
         page.screenshot(path=Path(folder, f"{name}.jpg"), type="jpeg", quality=80, **options)
+
+
+def assert_shown(image):
+    """Wait until a picture has loaded; it must be one."""
+    image.scroll_into_view_if_needed()
+    expect(image).to_have_js_property("complete", True)
+    assert image.evaluate("image => image.naturalWidth") > 0
 
 
 def open_form(page, deployment):
@@ -228,7 +235,7 @@ def test_a_new_champion_starts_a_night(deployment):
 def frame(page, deployment):
     """The gallery inside Airflow's own page."""
     page.goto(deployment.url)
-    page.get_by_role("link", name="Captions").click()
+    page.get_by_role("link", name="Captions", exact=True).click()
     return page.frame_locator("iframe[title=Captions]")
 
 
@@ -239,8 +246,7 @@ def test_the_gallery_is_in_the_navigation(page, deployment):
     expect(cards).to_have_count(24)
     expect(gallery.get_by_role("link", name="Airflow")).to_be_hidden()
     first = gallery.locator(".card img").first
-    first.scroll_into_view_if_needed()
-    page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=first.element_handle())
+    assert_shown(first)
     picture(page, "gallery")
     gallery.get_by_role("link", name="Older").click()
     expect(cards).to_have_count(8)
@@ -249,7 +255,7 @@ def test_the_gallery_is_in_the_navigation(page, deployment):
     cards.nth(3).get_by_role("link").click()
     expect(gallery.get_by_role("heading", name="What was said of it")).to_be_visible()
     shown = gallery.locator("figure img")
-    page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=shown.element_handle())
+    assert_shown(shown)
     picture(page, "picture")
 
 
@@ -278,7 +284,7 @@ def test_a_hostile_name_is_a_name(page, deployment):
     expect(page.get_by_role("heading", level=1)).to_have_text(HOSTILE)
     assert page.locator("main b").count() == 0
     shown = page.locator("figure img")
-    page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=shown.element_handle())
+    assert_shown(shown)
 
 
 def test_models_and_nights(page, deployment):

@@ -30,6 +30,7 @@ def test_every_target_has_a_line_of_help():
 
 
 def test_every_link_leads_somewhere():
-    """Files that the README links to are there."""
-    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", README):
-        assert (PROJECT / target).exists(), target
+    """Files that the README and the documents link to are there, pictures too."""
+    for page in (PROJECT / "README.md", *(PROJECT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), (page.name, target)
