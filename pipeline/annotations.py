@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.bucket import is_utf8
 from pipeline.errors import PipelineError
 from pipeline.storage import Bucket, StoredObject, open_bucket, open_object
 
@@ -175,7 +176,7 @@ def _read_table(bucket: Bucket, key: str) -> Annotations:
     for line, cells in rows(bucket, key):
         text = ", ".join(map(str, cells.values()))
         image, caption, split = (_text(cells.get(column)) for column in ("image", "caption", "split"))
-        if not _is_utf8(text):
+        if not is_utf8(text):
             annotations.drop(line, "not UTF-8", text)
         elif image is None or caption is None or (split is None and "split" in cells):
             annotations.drop(line, "malformed", text)
@@ -236,14 +237,6 @@ def _check_columns(names: list[str], table: str) -> None:
 
 def _text(cell: object) -> str | None:
     return cell.strip() if isinstance(cell, str) else None
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _printable(text: str) -> str:

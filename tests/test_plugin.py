@@ -14,7 +14,7 @@ from test_gallery import row, write
 from pipeline import caption_worker, marks, runs
 from pipeline.images import MAX_BYTES
 from pipeline.serving import Answer, Scored
-from pipeline.storage import open_bucket
+from pipeline.storage import LocalBucket, open_bucket
 from plugins.gallery import places as deployment
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&{{ 7*7 }}"
@@ -63,7 +63,7 @@ def visit(server, places):
     from starlette.testclient import TestClient
 
     app, token = server
-    with TestClient(app, base_url="http://127.0.0.1:8080") as client:
+    with TestClient(app, base_url="http://127.0.0.1:8080", raise_server_exceptions=False) as client:
 
         def ask(path, *, role="admin", method="GET", cookie=False, headers=None, **options):
             client.cookies.clear()
@@ -230,7 +230,7 @@ def test_uploads_are_bounded(visit, answering, monkeypatch):
     assert visit("/caption", method="POST", content=chunks()).status_code == 413
     monkeypatch.setattr(access, "UPLOAD_SECONDS", 0)
     assert visit("/caption", method="POST", content=b"x").status_code == 408
-    monkeypatch.setattr(access, "_uploads", asyncio.Semaphore(0))
+    monkeypatch.setattr(access, "_places", asyncio.Semaphore(0))
     answer = visit("/caption", method="POST", content=b"x")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "10")
     assert answering[1] == []
@@ -313,7 +313,7 @@ def test_a_thumbnail_keeps_its_shape(visit, places):
     answer = visit("/thumbnail", params={"key": "wide.png", "etag": etag})
     assert Image.open(io.BytesIO(answer.content)).size == (320, 160)
     assert "immutable" in answer.headers["cache-control"]
-    assert Image.open(io.BytesIO(visit("/thumbnail?key=wide.png&large=true").content)).size == (1280, 640)
+    assert Image.open(io.BytesIO(visit("/thumbnail?key=wide.png&whole=true").content)).size == (1280, 640)
     assert visit("/thumbnail", params={"key": "wide.png", "etag": "older"}).status_code == 404
 
 
@@ -338,6 +338,17 @@ def test_errors_have_pages(visit):
     page = visit("/?after=gone:1", headers={"Accept": "text/html"})
     assert (page.status_code, "pruned" in page.text) == (409, True)
     assert "night" in visit("/?night=x").json()["detail"]
+
+
+def test_a_store_that_is_down_has_a_page(visit, monkeypatch):
+    """It says so, and no more than that; the log has the rest."""
+    monkeypatch.setattr(LocalBucket, "list", lambda *_: (_ for _ in ()).throw(ConnectionError("10.0.0.7 is away")))
+    page = visit("/", headers={"Accept": "text/html"})
+    assert (page.status_code, "can't be read now" in html.unescape(page.text), "10.0.0.7" in page.text) == (
+        500,
+        True,
+        False,
+    )
 
 
 def test_a_report_is_shown_and_runs_nothing(visit, places):

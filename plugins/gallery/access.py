@@ -1,6 +1,7 @@
 """Who gets in, and with what: Airflow's login and permissions, posts from the gallery itself only, bounded uploads."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
@@ -12,8 +13,8 @@ from pipeline.images import MAX_BYTES, TOO_LARGE
 DAG_ID = "caption_new_images"
 """Who may see this DAG may see its captions, and who may trigger it may try a picture and mark captions."""
 
-UPLOADS = 4
-"""That are received at a time."""
+UPLOADS = 8
+"""That are received, captioned or kept at a time."""
 
 UPLOAD_SECONDS = 60
 """In which an upload must have come."""
@@ -30,7 +31,7 @@ def allows_acting(user: BaseUser) -> bool:
     )
 
 
-_uploads = asyncio.Semaphore(UPLOADS)
+_places = asyncio.Semaphore(UPLOADS)
 
 
 def from_here(request: Request) -> None:
@@ -48,26 +49,31 @@ def from_here(request: Request) -> None:
         raise HTTPException(status.HTTP_403_FORBIDDEN, "This was sent from another site: post from the page itself.")
 
 
-async def uploaded(request: Request) -> bytes:
-    """The body of a request: a picture, bounded in size and time.
+async def uploaded(request: Request) -> AsyncIterator[bytes]:
+    """The body of a request: a picture, bounded in size and time. Its place is kept until the request is answered.
 
     Raises:
         HTTPException: it is too large (413), came too slowly (408), or there are too many at once (503).
     """
-    if _uploads.locked():
+    if _places.locked():
         raise HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE, "Too many pictures at once: try again in a moment.")
-    data = bytearray()
-    async with _uploads:
+    async with _places:
         try:
             async with asyncio.timeout(UPLOAD_SECONDS):
-                async for chunk in request.stream():
-                    data += chunk
-                    if len(data) > MAX_BYTES:
-                        raise HTTPException(
-                            status.HTTP_413_CONTENT_TOO_LARGE, f"The picture can't be captioned: it is {TOO_LARGE}."
-                        )
+                data = await _bounded(request)
         except TimeoutError:
             raise HTTPException(
                 status.HTTP_408_REQUEST_TIMEOUT, f"The picture did not come within {UPLOAD_SECONDS} seconds."
             ) from None
+        yield data
+
+
+async def _bounded(request: Request) -> bytes:
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > MAX_BYTES:
+            raise HTTPException(
+                status.HTTP_413_CONTENT_TOO_LARGE, f"The picture can't be captioned: it is {TOO_LARGE}."
+            )
     return bytes(data)

@@ -5,7 +5,6 @@ All are behind Airflow's login. Addresses in pages are relative, so that they ho
 
 import logging
 import math
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -41,8 +40,6 @@ PAGE = 24
 NIGHTS = 60
 """Nights that are listed and plotted."""
 
-THUMBNAIL, LARGE = 320, 1280
-"""Pixels of the longer side, in a page of many pictures and on a picture's own page."""
 
 STATIC = {
     "gallery.css": "text/css",
@@ -80,15 +77,12 @@ app = FastAPI(
 
 worker = CaptionWorker(environment=places.environment)
 
+small, large = Thumbnails(320, seconds=10), Thumbnails(1280, seconds=10)
+"""For a page of many pictures, and for a picture's own page."""
+
 pages = Environment(loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined)
 pages.filters["probability"] = lambda log_prob: f"{math.exp(log_prob):.2f}"
 pages.filters["query"] = lambda values: urlencode({name: value for name, value in values.items() if value})
-
-
-@cache
-def thumbnails(side: int) -> Thumbnails:
-    """Processes that shrink pictures to a longest side."""
-    return Thumbnails(side, seconds=10)
 
 
 Store = Annotated[Bucket, Depends(places.store)]
@@ -185,12 +179,12 @@ def thumbnail(
     inbox: Inbox,
     key: Annotated[str, Query(min_length=1, max_length=1024)],
     etag: Annotated[str, Query(max_length=200)] = "",
-    large: bool = False,
+    whole: bool = False,
 ) -> Response:
     """A picture of the inbox, shrunk, as a JPEG."""
     try:
         data = inbox.get(key, etag=etag or None, limit=MAX_BYTES)
-        picture = thumbnails(LARGE if large else THUMBNAIL).thumbnail(data)
+        picture = (large if whole else small).thumbnail(data)
     except (PipelineError, BadImageError):
         raise HTTPException(status.HTTP_404_NOT_FOUND, "The picture is gone, or can't be shown.") from None
     # What has this etag never changes.
@@ -288,6 +282,13 @@ async def refuse_store(request: Request, error: PipelineError) -> Response:
     """The same for what a person has to mend in the store."""
     log.warning("%s: %s", request.url.path, error)
     return await refuse(request, HTTPException(status.HTTP_409_CONFLICT, str(error)))
+
+
+@app.exception_handler(Exception)
+async def fail(request: Request, error: Exception) -> Response:
+    """The same for what nobody expected: a store that can't be reached, for one. The log has all of it."""
+    detail = f"The store can't be read now, or something else went wrong ({type(error).__name__}): try again later."
+    return await refuse(request, HTTPException(status.HTTP_500_INTERNAL_SERVER_ERROR, detail))
 
 
 def page(request: Request, template: str, **values: Any) -> HTMLResponse:
