@@ -59,6 +59,15 @@ def scale() -> dict[str, float]:
     return {"plan_1m_seconds": found[-1]["seconds"], "plan_1m_peak_mb": found[-1]["peak_mb"]}
 
 
+def gallery() -> dict[str, float]:
+    """Pages of the gallery among a million captions, against reading them all."""
+    from benchmarks.gallery import CAPTIONS, measure
+
+    found = measure(CAPTIONS[-1], rounds=ROUNDS)
+    names = ("first_page", "rare_word", "picture", "usual_first_page")
+    return {f"gallery_{name}_1m_seconds": found[name] for name in names}
+
+
 def night() -> dict[str, float]:
     """A whole night in Airflow, against the extraction of its pictures."""
     from benchmarks.night import night
@@ -78,6 +87,7 @@ MEASUREMENTS: dict[str, Callable[[], dict[str, float]]] = {
     "training": training,
     "decoding": decoding,
     "scale": scale,
+    "gallery": gallery,
     "night": night,
     "onnx": onnx,
     "gpu": gpu,
