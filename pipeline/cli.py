@@ -308,6 +308,15 @@ def prune(
 
 
 @app.command()
+def copy(target: Annotated[str, typer.Argument(help="where to: file:///folder or s3://bucket/prefix")]) -> None:
+    """Copy the store, while it is worked on, as a backup; from the backup, set as the store, it restores one."""
+    from pipeline import backup
+    from pipeline.storage import open_bucket
+
+    _print(backup.copy(_store(), open_bucket(target)).model_dump())
+
+
+@app.command()
 def caption(
     pictures: Annotated[
         list[str], typer.Argument(help="paths or URIs of pictures, or of folders; an S3 folder ends in /")

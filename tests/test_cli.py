@@ -18,6 +18,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 COMMANDS = {
     "ingest": {"source", "--name", "--max-dropped-fraction", "--marks", "--no-marks"},
     "datasets": {"--limit"},
+    "copy": {"target"},
     "vocabulary": {"dataset_uri", "--min-count"},
     "encoder": {"spec", "--views", "--no-views", "--int8"},
     "plan": {"dataset_uri", "encoder_id", "--run"},
