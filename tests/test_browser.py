@@ -17,7 +17,7 @@ from benchmarks.night import airflow
 from pipeline import demo_data, marks, registry, runs
 from pipeline.storage import open_bucket
 
-HOSTILE = "<b onmouseover=alert(1)>bold</b> & 100%.jpg"
+HOSTILE = "strange/<b onmouseover=alert(1)>bold</b> & 100%.jpg"
 
 RUN_SECONDS = 600
 
