@@ -1,7 +1,9 @@
 """Captions page by page, the newest nights first, and what else there is to show: models and nights.
 
 A page reads as many shards as it takes to fill it, so that with a million captions the first is as quick as with a
-thousand. A search that finds little stops after a while and says from where it goes on.
+thousand. A shard is small and fetched by one request; of it, only the columns that the filters need are decoded, and
+the others where there is something to show. A search that finds little stops after a while and says from where it goes
+on.
 """
 
 import re
@@ -31,6 +33,9 @@ READERS = 8
 
 COLUMNS = ["image_key", "image_etag", "caption", "log_prob", "status", "error", "model_version", "captioned_at"]
 
+SEARCHED = ["caption", "image_key", "error"]
+"""Columns in one of which a word must occur."""
+
 _SHARD = re.compile(r"captions/model=(?P<version>[^/]+)/date=(?P<night>\d{4}-\d\d-\d\d)/[^/]+\.parquet")
 
 
@@ -43,7 +48,7 @@ class Filters(BaseModel):
     night: str = Field("", pattern=r"^(\d{4}-\d\d-\d\d)?$", description="the partition")
     version: str = Field("", max_length=200, description="of the model")
     status: Literal["", "ok", "failed"] = ""
-    unsure: float | None = Field(None, ge=0, le=1, description="a word's probability, on average, is below this")
+    unsure: float | None = Field(None, gt=0, le=1, description="a word's probability, on average, is below this")
     image: str = Field("", max_length=1024, description="key of the only picture")
 
 
@@ -104,26 +109,34 @@ def page(
         for shard in found[first:]
         if shard.night == (filters.night or shard.night) and shard.version == (filters.version or shard.version)
     ]
-    if rest and after and rest[0] != found[first]:
-        seen = 0
     deadline = time.monotonic() + seconds
-    passing = _passing(filters)
+    passing, needed = _passing(filters)
     rows: list[dict[str, Any]] = []
 
-    def read(shard: Shard) -> pa.Table:
-        table = tables.read(shard.key, store, columns=COLUMNS)
-        return table.append_column("row", pa.array(range(len(table)), pa.int64())).filter(passing)
+    def read(shard: Shard) -> list[dict[str, Any]]:
+        """The first of its rows that pass, one more than a page holds, with their numbers."""
+        try:
+            file = tables.fetch(shard.key, store)
+        except ObjectNotFoundError:  # pruned since it was listed
+            return []
+        unseen = pc.field("number") >= (seen if shard == found[first] else 0)
+        numbered = file.read(columns=needed).append_column("number", pa.arange(0, file.metadata.num_rows))
+        numbers = numbered.filter(passing & unseen)["number"].slice(0, size + 1)
+        if not len(numbers):
+            return []
+        found_rows: list[dict[str, Any]] = (
+            file.read(columns=COLUMNS).take(numbers).append_column("number", numbers).to_pylist()
+        )
+        return found_rows
 
     with ThreadPoolExecutor(READERS) as pool:
         for batch in _growing(rest):
-            for shard, table in zip(batch, pool.map(read, batch), strict=True):
-                left = table.filter(pc.field("row") >= seen)
-                seen = 0
-                taken = left.slice(0, size - len(rows)).to_pylist()
+            for shard, left in zip(batch, pool.map(read, batch), strict=True):
+                taken = left[: size - len(rows)]
                 rows += [{**row, "night": shard.night} for row in taken]
                 if len(rows) == size:
                     more = len(taken) < len(left) or shard != rest[-1]
-                    return Page(rows, f"{shard.key}:{taken[-1]['row'] + 1}" if more else None)
+                    return Page(rows, f"{shard.key}:{taken[-1]['number'] + 1}" if more else None)
             if time.monotonic() > deadline and batch[-1] != rest[-1]:
                 following = rest[rest.index(batch[-1]) + 1]
                 return Page(rows, f"{following.key}:0", searched_to=batch[-1].night)
@@ -182,22 +195,26 @@ def _position(found: Sequence[Shard], after: str) -> tuple[int, int]:
     return places[0], int(row)
 
 
-def _passing(filters: Filters) -> pc.Expression:
-    """Which rows pass what does not depend on the shard."""
-    passing = pc.scalar(True)
+def _passing(filters: Filters) -> tuple[pc.Expression, list[str]]:
+    """Which rows pass what does not depend on the shard, and the columns that are needed to say so."""
+    passing, needed = pc.scalar(True), set()
     if filters.image:
         passing &= pc.field("image_key") == filters.image
+        needed |= {"image_key"}
     if filters.status:
         passing &= pc.field("status") == filters.status
+        needed |= {"status"}
     if filters.unsure is not None:
         passing &= pc.exp(pc.field("log_prob")) < filters.unsure
+        needed |= {"log_prob"}
     for word in filters.words.split():
         anywhere = pc.scalar(False)
-        for column in ("caption", "image_key", "error"):
+        for column in SEARCHED:
             occurs = pc.match_substring(pc.field(column), word, ignore_case=True)
             anywhere |= pc.coalesce(occurs, pc.scalar(False))
         passing &= anywhere
-    return passing
+        needed |= set(SEARCHED)
+    return passing, sorted(needed)
 
 
 def _growing(items: Sequence[Shard]) -> Iterator[Sequence[Shard]]:

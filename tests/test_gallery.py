@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from pipeline import captions, gallery, tables
 from pipeline.errors import PipelineError
@@ -142,6 +143,70 @@ def test_a_long_search_says_how_far_it_came(tmp_path):
     found = gallery.page(gallery.shards(store), Filters(words="zebra"), store=store, size=3, seconds=0.0)
     assert (found.rows, found.searched_to) == ([], "2026-01-05")
     assert found.after == "captions/model=m1/date=2026-01-04/s.parquet:0"
+
+
+def test_a_page_reads_what_it_shows(s3_bucket_name):
+    """A first page costs S3 a listing and one shard, a later one begins at its own shard, a search takes each once."""
+    store = open_bucket(f"s3://{s3_bucket_name}/archive")
+    for night in range(1, 29):
+        write(store, [row(f"{night}-{number}") for number in range(5)], night=f"2026-01-{night:02}", shard="s")
+    requests = []
+    store.client.meta.events.register("before-send.s3", lambda request, **_: requests.append(request.url))
+
+    def ask(filters, after="", seconds=60.0):
+        requests.clear()
+        found = gallery.page(gallery.shards(store), filters, store=store, size=3, after=after, seconds=seconds)
+        return [each["image_key"] for each in found.rows], len(requests) - 1
+
+    assert ask(Filters()) == (["28-0", "28-1", "28-2"], 1)
+    assert ask(Filters(), "captions/model=m1/date=2026-01-03/s.parquet:1") == (["3-1", "3-2", "3-3"], 1)
+    assert ask(Filters(night="2026-01-05")) == (["5-0", "5-1", "5-2"], 1)
+    assert ask(Filters(words="zebra")) == ([], 28)
+    assert ask(Filters(words="zebra"), seconds=0.0) == ([], 1)
+
+
+def test_shards_that_go_meanwhile(bucket):
+    """What is pruned after it was listed is passed over, and hides nothing of the shard that follows it."""
+    for night in (1, 2, 3):
+        write(bucket, [row(f"{night}-{number}") for number in range(3)], night=f"2026-01-0{night}", shard="s")
+    listed = gallery.shards(bucket)
+    bucket.delete(listed[1].key)
+    for after, expected in (("", ["3-0", "3-1", "3-2", "1-0"]), (f"{listed[1].key}:2", ["1-0", "1-1", "1-2"])):
+        found = gallery.page(listed, Filters(), store=bucket, size=4, after=after)
+        assert [each["image_key"] for each in found.rows] == expected
+
+
+def test_other_filters_from_the_same_place(tmp_path):
+    """Where the shard at which the page before ended does not pass, the next that does is shown from its first row."""
+    store = open_bucket(str(tmp_path))
+    write(store, [row("a"), row("b")], night="2026-01-02", shard="s", version="m2")
+    write(store, [row("c"), row("d", error="bad")], night="2026-01-01", shard="s")
+    listed = gallery.shards(store)
+    after = gallery.page(listed, Filters(), store=store, size=1).after
+    for filters, expected in (
+        ({}, ["b", "c", "d"]),
+        ({"version": "m1"}, ["c", "d"]),
+        ({"night": "2026-01-01"}, ["c", "d"]),
+        ({"status": "failed"}, ["d"]),
+        ({"version": "m2"}, ["b"]),
+        ({"night": "2026-01-03"}, []),
+    ):
+        found = gallery.page(listed, Filters(**filters), store=store, size=9, after=after)
+        assert ([each["image_key"] for each in found.rows], found.after) == (expected, None)
+
+
+def test_a_shard_that_can_not_be_read(bucket):
+    """It is named, instead of captions that are silently missing."""
+    bucket.put("captions/model=m1/date=2026-01-01/s.parquet", b"nothing")
+    with pytest.raises(PipelineError, match=r"date=2026-01-01/s\.parquet is no Parquet file"):
+        gallery.page(gallery.shards(bucket), Filters(), store=bucket, size=1)
+
+
+@pytest.mark.parametrize("limit", [0, -0.1, 1.1, float("nan")])
+def test_limits_that_are_no_probability(limit):
+    """None is below 0, so that is no filter either: a link to the next page would leave it out."""
+    with pytest.raises(ValidationError, match="unsure"):
+        Filters(unsure=limit)
 
 
 @pytest.mark.parametrize(

@@ -368,6 +368,13 @@ def test_filters_of_a_form_come_through(visit):
     assert "Nothing found" in visit("/?unsure=0.01").text
 
 
+def test_the_end_of_the_pages(visit):
+    """Where a full page was the last, the next does not say that nothing was found at all."""
+    end = {"words": "ball", "after": "captions/model=m1/date=2026-01-01/s.parquet:1"}
+    page = visit("/", params=end).text
+    assert ("No older caption passes" in page, "No caption passes" in page) == (True, False)
+
+
 SERVE = """
 import sys
 from airflow.plugins_manager import get_fastapi_plugins
