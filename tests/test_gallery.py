@@ -14,8 +14,6 @@ from pipeline.errors import PipelineError
 from pipeline.gallery import Filters
 from pipeline.storage import open_bucket
 
-read = tables.read
-
 
 def row(key, caption="a dog", *, log_prob=-1.0, error=None, version="m1"):
     """A row of captions."""
@@ -88,24 +86,6 @@ def test_filters(bucket):
     assert keys(bucket, words="dog", night="2026-01-02", status="ok") == ["dogs/1.jpg"]
     assert keys(bucket, words="%") == keys(bucket, words=".*") == keys(bucket, version="m3") == []
     assert keys(bucket, image="cats/1.jpg") == ["cats/1.jpg"]
-
-
-def test_a_page_reads_no_more_shards_than_it_takes(tmp_path, monkeypatch):
-    """The first that fills a page is the last that is read; of other nights and models none is."""
-    store = open_bucket(str(tmp_path))
-    for night in range(1, 9):
-        write(store, [row("a"), row("b")], night=f"2026-01-0{night}", shard="s", version=f"m{night % 2}")
-    opened = []
-    monkeypatch.setattr(tables, "read", lambda key, *rest, **more: opened.append(key) or read(key, *rest, **more))
-    gallery.page(gallery.shards(store), Filters(), store=store, size=2)
-    assert opened == ["captions/model=m0/date=2026-01-08/s.parquet"]
-    opened.clear()
-    found = gallery.page(gallery.shards(store), Filters(version="m1"), store=store, size=2)
-    gallery.page(gallery.shards(store), Filters(version="m1"), store=store, size=2, after=found.after)
-    assert opened == [f"captions/model=m1/date=2026-01-0{night}/s.parquet" for night in (7, 7, 5, 3)]
-    opened.clear()
-    gallery.page(gallery.shards(store), Filters(night="2026-01-02"), store=store, size=100)
-    assert opened == ["captions/model=m0/date=2026-01-02/s.parquet"]
 
 
 @settings(max_examples=60, deadline=None)
