@@ -59,6 +59,24 @@ def scale() -> dict[str, float]:
     return {"plan_1m_seconds": found[-1]["seconds"], "plan_1m_peak_mb": found[-1]["peak_mb"]}
 
 
+def gallery() -> dict[str, float]:
+    """The gallery's pages over a million captions, against reading all of them into pandas."""
+    from benchmarks.gallery import CAPTIONS, measure
+
+    found = measure(CAPTIONS[-1], ROUNDS)
+    return {
+        "gallery_first_page_1m_seconds": found["first_page_seconds"],
+        "gallery_first_page_1m_over_pandas": found["usual_first_page_seconds"] / found["first_page_seconds"],
+        "gallery_deep_page_1m_seconds": found["deep_page_seconds"],
+        "gallery_search_1m_seconds": found["search_seconds"],
+        "gallery_search_1m_over_pandas": found["usual_search_seconds"] / found["search_seconds"],
+        "gallery_picture_1m_seconds": found["picture_seconds"],
+        "gallery_1m_added_mb": found["added_mb"],
+        "gallery_1m_added_mb_pandas": found["usual_added_mb"],
+        "gallery_spread": found["spread"],
+    }
+
+
 def night() -> dict[str, float]:
     """A whole night in Airflow, against the extraction of its pictures."""
     from benchmarks.night import night
@@ -78,6 +96,7 @@ MEASUREMENTS: dict[str, Callable[[], dict[str, float]]] = {
     "training": training,
     "decoding": decoding,
     "scale": scale,
+    "gallery": gallery,
     "night": night,
     "onnx": onnx,
     "gpu": gpu,
