@@ -1,127 +1,198 @@
-"""Pages of the gallery in a store that has grown large, against reading all captions and sorting them with pandas.
+"""The gallery over an archive that has grown large: its pages by the clock, against reading everything into pandas.
 
     python -m benchmarks.gallery [CAPTIONS ...]
 
-The captions are those of nights of 2,500 pictures, by two models. A page is what the library makes of it, from the
-listing of the shards on; a search that goes on begins anew each time. Medians of several rounds, on a local disk.
+The archive is as 300 nights leave it: a shard a night, and at the half of them a new champion, which captions all that
+there is anew in shards of at most 10,000 rows. Pages are asked of Airflow's API server, in a process of its own: with a
+login, with Airflow's checks of it, rendered to HTML. Only the network and the thumbnails are left out.
+
+The usual way is that of a notebook or a small web app: all captions into a data frame, then what pandas has.
 """
 
 import argparse
+import hashlib
 import json
-import random
-import statistics
+import os
+import subprocess
+import sys
 import tempfile
-import time
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from urllib.parse import urlencode
 
-import pandas as pd
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
+from benchmarks.measure import alternate, peak, spread, wall
 from pipeline import captions, gallery, tables
-from pipeline.gallery import Filters
 from pipeline.storage import Bucket, open_bucket
 
 CAPTIONS = (10_000, 100_000, 1_000_000)
-NIGHT = 2_500
-PAGE = 24
-RARE = "xylophone"
-"""A word of one caption only, of the oldest night."""
+NIGHTS = 300
+FIRST_NIGHT = date(2026, 1, 1)
+SHARD_SIZE = 10_000
+FAILED = 100
+"""One picture in so many could not be read."""
 
-WORDS = (
-    ("a man", "a woman", "two dogs", "a child", "a group of people", "a brown dog"),
-    ("runs", "sits", "jumps", "stands", "plays", "rides a bike"),
-    ("on the beach", "in the water", "on the grass", "in a park", "on a street", "in the snow"),
-)
+OLD, NEW = "20260101T020000-aaaaaaaa", "20260531T020000-bbbbbbbb"
+"""The champion of the first half of the nights, and that of the second."""
+
+SUBJECTS = ("a man", "two dogs", "a little girl", "a group of people", "a brown dog", "a boy in a red shirt", "a woman")
+DOES = ("is standing", "runs", "jumps", "is sitting", "plays", "is climbing", "walks", "looks at the camera")
+PLACES = ("on the grass", "in the snow", "on a bench", "at the beach", "in front of a building", "over a fence")
+COMMON, RARE, NOWHERE = "snow", "zebra", "xylophone"
+"""In a caption of six, in the oldest only, and in none."""
 
 
 def main() -> None:
-    """Measure each size, and print a line of JSON for each."""
+    """Measure each size in a process of its own, and print a line of JSON for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("captions", nargs="*", type=int, default=CAPTIONS)
-    for count in parser.parse_args().captions:
-        print(json.dumps(measure(count, rounds=5)), flush=True)  # noqa: T201 - it is a program for a terminal
+    for size in parser.parse_args().captions:
+        print(json.dumps(measure(size)), flush=True)  # noqa: T201 - it is a program for a terminal
 
 
-def measure(count: int, *, rounds: int) -> dict[str, float]:
-    """Seconds of the pages, and of the usual way to the first."""
+def measure(size: int, rounds: int = 5) -> dict[str, float]:
+    """Seconds of each page and of the usual way, and the memory that they add to the server's, in MB."""
     with tempfile.TemporaryDirectory() as folder:
-        store = open_bucket(folder)
-        prepare(store, count)
-        asked: dict[str, Callable[[], object]] = {
-            "first_page": lambda: first(store, Filters()),
-            "failed": lambda: first(store, Filters(status="failed")),
-            "unsure": lambda: first(store, Filters(unsure=0.2)),
-            "word": lambda: first(store, Filters(words="beach")),
-            "rare_word": lambda: everything(store, Filters(words=RARE)),
-            "picture": lambda: gallery.pictures_captions(key(0, 0), store=store),
-            "usual_first_page": lambda: usual(folder),
+        prepare(open_bucket(f"{folder}/store"), size)
+        environment = {
+            **os.environ,
+            "AIRFLOW_HOME": f"{folder}/airflow",
+            "AIRFLOW__CORE__PLUGINS_FOLDER": str(Path(__file__).resolve().parents[1] / "plugins"),
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "AIRFLOW__LOGGING__LOGGING_LEVEL": "ERROR",
+            "CAPTION_STORE": f"{folder}/store",
+            "CAPTION_INBOX": f"{folder}/inbox",
         }
-        seconds: dict[str, list[float]] = {name: [] for name in asked}
-        for _ in range(rounds):
-            for name, ask in asked.items():
-                start = time.perf_counter()
-                if not ask():
-                    raise RuntimeError(f"{name} found nothing.")
-                seconds[name].append(time.perf_counter() - start)
-    return {"captions": count, **{name: round(statistics.median(found), 4) for name, found in seconds.items()}}
+        migrate = [Path(sys.executable).with_name("airflow"), "db", "migrate"]
+        subprocess.run(migrate, env=environment, check=True, stdout=subprocess.DEVNULL)
+        command = [sys.executable, "-c", f"from benchmarks.gallery import work; work({rounds})"]
+        printed = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+        return {"captions": size, **json.loads(printed.splitlines()[-1])}
 
 
-def prepare(store: Bucket, count: int) -> None:
-    """Write so many captions, a shard a night."""
-    rng = random.Random(0)
-    for night in range(count // NIGHT):
-        version = f"v{2 * night * NIGHT // count}"
-        taken = datetime(2024, 1, 1, 2, tzinfo=UTC) + timedelta(days=night)
-        rows = [row(night, number, version, taken, rng) for number in range(NIGHT)]
-        if night == 0:
-            rows[-1]["caption"] = f"a man plays the {RARE}"
-            rows[-1]["status"], rows[-1]["error"] = "ok", None
-        table = pa.Table.from_pylist(rows, schema=captions.SCHEMA)
-        tables.write(table, f"captions/model={version}/date={taken:%Y-%m-%d}/{rng.randbytes(8).hex()}.parquet", store)
+def prepare(store: Bucket, size: int) -> None:
+    """Write the shards of ``size`` captions."""
+    pictures = size * 2 // 3
+    nightly = np.array_split(np.arange(pictures), NIGHTS)
+    rng = np.random.default_rng(0)
+    for number, pictures_of_night in enumerate(nightly):
+        old = number < NIGHTS // 2
+        write(store, pictures_of_night, number, OLD if old else NEW, rng)
+        if number == NIGHTS // 2:
+            archive = np.concatenate(nightly[:number])
+            for part in np.array_split(archive, -(-len(archive) // SHARD_SIZE)):
+                write(store, part, number, NEW, rng)
 
 
-def row(night: int, number: int, version: str, taken: datetime, rng: random.Random) -> dict[str, object]:
-    """A caption, or one time in a hundred a failure."""
-    failed = number % 100 == 0
-    return {
-        "image_key": key(night, number),
-        "image_etag": rng.randbytes(8).hex(),
-        "caption": None if failed else " ".join(map(rng.choice, WORDS)),
-        "log_prob": None if failed else rng.gauss(-1, 0.3),
-        "status": "failed" if failed else "ok",
-        "error": "the file is empty" if failed else None,
-        "model_version": version,
-        "encoder_id": "encoder-0",
-        "captioned_at": taken,
+def write(store: Bucket, pictures: npt.NDArray[np.int64], number: int, version: str, rng: np.random.Generator) -> None:
+    """Write a shard: what a model says of these pictures in a night."""
+    night = FIRST_NIGHT + timedelta(number)
+    failed = pictures % FAILED == FAILED - 1
+    words = zip(*(rng.choice(part, len(pictures)) for part in (SUBJECTS, DOES, PLACES)), strict=True)
+    said = [
+        f"{' '.join(each)}{f' by a {RARE}' if picture == 0 and version == OLD else ''}"
+        for picture, each in zip(pictures, words, strict=True)
+    ]
+    table = pa.table(
+        [
+            [key(picture) for picture in pictures.tolist()],
+            [hashlib.md5(b"%d" % picture, usedforsecurity=False).hexdigest() for picture in pictures.tolist()],
+            pa.array(said, pa.string(), mask=failed),
+            pa.array(rng.normal(-0.9, 0.3, len(pictures)).clip(max=0), pa.float32(), mask=failed),
+            np.where(failed, "failed", "ok"),
+            pa.array(["the image is truncated"] * len(pictures), pa.string(), mask=~failed),
+            [version] * len(pictures),
+            ["resnet50-0123456789abcdef"] * len(pictures),
+            [datetime(night.year, night.month, night.day, 2, tzinfo=UTC)] * len(pictures),
+        ],
+        schema=captions.SCHEMA,
+    )
+    name = hashlib.sha256(b"%d" % pictures[0]).hexdigest()[:16]
+    tables.write(table, f"{captions.folder(version)}date={night}/{name}.parquet", store)
+
+
+def key(picture: int) -> str:
+    """The key of a picture, such as a camera's folders have."""
+    return f"2026/{picture // 1000:04}/IMG_{picture:07}.jpg"
+
+
+def work(rounds: int) -> None:
+    """Ask for each page, and read everything into pandas, in turn; print the medians as JSON."""
+    store = open_bucket(os.environ["CAPTION_STORE"])
+    shards = gallery.shards(store)
+    pages = {
+        "first_page": "/",
+        "deep_page": f"/?{urlencode({'after': f'{shards[len(shards) * 9 // 10].key}:5'})}",
+        "night": f"/?night={FIRST_NIGHT + timedelta(NIGHTS // 2)}",
+        "model": f"/?version={OLD}",
+        "failed": "/?status=failed",
+        "unsure": "/?unsure=0.2",
+        "search_common": f"/?words={COMMON}",
+        "search_rare": f"/?words={RARE}",
+        "search": f"/?words={NOWHERE}",
+        "picture": f"/image?{urlencode({'key': key(0)})}",
     }
+    with visitor() as visit:
+        visit("/static/gallery.css")
+        before = peak()
+        answers = {name: visit(path) for name, path in pages.items()}
+        added = peak() - before
+        check(answers)
+        functions: dict[str, Callable[[], object]] = {
+            **{name: lambda path=path: visit(path) for name, path in pages.items()},
+            "usual_first_page": usual,
+            "usual_search": lambda: usual(NOWHERE),
+        }
+        costs = dict(zip(functions, alternate(*functions.values(), rounds=rounds), strict=True))
+    found = {f"{name}_seconds": wall(each) for name, each in costs.items()}
+    # What pandas adds lies on top of what the pages have left.
+    memory = {"added_mb": added, "usual_added_mb": peak() - before}
+    print(json.dumps(found | memory | {"spread": spread(costs["search"])}))  # noqa: T201
 
 
-def key(night: int, number: int) -> str:
-    """A picture's key, such as a camera's folders have."""
-    return f"camera/{night:04}/IMG_{night * NIGHT + number:07}.jpg"
+def check(answers: Mapping[str, str]) -> None:
+    """Stop where a page does not show what it should: an error or a search that gave up is quick."""
+    pictures = {name: answer.count('<li class="card') for name, answer in answers.items()}
+    expected = dict.fromkeys(answers, 24) | {"search_rare": 1, "search": 0, "picture": 0}
+    said = answers["picture"].count('<p class="caption">')
+    if pictures != expected or said != 2 or any("Searched back" in answer for answer in answers.values()):
+        raise RuntimeError(f"The pages show other captions than were asked for: {pictures}, {said} of a picture.")
 
 
-def first(store: Bucket, filters: Filters) -> object:
-    """The first page."""
-    found = gallery.page(gallery.shards(store), filters, store=store, size=PAGE)
-    return len(found.rows) == PAGE
+@contextmanager
+def visitor() -> Iterator[Callable[[str], str]]:
+    """A function that gets one of the gallery's pages from Airflow's API server, as somebody who is logged in."""
+    from airflow.api_fastapi.app import create_app, get_auth_manager
+    from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+    from starlette.testclient import TestClient
+
+    with TestClient(create_app("core"), base_url="http://127.0.0.1:8080") as client:
+        token = get_auth_manager().generate_jwt(SimpleAuthManagerUser(username="someone", role="viewer"))
+
+        def visit(path: str) -> str:
+            answer = client.get(f"/captions{path}", headers={"Authorization": f"Bearer {token}"})
+            return answer.raise_for_status().text
+
+        yield visit
 
 
-def everything(store: Bucket, filters: Filters) -> object:
-    """All that passes, however many pages it takes."""
-    rows, after = [], ""
-    while after is not None:
-        found = gallery.page(gallery.shards(store), filters, store=store, size=PAGE, after=after)
-        rows += found.rows
-        after = found.after
-    return rows
+def usual(word: str = "") -> object:
+    """A page of the newest captions that have the word, by way of all captions."""
+    import pandas as pd
 
-
-def usual(folder: str) -> object:
-    """The newest captions as a notebook finds them."""
-    found = pd.read_parquet(f"{folder}/captions")
-    return len(found.sort_values("captioned_at", ascending=False).head(PAGE))
+    everything = pd.read_parquet(f"{os.environ['CAPTION_STORE']}/captions", columns=gallery.COLUMNS)
+    if word:
+        found = [
+            everything[name].str.contains(word, case=False, regex=False, na=False)
+            for name in ("caption", "image_key", "error")
+        ]
+        everything = everything[found[0] | found[1] | found[2]]
+    return everything.sort_values("captioned_at", ascending=False).head(24).to_dict("records")
 
 
 if __name__ == "__main__":

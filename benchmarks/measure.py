@@ -1,9 +1,11 @@
-"""Measuring: functions in turn in one process, so that a machine whose speed drifts drifts for all of them."""
+"""Measuring: functions in turn in one process, so that a machine whose speed drifts does so for all; peak memory."""
 
+import re
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -41,3 +43,12 @@ def spread(costs: list[Cost]) -> float:
     """How far the CPU seconds lie apart: their range over their median."""
     seconds = [cost.cpu for cost in costs]
     return (max(seconds) - min(seconds)) / statistics.median(seconds)
+
+
+def peak() -> float:
+    """The most memory that this process has had, in MB."""
+    # Not getrusage's peak, which begins at that of the process that started this one.
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    if found is None:
+        raise RuntimeError("There is no VmHWM in /proc/self/status: this measurement needs Linux.")
+    return int(found[1]) / 1024

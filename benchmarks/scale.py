@@ -8,7 +8,6 @@ shards as earlier nights would have left. Each step has a process of its own, as
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from unittest.mock import patch
 import numpy as np
 import pyarrow as pa
 
+from benchmarks.measure import peak
 from pipeline import captions, features, tables
 from pipeline import night as nights
 from pipeline.captioner import Metadata
@@ -126,11 +126,7 @@ def work(step: str, folder: str, keys: int) -> None:
     with patch.object(nights, "open_bucket", lambda _: Listing(keys)):
         STEPS[step](store)
     seconds = time.perf_counter() - start
-    # Not getrusage's peak, which begins at that of the process that started this one.
-    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    if peak is None:
-        raise RuntimeError("There is no VmHWM in /proc/self/status: this measurement needs Linux.")
-    print(f"{seconds:.3f} {int(peak[1]) / 1024:.0f}")  # noqa: T201
+    print(f"{seconds:.3f} {peak():.0f}")  # noqa: T201
 
 
 if __name__ == "__main__":
