@@ -183,14 +183,16 @@ def train(
     """Train a captioner and put it in the store as a candidate."""
     from pipeline import training
 
+    settings = read_settings()
     model = training.train(
         dataset_uri,
         vocabulary_uri,
         encoder_id=encoder_id,
         recipe=Recipe.parse(assignments or []),
         store=_store(),
-        max_failed_fraction=read_settings().max_failed_fraction,
-        tracking_uri=read_settings().tracking_uri,
+        max_failed_fraction=settings.max_failed_fraction,
+        devices=settings.devices,
+        tracking_uri=settings.tracking_uri,
     )
     best = [member.best_epoch for member in model.members]
     epochs = sum(len(member.epochs) for member in model.members)

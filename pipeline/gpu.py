@@ -1,6 +1,6 @@
-"""Encoders on a GPU: Keras, in mixed precision, with batches as large as its memory takes.
+"""Which GPUs there are, and encoders on one: Keras, in mixed precision, with batches as large as its memory takes.
 
-Which of Keras's backends computes makes no difference here.
+To encoders it makes no difference which of Keras's backends computes.
 """
 
 import logging
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
     import keras
@@ -27,6 +29,29 @@ def present() -> bool:
     import keras
 
     return bool(keras.distribution.list_devices("gpu"))
+
+
+def devices(count: int) -> list[str]:
+    """What Keras calls the first ``count`` GPUs; where there is none at all, the CPU.
+
+    Raises:
+        PipelineError: there are fewer, or several are asked for and the backend is not TensorFlow.
+    """
+    import keras
+
+    backend = keras.backend.backend()
+    if count > 1 and backend != "tensorflow":
+        raise PipelineError(
+            f"CAPTION_DEVICES is {count}, and with KERAS_BACKEND={backend} training knows only one device: unset "
+            "KERAS_BACKEND, so that TensorFlow trains on all, or CAPTION_DEVICES."
+        )
+    found: list[str] = keras.distribution.list_devices()
+    if count > len(found):
+        raise PipelineError(
+            f"CAPTION_DEVICES is {count}, and Keras finds {len(found)} here: {', '.join(found)}. Set it to at most "
+            "that, or look why the others are not to be seen: by `nvidia-smi`, and in CUDA_VISIBLE_DEVICES."
+        )
+    return found[:count]
 
 
 def prepare(model: "keras.Model") -> None:

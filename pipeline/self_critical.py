@@ -21,7 +21,7 @@ from pipeline.cider import CiderD, Ids
 from pipeline.examples import Batch, Captions, Examples, pad_length
 from pipeline.progress import track
 from pipeline.recipe import Recipe
-from pipeline.stages import Stage
+from pipeline.stages import OnBatch, Stage
 from pipeline.vocabulary import PAD, START
 
 if TYPE_CHECKING:
@@ -108,13 +108,13 @@ def stage(model: "keras.Model", recipe: Recipe, examples: Examples) -> Stage:
     reward = cache(lambda: CiderD(references, captions.image, len(examples.vocabulary)))
     steps = math.ceil(len(captions.features) / IMAGES)
 
-    def run(rng: np.random.Generator, name: str) -> dict[str, float]:
+    def run(learn: OnBatch, rng: np.random.Generator, name: str) -> dict[str, float]:
         generator.state.assign(rng.integers(2**31, size=2))
         rewards = []
         drawn = batches(captions, references, draw, reward(), rng)
         for batch, mean_reward in track(drawn, total=steps, unit=f"batches of {name}", log=log):
             # The loss of a policy gradient has no meaning but this: where it is no number, the weights are none either.
-            if not math.isfinite(model.train_on_batch(*batch)):
+            if not math.isfinite(learn(*batch)):
                 return {"reward": math.nan}
             rewards.append(mean_reward)
         return {"reward": float(np.mean(rewards))}

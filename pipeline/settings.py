@@ -38,6 +38,7 @@ class Settings(BaseSettings):
     shard_size: int = Field(
         2000, ge=1, description="images in one task of extraction; five times as many in one of captioning"
     )
+    devices: int = Field(1, ge=1, description="GPUs that a training splits each batch over")
     beam_width: int = Field(5, ge=1, le=50, description="captions that the nightly search keeps of each picture")
     samples: int = Field(0, ge=0, le=1000, description="captions drawn to choose the nightly caption by; 0 for none")
     max_failed_fraction: float = Field(

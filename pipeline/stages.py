@@ -31,6 +31,10 @@ DEV_BATCH = 256
 """Captions in one step of measuring the loss on dev."""
 
 
+OnBatch = Callable[..., float]
+"""``train_on_batch`` or ``test_on_batch``: inputs, targets and weights to the loss."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """A way to train a model.
@@ -41,8 +45,8 @@ class Stage:
         patience: epochs without a better CIDEr or a lower loss on dev after which it stops.
         steps: of one epoch.
         learning_rate: Adam's at the first step; it falls to zero over all of them by a cosine.
-        run: trains for one epoch and returns its mean ``loss`` or ``reward``; takes the random generator that decides
-            the order, and what to call the epoch where progress is shown.
+        run: trains for one epoch and returns its mean ``loss`` or ``reward``; takes ``train_on_batch``, the random
+            generator that decides the order, and what to call the epoch where progress is shown.
     """
 
     name: StageName
@@ -50,19 +54,17 @@ class Stage:
     patience: int
     steps: int
     learning_rate: float
-    run: Callable[[np.random.Generator, str], dict[str, float]]
+    run: Callable[[OnBatch, np.random.Generator, str], dict[str, float]]
 
 
-def cross_entropy(model: "keras.Model", recipe: Recipe, examples: Examples) -> Stage:
+def cross_entropy(recipe: Recipe, examples: Examples) -> Stage:
     """Training for the next word of the captions by people."""
     captions = examples.captions
     steps = math.ceil(len(captions.ids) / recipe.batch_size)
 
-    def run(rng: np.random.Generator, name: str) -> dict[str, float]:
+    def run(learn: OnBatch, rng: np.random.Generator, name: str) -> dict[str, float]:
         batches = captions.batches(recipe.batch_size, rng)
-        return {
-            "loss": mean_loss(model.train_on_batch, track(batches, total=steps, unit=f"batches of {name}", log=log))
-        }
+        return {"loss": mean_loss(learn, track(batches, total=steps, unit=f"batches of {name}", log=log))}
 
     return Stage("cross_entropy", recipe.epochs, recipe.patience, steps, recipe.learning_rate, run)
 
@@ -76,6 +78,7 @@ def fit(
     examples: Examples,
     before: Sequence[Epoch],
     store: Bucket,
+    devices: Sequence[str],
     report: Callable[[Sequence[Epoch]], None],
 ) -> list[Epoch]:
     """Train a model in a stage, and leave it as it was at its best.
@@ -90,6 +93,7 @@ def fit(
         examples: what the epochs are judged on.
         before: the epochs of the stages before.
         store: where the checkpoint lies.
+        devices: what each batch is split over.
         report: told of all epochs so far, after each.
 
     Returns:
@@ -110,10 +114,16 @@ def fit(
     if not checkpoint.finished:
         assign(model.variables, checkpoint.model)
         assign(model.optimizer.variables, checkpoint.optimizer)
+    learn = model.train_on_batch
+    if len(devices) > 1:
+        from pipeline.parallel import Split
+
+        log.info("%s: each batch is split over %s", stage.name, ", ".join(devices))
+        learn = Split(model, devices).train_on_batch
     judge = Captioner([model], examples.vocabulary, max_length=examples.longest)
     while not checkpoint.finished:
         done = [*before, *checkpoint.epochs]
-        done.append(_run_epoch(model, stage, seed, examples, judge, number=len(done) + 1))
+        done.append(_run_epoch(model, stage, learn, seed=seed, examples=examples, judge=judge, number=len(done) + 1))
         chosen = best(done)
         epochs = done[len(before) :]
         ended = len(epochs) == stage.epochs
@@ -144,12 +154,19 @@ def best(epochs: Sequence[Epoch]) -> Epoch:
 
 
 def _run_epoch(
-    model: "keras.Model", stage: Stage, seed: int, examples: Examples, judge: Captioner, *, number: int
+    model: "keras.Model",
+    stage: Stage,
+    learn: OnBatch,
+    *,
+    seed: int,
+    examples: Examples,
+    judge: Captioner,
+    number: int,
 ) -> Epoch:
     """Train for an epoch, and see what it brought."""
     start = time.monotonic()
     # A generator for each epoch, so that it is the same whether or not this process has seen those before.
-    measured = stage.run(np.random.default_rng((seed, number)), f"epoch {number}")
+    measured = stage.run(learn, np.random.default_rng((seed, number)), f"epoch {number}")
     trained = time.monotonic() - start
     dev_loss = mean_loss(model.test_on_batch, examples.dev_captions.batches(DEV_BATCH))
     for name, value in {**measured, "loss on dev": dev_loss}.items():
@@ -194,8 +211,8 @@ def compile_for_training(
     )
 
 
-def mean_loss(on_batch: Callable[..., float], batches: Iterable[Batch]) -> float:
-    """The mean loss of a word that is no padding, by ``train_on_batch`` or ``test_on_batch``.
+def mean_loss(on_batch: OnBatch, batches: Iterable[Batch]) -> float:
+    """The mean loss of a word that is no padding.
 
     Each step takes the mean of its own batch. Ends early where that is not finite.
     """

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pipeline import __version__, self_critical, stages, tracking
+from pipeline import __version__, gpu, self_critical, stages, tracking
 from pipeline.captioner import Captioner, Description, Epoch, Member, Metadata, build, list_models, save
 from pipeline.examples import Examples
 from pipeline.recipe import Recipe
@@ -28,12 +28,14 @@ def train(
     recipe: Recipe,
     store: Bucket,
     max_failed_fraction: float,
+    devices: int = 1,
     tracking_uri: str = "",
 ) -> Metadata:
     """Train a captioner on a dataset's features and put it in the store as a candidate.
 
     A model that was trained from the same inputs before is returned as it is. A training that was interrupted goes on
-    after its last epoch, to the same result, and what another training has done alike is not done again.
+    after its last epoch, to the same result, and what another training has done alike is not done again. On how many
+    devices makes no difference.
 
     Args:
         dataset_uri: of ``dataset.parquet``.
@@ -42,16 +44,18 @@ def train(
         recipe: sizes and schedule.
         store: where features lie, and checkpoints and models go.
         max_failed_fraction: share of the images that may lack features because they could not be read.
+        devices: GPUs that each batch is split over.
         tracking_uri: of the MLflow that is told of it; empty for none.
 
     Raises:
-        PipelineError: too many images without features, an empty split, or a loss that is not finite.
+        PipelineError: too many images without features, an empty split, a loss that is not finite, or fewer devices.
     """
     inputs = (dataset_uri, vocabulary_uri, encoder_id)
     recipe_hash = _hash(*inputs, recipe.model_dump_json())
     if (known := _find(recipe_hash, store)) is not None:
         log.info("model %s was trained from the same inputs: nothing to do (another seed gives another)", known.version)
         return known
+    names = gpu.devices(devices)
     version = _version(recipe_hash, store)
     models: list[keras.Model] = []
     members: list[Member] = []
@@ -67,6 +71,7 @@ def train(
                 examples,
                 inputs=inputs,
                 store=store,
+                devices=names,
                 report=partial(_record, run, recipe, single.seed),
             )
             models.append(model)
@@ -91,6 +96,7 @@ def _train_member(
     *,
     inputs: tuple[str, ...],
     store: Bucket,
+    devices: Sequence[str],
     report: Callable[[Sequence[Epoch]], None],
 ) -> tuple["keras.Model", Member]:
     """One model, trained in all stages."""
@@ -102,21 +108,22 @@ def _train_member(
         log.info("GloVe has %.1f %% of the vocabulary's words", 100 * covered)
     model = build(len(examples.vocabulary), examples.training.vectors, recipe, embeddings)
     # A stage's name in the store says all that it depends on, and no more: trainings that begin alike share it.
-    plan = [
+    plan: list[tuple[Callable[[Recipe, Examples], stages.Stage], str]] = [
         (stages.cross_entropy, recipe.model_dump_json(exclude={"self_critical_epochs", "self_critical_learning_rate"}))
     ]
     if recipe.self_critical_epochs:
-        plan.append((self_critical.stage, recipe.model_dump_json()))
+        plan.append((partial(self_critical.stage, model), recipe.model_dump_json()))
     epochs: list[Epoch] = []
     for make_stage, depends_on in plan:
         epochs = stages.fit(
             model,
-            make_stage(model, recipe, examples),
+            make_stage(recipe, examples),
             key=f"training/{_hash(*inputs, depends_on)}.npz",
             seed=recipe.seed,
             examples=examples,
             before=epochs,
             store=store,
+            devices=devices,
             report=report,
         )
     # Nobody goes on with its optimizer, whose state makes a file three times as large.

@@ -100,7 +100,7 @@ def prepare(
     return Inputs(source, uri, vocabulary, encoder_id)
 
 
-def train(inputs: Inputs, store: Bucket, recipe: Recipe = RECIPE) -> Metadata:
+def train(inputs: Inputs, store: Bucket, recipe: Recipe = RECIPE, *, devices: int = 1) -> Metadata:
     """Train on the inputs, with one unreadable picture in twenty allowed."""
     return training.train(
         inputs.dataset,
@@ -109,6 +109,7 @@ def train(inputs: Inputs, store: Bucket, recipe: Recipe = RECIPE) -> Metadata:
         recipe=recipe,
         store=store,
         max_failed_fraction=0.05,
+        devices=devices,
     )
 
 
