@@ -224,6 +224,31 @@ def test_the_gpu_worker_is_given_a_gpu():
     assert {"gpu", "compute", "utility"} == set(device["capabilities"])
 
 
+def test_the_bucket_has_two_keys(tmp_path):
+    """One may do all; the other may list and read the store's bucket, and nothing else."""
+    (tmp_path / "weed").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "weed").chmod(0o755)
+    (script,) = SERVICES["bucket"]["command"]
+    script = script.replace("$$", "$").replace("/tmp/", f"{tmp_path}/")  # noqa: S108 - the container's own
+    environment = {name: name.lower() for name in SERVICES["bucket"]["environment"]}
+    started = subprocess.run(
+        ["sh", "-euc", script],
+        env={**environment, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (file,) = re.findall(r"-s3\.config=(\S+)", started.stdout)
+    pipeline, analyst = json.loads(Path(file).read_text())["identities"]
+    store = urlsplit(SERVICES["worker"]["environment"]["CAPTION_STORE"]).netloc
+    assert pipeline["credentials"] == [{"accessKey": "s3_access_key", "secretKey": "s3_secret_key"}]
+    assert pipeline["actions"] == ["Admin"]
+    assert analyst["credentials"] == [{"accessKey": "s3_analyst_access_key", "secretKey": "s3_analyst_secret_key"}]
+    assert analyst["actions"] == [f"Read:{store}", f"List:{store}"]
+    assert stat.S_IMODE(Path(file).stat().st_mode) == 0o600
+    assert f"-dir={next(iter(mounts('bucket')))} " in started.stdout
+
+
 def test_volumes_are_mounted_where_the_image_has_folders():
     """Each volume is used; each place in our images is there beforehand, for the user whose it is to be."""
     used = {volume for name in SERVICES for volume in mounts(name).values()}
