@@ -67,11 +67,12 @@ lint: .venv/installed-dev  ## check style, imports and types, and look the locke
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/python scripts/audit.py requirements.txt requirements-dev.txt requirements-mlflow.txt
+	@$(BIN)/python scripts/audit.py requirements.txt requirements-dev.txt requirements-gpu.txt requirements-mlflow.txt
 
 lock:  ## compile the locks again from their .in files (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes requirements.in -o requirements.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes requirements-dev.in -o requirements-dev.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes requirements-gpu.in -o requirements-gpu.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes requirements-mlflow.in -o requirements-mlflow.txt
 
 clean:  ## remove the environment and the caches; data/ stays
