@@ -34,9 +34,9 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 # The server's own job queue is several processes that nothing here needs.
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION ?= false
 
-.PHONY: help demo up mlflow bench test stress pictures lint lock clean
+.PHONY: help demo up mlflow bench test test-cluster stress pictures lint lock clean
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
 demo: .venv/installed $(AIRFLOW_HOME)/ready  ## train and caption through Airflow; DATA=folder ENCODER=imagenet|random|file for your own
 	@$(BIN)/python scripts/demo.py --data "$(DATA)" --encoder "$(ENCODER)"
@@ -52,8 +52,11 @@ mlflow: .venv-mlflow/installed  ## show the trainings recorded in data/mlflow.db
 bench: .venv/installed  ## measure speed against the usual ways, into benchmarks/results.json
 	@$(BIN)/python -m benchmarks
 
-test: .venv/installed-dev  ## run all tests
+test: .venv/installed-dev  ## run all tests but those of a cluster
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-cluster: .venv/installed-dev  ## run both DAGs on PostgreSQL, Redis and Celery workers, and kill each of them: ten minutes
+	@$(BIN)/python -m pytest -m cluster tests/test_cluster.py
 
 stress: .venv/installed-dev  ## the long forms of the tests that break things on purpose: an hour
 	@CAPTION_STRESS=1 $(BIN)/python -m pytest tests/test_kills.py tests/test_any_history.py --timeout 7200

@@ -1,0 +1,233 @@
+"""Both DAGs on a cluster: Celery workers, PostgreSQL, Redis and an S3 server, which are killed in the middle of nights.
+
+`make test-cluster` runs these; `make test` leaves them out. They build on one another, in this order.
+"""
+
+import secrets
+import shutil
+import sys
+from collections import Counter
+from datetime import datetime
+from pathlib import Path
+
+import cluster as machines
+import pytest
+import toy
+
+from pipeline import night, registry, runs, tables
+from pipeline.storage import open_bucket
+
+pytestmark = pytest.mark.cluster
+
+PROJECT = Path(__file__).resolve().parents[1]
+RETRAINING, NIGHT = "/api/v2/dags/retrain_captioner", "/api/v2/dags/caption_new_images"
+
+PICTURES = 24
+"""That come before each night: eight shards of extraction and two of captions."""
+
+QUICKLY = {
+    # A machine that is silent so long is gone: five minutes by default, which is longer than a whole night here.
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
+    "CAPTION_SHARD_SIZE": "3",
+    "CAPTION_TRACKING_URI": "",
+}
+
+COMPUTING = ("extract", "caption")
+
+
+class World:
+    """The cluster with what it works on: pictures come to the inbox, nights caption them, and are accounted for."""
+
+    def __init__(self, cluster: machines.Cluster) -> None:
+        self.cluster = cluster
+        self.store, self.inbox = (open_bucket(f"s3://{name}") for name in ("captioning", "inbox"))
+        self.pictures = 0
+
+    def call(self, method, path, body=None):
+        """What Airflow answers."""
+        return self.cluster.airflow._call(method, path, body)
+
+    def begin_night(self):
+        """Bring new pictures, trigger a night, and return its address."""
+        for _ in range(PICTURES):
+            colour = list(toy.COLOURS)[self.pictures % len(toy.COLOURS)]
+            self.inbox.put(f"{self.pictures:04}.jpg", toy.picture(colour, self.pictures))
+            self.pictures += 1
+        run = self.call("POST", f"{NIGHT}/dagRuns", {"logical_date": None})
+        return f"{NIGHT}/dagRuns/{run['dag_run_id']}"
+
+    def computing(self, run):
+        """The instances of the night's tasks that compute."""
+        instances = self.call("GET", f"{run}/taskInstances?limit=1000")["task_instances"]
+        return [instance for instance in instances if instance["task_id"] in COMPUTING]
+
+    def in_the_middle(self, run):
+        """Wait until something is done and a worker has begun to compute a shard, and return that worker's name."""
+
+        def begun():
+            states = {instance["hostname"]: instance["state"] for instance in self.computing(run)}
+            return "success" in states.values() and self.busy(states)
+
+        return machines.wait_for("a shard in work", begun)
+
+    def busy(self, states):
+        """One of the workers that run a command of the pipeline just now."""
+        for name, state in states.items():
+            if state == "running" and any(
+                "pipeline" in process.cmdline() for process in self.cluster.parts[name].processes()
+            ):
+                return name
+        return None
+
+    def end_night(self, run, *, new=PICTURES):
+        """Wait for the night's end and hold it to account; return its seconds and which worker did how many shards."""
+
+        def ended():
+            answer = self.asked(run)
+            return answer if answer and answer["state"] in ("success", "failed") else None
+
+        ended_run = machines.wait_for("the night's end", ended, 400)
+        assert ended_run["state"] == "success", ended_run["note"]
+        record = next(runs.finished(night.KIND, self.store))
+        assert record["run"] == ended_run["dag_run_id"]
+        assert record["listed"] == self.pictures
+        assert record["listed"] == record["captioned"] + record["failed"] + record["already_done"]
+        assert (record["captioned"], record["failed"]) == (new, 0)
+        self.each_is_captioned_once()
+        queued, end = (datetime.fromisoformat(ended_run[name]) for name in ("queued_at", "end_date"))
+        return (end - queued).total_seconds(), Counter(instance["hostname"] for instance in self.computing(run))
+
+    def asked(self, run):
+        """A run as Airflow knows it; nothing where it does not answer, because its database is away."""
+        try:
+            return self.call("GET", run)
+        except OSError:
+            return None
+
+    def each_is_captioned_once(self):
+        """Each picture of the inbox has one row with a caption, and there are no other rows."""
+        keys = [item.key for item in self.store.list("captions/") if item.key.endswith(".parquet")]
+        rows = [row for key in keys for row in tables.read(key, self.store).to_pylist()]
+        assert Counter(row["image_key"] for row in rows) == {f"{number:04}.jpg": 1 for number in range(self.pictures)}
+        assert all(row["caption"] for row in rows)
+
+
+@pytest.fixture(scope="module")
+def world(s3_server):
+    """A cluster with one computing worker."""
+    try:
+        cluster = machines.Cluster(s3_server, QUICKLY)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    try:
+        cluster.start()
+        cluster.add_worker("worker-cpu", "gpu-1")
+        yield World(cluster)
+    finally:
+        cluster.stop()
+        shutil.rmtree(cluster.folder)
+
+
+def test_a_retraining_makes_the_first_champion(world, toy_encoder):
+    """Celery's workers train, evaluate and promote; a task of each queue is done by a worker that serves that queue."""
+    machines.wait_for("both DAGs to be read", lambda: world.call("GET", "/api/v2/dags")["total_entries"] == 2)
+    source = toy.draw(open_bucket("s3://training"))
+    conf = {"dataset": source, "encoder": str(toy_encoder), "min_count": 1, **toy.RECIPE.model_dump()}
+    world.call("PATCH", RETRAINING, {"is_paused": False})
+    run = world.call("POST", f"{RETRAINING}/dagRuns", {"logical_date": None, "conf": conf})
+    address = f"{RETRAINING}/dagRuns/{run['dag_run_id']}"
+    ended = machines.wait_for(
+        "the retraining", lambda: (run := world.call("GET", address))["state"] in ("success", "failed") and run, 300
+    )
+    assert ended["state"] == "success", ended["note"]
+    registry.champion(world.store)
+    workers = {
+        instance["queue"]: instance["hostname"]
+        for instance in world.call("GET", f"{address}/taskInstances?limit=1000")["task_instances"]
+        if instance["hostname"]
+    }
+    assert workers == {"default": "worker", "gpu": "gpu-1"}
+
+
+def test_from_one_worker_to_four(world, capsys):
+    """With one, it does all shards; with three more, and as many slots in the pool, each of the four does some."""
+    # Switched on, the DAG runs for two o'clock and the champion: there are no pictures yet.
+    world.call("PATCH", NIGHT, {"is_paused": False})
+    machines.wait_for("the first night", lambda: next(runs.finished(night.KIND, world.store), None))
+    alone, shards = world.end_night(world.begin_night())
+    assert shards == {"gpu-1": 10}
+    for number in (2, 3, 4):
+        world.cluster.add_worker("worker-cpu", f"gpu-{number}")
+    world.cluster.run([machines.AIRFLOW, "pools", "set", "gpu", "4", "the computing workers"])
+    together, shards = world.end_night(world.begin_night())
+    assert shards.keys() == {"gpu-1", "gpu-2", "gpu-3", "gpu-4"}
+    with capsys.disabled():
+        print(f"\na night with 1 worker: {alone:.0f} s; with 4: {together:.0f} s")  # noqa: T201
+
+
+def test_a_worker_is_lost(world):
+    """A machine disappears while it computes: its shard is done by another, and nothing is done twice."""
+    run = world.begin_night()
+    lost = world.in_the_middle(run)
+    world.cluster.parts.pop(lost).lose()
+    world.end_night(run)
+    tries = {instance["try_number"] for instance in world.computing(run)}
+    assert tries == {1, 2}
+    world.cluster.add_worker("worker-cpu", lost)
+
+
+def test_the_broker_is_killed(world):
+    """Redis dies with what it holds in memory, and comes back: workers come back to it, and the night ends whole."""
+    run = world.begin_night()
+    world.in_the_middle(run)
+    world.cluster.parts["redis"].crash()
+    world.end_night(run)
+    assert world.cluster.parts["redis"].starts == 2
+
+
+def test_the_database_is_killed(world):
+    """PostgreSQL dies with all connections, and recovers: whoever can't bear that is started again."""
+    run = world.begin_night()
+    world.in_the_middle(run)
+    world.cluster.parts["postgres"].crash()
+    world.end_night(run)
+    assert world.cluster.parts["postgres"].starts == 2
+
+
+def test_it_is_restored_under_new_keys(world):
+    """Database and store are copied, wiped and restored, and all keys are changed: nothing that was kept is lost."""
+    cluster, airflow, pipeline = world.cluster, machines.AIRFLOW, [sys.executable, "-m", "pipeline"]
+    cluster.run([airflow, "connections", "add", "kept", "--conn-type", "http", "--conn-password", "a secret"])
+    nights = world.call("GET", f"{NIGHT}/dagRuns")["total_entries"]
+    champion, dump = registry.champion(world.store), cluster.folder / "airflow.dump"
+
+    open_bucket("s3://backups").client.create_bucket(Bucket="backups")
+    cluster.run([*pipeline, "copy", "s3://backups/captioning"])
+    cluster.postgres("pg_dump", "-Fc", "-f", dump, "airflow")
+    cluster.stop_airflow()
+    for item in world.store.list():
+        world.store.delete(item.key)
+    cluster.postgres("dropdb", "airflow")
+    cluster.postgres("createdb", "airflow")
+
+    cluster.postgres("pg_restore", "--clean", "--if-exists", "-d", "airflow", dump)
+    cluster.run([*pipeline, "copy", world.store.uri], CAPTION_STORE="s3://backups/captioning")
+
+    old, new = cluster.secrets["AIRFLOW_FERNET_KEY"], machines.fernet_key()
+    cluster.run([airflow, "rotate-fernet-key"], AIRFLOW__CORE__FERNET_KEY=f"{new},{old}")
+    password = secrets.token_hex(24)
+    cluster.postgres("psql", "-c", f"ALTER ROLE airflow PASSWORD '{password}'", "airflow")
+    cluster.secrets |= {
+        "AIRFLOW_FERNET_KEY": new,
+        "AIRFLOW_JWT_SECRET": secrets.token_hex(32),
+        "AIRFLOW_SECRET_KEY": secrets.token_hex(32),
+        "POSTGRES_PASSWORD": password,
+    }
+    cluster.start()
+    cluster.add_worker("worker-cpu", "gpu-1")
+
+    assert "a secret" in cluster.run([airflow, "connections", "get", "kept", "--output", "json"])
+    assert world.call("GET", f"{NIGHT}/dagRuns")["total_entries"] == nights
+    assert registry.champion(world.store) == champion
+    world.end_night(world.begin_night())
