@@ -5,6 +5,7 @@ test sets otherwise.
 """
 
 import base64
+import contextlib
 import os
 import re
 import secrets
@@ -105,6 +106,14 @@ class Part:
         own = psutil.Process(self._process.pid)
         return [own, *own.children(recursive=True)]
 
+    def runs(self, argument: str) -> bool:
+        """Whether it has started a command with such an argument that still runs."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if argument in process.cmdline():
+                    return True
+        return False
+
     def crash(self) -> None:
         """End the process without a warning; it starts again by itself."""
         self._process.kill()
@@ -113,10 +122,10 @@ class Part:
         """End it and all that it has started, as where a machine loses its power, and for good."""
         self._not_again()
         # Whoever is stopped starts nothing more.
-        for process in self.processes():
-            process.suspend()
-        for process in self.processes():
-            process.kill()
+        for end in (psutil.Process.suspend, psutil.Process.kill):
+            for process in self.processes():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    end(process)
         self._keeper.join()
 
     def stop(self) -> None:
@@ -127,7 +136,8 @@ class Part:
             self._process.terminate()
             _, left = psutil.wait_procs(processes, timeout=60)
             for process in left:
-                process.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
         self._keeper.join()
 
 

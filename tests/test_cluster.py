@@ -66,19 +66,12 @@ class World:
         """Wait until something is done and a worker has begun to compute a shard, and return that worker's name."""
 
         def begun():
-            states = {instance["hostname"]: instance["state"] for instance in self.computing(run)}
-            return "success" in states.values() and self.busy(states)
+            instances = self.computing(run)
+            done = any(instance["state"] == "success" for instance in instances)
+            at_work = {instance["hostname"] for instance in instances if instance["state"] == "running"}
+            return done and next((name for name in at_work if self.cluster.parts[name].runs("pipeline")), None)
 
         return machines.wait_for("a shard in work", begun)
-
-    def busy(self, states):
-        """One of the workers that run a command of the pipeline just now."""
-        for name, state in states.items():
-            if state == "running" and any(
-                "pipeline" in process.cmdline() for process in self.cluster.parts[name].processes()
-            ):
-                return name
-        return None
 
     def end_night(self, run, *, new=PICTURES):
         """Wait for the night's end and hold it to account; return its seconds and which worker did how many shards."""
