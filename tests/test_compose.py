@@ -3,6 +3,7 @@
 No container is started here.
 """
 
+import argparse
 import json
 import os
 import re
@@ -118,17 +119,22 @@ def test_every_setting_can_be_set():
     Settings(**fixed)
 
 
-def test_every_option_is_known_to_airflow():
-    """Each AIRFLOW__… variable is an option of Airflow or of the Celery provider."""
+def known_options() -> set[tuple[str, str]]:
+    """Section and name of each option of Airflow and its providers."""
     from airflow.configuration import conf
     from airflow.providers_manager import ProvidersManager
 
-    known = {
+    return {
         (section, name)
         for descriptions in (conf.configuration_description, *dict(ProvidersManager().provider_configs).values())
         for section, description in descriptions.items()
         for name in description["options"]
     }
+
+
+def test_every_option_is_known_to_airflow():
+    """Each AIRFLOW__… variable is an option of Airflow or of the Celery provider."""
+    known = known_options()
     names = {name for service in AIRFLOW.values() for name in service["environment"]} | IMAGE_ENV.keys()
     names = {name for name in names if name.startswith("AIRFLOW__")}
     assert len(names) > 10
@@ -146,15 +152,19 @@ def test_parts_of_airflow_share_their_environment():
         assert re.fullmatch(r"\$\{\w+:\?.+\}", first[name])
 
 
-@pytest.mark.parametrize("name", AIRFLOW)
-def test_commands_are_airflows(name, monkeypatch):
-    """Airflow's command line takes each command, and each health check that is one."""
+@pytest.fixture
+def parser(monkeypatch) -> argparse.ArgumentParser:
+    """Of Airflow's command line. Executors' commands are there only where the executor is configured."""
     from airflow.cli import cli_parser
 
-    # Executors' commands are there only where the executor is configured.
-    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", SERVICES[name]["environment"]["AIRFLOW__CORE__EXECUTOR"])
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", SERVICES["worker"]["environment"]["AIRFLOW__CORE__EXECUTOR"])
     cli_parser.get_parser.cache_clear()
-    parser = cli_parser.get_parser()
+    return cli_parser.get_parser()
+
+
+@pytest.mark.parametrize("name", AIRFLOW)
+def test_commands_are_airflows(name, parser):
+    """Airflow's command line takes each command, and each health check that is one."""
     assert parser.parse_args(SERVICES[name]["command"][1:]).func
     check = SERVICES[name]["healthcheck"]["test"][1:]
     if check[0] == "airflow":

@@ -97,6 +97,9 @@ def test_tasks_link_to_the_report(shown):
 def test_events_carry_what_was_made(shown):
     """The event of each asset says what its task made: counts, scores, and which model it is about."""
     server, _, version = shown
+    # While a run that an event has made is queued, Airflow 3.3.2 answers 500 where it should list that event, because
+    # the run has no start yet (apache/airflow#71360). The champion's event makes a night.
+    ended(server, NIGHT, "asset_triggered")
     events = "/api/v2/assets/events?limit=100"
     extras = {
         (event["name"], event["source_task_id"]): event["extra"]
