@@ -170,22 +170,14 @@ def test_a_worker_is_lost(world):
     world.cluster.add_worker("worker-cpu", lost)
 
 
-def test_the_broker_is_killed(world):
-    """Redis dies with what it holds in memory, and comes back: workers come back to it, and the night ends whole."""
+@pytest.mark.parametrize("server", ["redis", "postgres"])
+def test_a_server_is_killed(world, server):
+    """The broker or the database dies with all connections and recovers: all parts come back to it, if started anew."""
     run = world.begin_night()
     world.in_the_middle(run)
-    world.cluster.parts["redis"].crash()
+    world.cluster.parts[server].crash()
     world.end_night(run)
-    assert world.cluster.parts["redis"].starts == 2
-
-
-def test_the_database_is_killed(world):
-    """PostgreSQL dies with all connections, and recovers: whoever can't bear that is started again."""
-    run = world.begin_night()
-    world.in_the_middle(run)
-    world.cluster.parts["postgres"].crash()
-    world.end_night(run)
-    assert world.cluster.parts["postgres"].starts == 2
+    assert world.cluster.parts[server].starts == 2
 
 
 def test_it_is_restored_under_new_keys(world):
