@@ -73,20 +73,20 @@ class World:
 
         return machines.wait_for("a shard in work", begun)
 
-    def end_night(self, run, *, new=PICTURES):
+    def end_night(self, run):
         """Wait for the night's end and hold it to account; return its seconds and which worker did how many shards."""
 
         def ended():
             answer = self.asked(run)
             return answer if answer and answer["state"] in ("success", "failed") else None
 
-        ended_run = machines.wait_for("the night's end", ended, 400)
+        ended_run = machines.wait_for("the night's end", ended, 700)
         assert ended_run["state"] == "success", ended_run["note"]
         record = next(runs.finished(night.KIND, self.store))
         assert record["run"] == ended_run["dag_run_id"]
         assert record["listed"] == self.pictures
         assert record["listed"] == record["captioned"] + record["failed"] + record["already_done"]
-        assert (record["captioned"], record["failed"]) == (new, 0)
+        assert (record["captioned"], record["failed"]) == (PICTURES, 0)
         self.each_is_captioned_once()
         queued, end = (datetime.fromisoformat(ended_run[name]) for name in ("queued_at", "end_date"))
         return (end - queued).total_seconds(), Counter(instance["hostname"] for instance in self.computing(run))
@@ -107,8 +107,8 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(s3_server):
-    """A cluster with one computing worker."""
+def world(s3_server, request):
+    """A cluster with one computing worker; where a test failed, the ends of its logs are shown."""
     try:
         cluster = machines.Cluster(s3_server, QUICKLY)
     except FileNotFoundError as error:
@@ -119,7 +119,16 @@ def world(s3_server):
         yield World(cluster)
     finally:
         cluster.stop()
+        if request.session.testsfailed:
+            show_logs(cluster, request.config)
         shutil.rmtree(cluster.folder)
+
+
+def show_logs(cluster, config):
+    """Print what each part said last."""
+    with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        for log in sorted(cluster.folder.glob("*.log")):
+            print(f"\n==> {log.name}", *log.read_text().splitlines()[-40:], sep="\n")  # noqa: T201
 
 
 def test_a_retraining_makes_the_first_champion(world, toy_encoder):
@@ -131,7 +140,7 @@ def test_a_retraining_makes_the_first_champion(world, toy_encoder):
     run = world.call("POST", f"{RETRAINING}/dagRuns", {"logical_date": None, "conf": conf})
     address = f"{RETRAINING}/dagRuns/{run['dag_run_id']}"
     ended = machines.wait_for(
-        "the retraining", lambda: (run := world.call("GET", address))["state"] in ("success", "failed") and run, 300
+        "the retraining", lambda: (run := world.call("GET", address))["state"] in ("success", "failed") and run, 400
     )
     assert ended["state"] == "success", ended["note"]
     registry.champion(world.store)
