@@ -76,7 +76,7 @@ class Part:
     ) -> None:
         self.log = log
         self.starts = 0
-        self._how = {"args": command, "env": environment, "user": user, "group": user, "cwd": PROJECT}
+        self._how = {"args": command, "env": environment, "user": user, "group": user, "cwd": log.parent}
         self._ends_for_good = False
         self._deciding = threading.Lock()
         self._start()
@@ -205,7 +205,8 @@ class Cluster:
     def start(self) -> None:
         """Start PostgreSQL, Redis and all of Airflow but the computing workers, and wait until it is well."""
         if "postgres" not in self.parts:
-            self._start_servers()
+            self._start_database()
+            self.start_broker()
         self.run([sys.executable, PROJECT / "scripts" / "prepare.py"])
         for service in ("api-server", "scheduler", "dag-processor", "triggerer"):
             self._start(service, SERVICES[service]["command"])
@@ -213,10 +214,10 @@ class Cluster:
         wait_for("Airflow to be well", self.is_well)
         self.airflow = Airflow(self.url, "admin", self.secrets["AIRFLOW_ADMIN_PASSWORD"])
 
-    def _start_servers(self) -> None:
-        """Start PostgreSQL, with an empty database, and Redis."""
+    def _start_database(self) -> None:
+        """Start PostgreSQL with an empty database."""
         data, user = self.folder / "postgres", "postgres" if os.geteuid() == 0 else None
-        # PostgreSQL refuses to run as root.
+        # PostgreSQL refuses to run as root, and in a folder that it may not enter.
         self.folder.chmod(0o755)
         data.mkdir(mode=0o700)
         if user:
@@ -226,16 +227,19 @@ class Cluster:
         # As the official image does it, Airflow's role may do everything.
         role = ["--username", "airflow", "--auth", "scram-sha-256", "--pwfile", password]
         initdb = [self._programs / "initdb", "--pgdata", data, *role]
-        subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL, user=user, group=user)
+        subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL, user=user, group=user, cwd=self.folder)
         command = [self._programs / "postgres", "-D", data, "-c", "listen_addresses=127.0.0.1", "-k", ""]
         command += ["-p", str(self._database_port)]
         self.parts["postgres"] = Part(command, self.environment, self._log("postgres"), user)
         ready = [self._programs / "pg_isready", "--quiet"]
         wait_for("PostgreSQL", lambda: subprocess.run(ready, env=self.environment, check=False).returncode == 0)
         self.postgres("createdb", "airflow")
-        broker = self.folder / "redis"
-        broker.mkdir()
-        settings = ["--requirepass", self.secrets["REDIS_PASSWORD"], "--appendonly", "yes", "--dir", broker]
+
+    def start_broker(self) -> None:
+        """Start Redis, with what it holds since it ran last."""
+        data = self.folder / "redis"
+        data.mkdir(exist_ok=True)
+        settings = ["--requirepass", self.secrets["REDIS_PASSWORD"], "--appendonly", "yes", "--dir", data]
         command = [self._redis, "--bind", "127.0.0.1", "--port", str(self._broker_port), *settings]
         self.parts["redis"] = Part(command, self.environment, self._log("redis"))
 

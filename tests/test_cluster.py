@@ -217,7 +217,10 @@ def test_it_is_restored_under_new_keys(world):
         "AIRFLOW_JWT_SECRET": secrets.token_hex(32),
         "AIRFLOW_SECRET_KEY": secrets.token_hex(32),
         "POSTGRES_PASSWORD": password,
+        "REDIS_PASSWORD": secrets.token_hex(24),
     }
+    cluster.parts.pop("redis").stop()
+    cluster.start_broker()
     cluster.start()
     cluster.add_worker("worker-cpu", "gpu-1")
 
