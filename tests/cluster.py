@@ -6,6 +6,7 @@ test sets otherwise.
 
 import base64
 import contextlib
+import json
 import os
 import re
 import secrets
@@ -16,22 +17,19 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import psutil
 import yaml
+from waiting import wait_for
 
 from benchmarks.night import Airflow, free_ports
 
 PROJECT = Path(__file__).resolve().parents[1]
 AIRFLOW = Path(sys.executable).with_name("airflow")
 SERVICES = yaml.safe_load((PROJECT / "docker-compose.yaml").read_text())["services"]
-
-SECONDS = 180
-"""For which anything that is awaited may last."""
 
 
 def server_programs() -> tuple[Path, Path]:
@@ -47,20 +45,6 @@ def server_programs() -> tuple[Path, Path]:
         missing = " and ".join(name for name, found in (("PostgreSQL", postgres), ("Redis", redis)) if not found)
         raise FileNotFoundError(f"{missing} must be installed: apt-get install postgresql redis-server")
     return Path(postgres).resolve().parent, Path(redis)
-
-
-def wait_for(what: str, condition: Callable[[], Any], seconds: float = SECONDS) -> Any:
-    """Ask until the answer is true, and return it.
-
-    Raises:
-        TimeoutError: it has not become so.
-    """
-    deadline = time.monotonic() + seconds
-    while not (answer := condition()):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"Waited {seconds:g} seconds for {what}.")
-        time.sleep(0.2)
-    return answer
 
 
 def fernet_key() -> str:
@@ -279,7 +263,7 @@ class Cluster:
         """Whether all parts of Airflow say so."""
         try:
             with urllib.request.urlopen(f"{self.url}/api/v2/monitor/health", timeout=5) as answer:  # noqa: S310
-                health = yaml.safe_load(answer)
+                health = json.load(answer)
         except OSError:
             return False
         return all(part["status"] == "healthy" for part in health.values())

@@ -8,18 +8,17 @@ import shutil
 import sys
 from collections import Counter
 from datetime import datetime
-from pathlib import Path
 
 import cluster as machines
 import pytest
 import toy
+from waiting import wait_for
 
 from pipeline import night, registry, runs, tables
 from pipeline.storage import open_bucket
 
 pytestmark = pytest.mark.cluster
 
-PROJECT = Path(__file__).resolve().parents[1]
 RETRAINING, NIGHT = "/api/v2/dags/retrain_captioner", "/api/v2/dags/caption_new_images"
 
 PICTURES = 24
@@ -71,16 +70,20 @@ class World:
             at_work = {instance["hostname"] for instance in instances if instance["state"] == "running"}
             return done and next((name for name in at_work if self.cluster.parts[name].runs("pipeline")), None)
 
-        return machines.wait_for("a shard in work", begun)
+        return wait_for("a shard in work", begun)
 
     def end_night(self, run):
         """Wait for the night's end and hold it to account; return its seconds and which worker did how many shards."""
 
         def ended():
-            answer = self.asked(run)
-            return answer if answer and answer["state"] in ("success", "failed") else None
+            try:
+                answer = self.call("GET", run)
+            except OSError:
+                # Its database is away.
+                return None
+            return answer["state"] in ("success", "failed") and answer
 
-        ended_run = machines.wait_for("the night's end", ended, 700)
+        ended_run = wait_for("the night's end", ended, 700)
         assert ended_run["state"] == "success", ended_run["note"]
         record = next(runs.finished(night.KIND, self.store))
         assert record["run"] == ended_run["dag_run_id"]
@@ -90,13 +93,6 @@ class World:
         self.each_is_captioned_once()
         queued, end = (datetime.fromisoformat(ended_run[name]) for name in ("queued_at", "end_date"))
         return (end - queued).total_seconds(), Counter(instance["hostname"] for instance in self.computing(run))
-
-    def asked(self, run):
-        """A run as Airflow knows it; nothing where it does not answer, because its database is away."""
-        try:
-            return self.call("GET", run)
-        except OSError:
-            return None
 
     def each_is_captioned_once(self):
         """Each picture of the inbox has one row with a caption, and there are no other rows."""
@@ -133,13 +129,13 @@ def show_logs(cluster, config):
 
 def test_a_retraining_makes_the_first_champion(world, toy_encoder):
     """Celery's workers train, evaluate and promote; a task of each queue is done by a worker that serves that queue."""
-    machines.wait_for("both DAGs to be read", lambda: world.call("GET", "/api/v2/dags")["total_entries"] == 2)
+    wait_for("both DAGs to be read", lambda: world.call("GET", "/api/v2/dags")["total_entries"] == 2)
     source = toy.draw(open_bucket("s3://training"))
     conf = {"dataset": source, "encoder": str(toy_encoder), "min_count": 1, **toy.RECIPE.model_dump()}
     world.call("PATCH", RETRAINING, {"is_paused": False})
     run = world.call("POST", f"{RETRAINING}/dagRuns", {"logical_date": None, "conf": conf})
     address = f"{RETRAINING}/dagRuns/{run['dag_run_id']}"
-    ended = machines.wait_for(
+    ended = wait_for(
         "the retraining", lambda: (run := world.call("GET", address))["state"] in ("success", "failed") and run, 400
     )
     assert ended["state"] == "success", ended["note"]
@@ -156,7 +152,7 @@ def test_from_one_worker_to_four(world, capsys):
     """With one, it does all shards; with three more, and as many slots in the pool, each of the four does some."""
     # Switched on, the DAG runs for two o'clock and the champion: there are no pictures yet.
     world.call("PATCH", NIGHT, {"is_paused": False})
-    machines.wait_for("the first night", lambda: next(runs.finished(night.KIND, world.store), None))
+    wait_for("the first night", lambda: next(runs.finished(night.KIND, world.store), None))
     alone, shards = world.end_night(world.begin_night())
     assert shards == {"gpu-1": 10}
     for number in (2, 3, 4):

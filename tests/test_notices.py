@@ -9,7 +9,6 @@ import os
 import re
 import socket
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote
@@ -19,6 +18,7 @@ import pytest
 import requests
 import toy
 from aiosmtpd.controller import Controller
+from waiting import wait_for
 
 from benchmarks.night import airflow, free_ports
 from pipeline import runs
@@ -26,6 +26,9 @@ from pipeline.registry import promote
 from pipeline.storage import open_bucket
 
 PROJECT = Path(__file__).resolve().parents[1]
+
+SECONDS = 300
+"""For which what a running Airflow does may last."""
 
 SECRET = "T0123/very-secret-end"
 TO = "night@example.com, duty@example.com"
@@ -218,15 +221,6 @@ with DAG("warning", schedule="@once", **notices.about_nights()):
 """
 
 
-def eventually(question, seconds=300):
-    """The answer to a question, asked until it is not empty."""
-    end = time.monotonic() + seconds
-    while not (answer := question()):
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.3)
-    return answer
-
-
 class Deployment:
     """A running Airflow with a store, an inbox and two receivers, in which a night has begun on an empty store."""
 
@@ -252,12 +246,17 @@ class Deployment:
 
     def first_run(self, dag_id):
         """The id of the run that the schedule made."""
-        return eventually(lambda: self.call("GET", f"{dag_id}/dagRuns")["dag_runs"])[0]["dag_run_id"]
+        return wait_for("a run", lambda: self.call("GET", f"{dag_id}/dagRuns")["dag_runs"], SECONDS)[0]["dag_run_id"]
 
     def end(self, dag_id, run_id):
         """Wait for the end of a run, and return its state."""
         path = f"{dag_id}/dagRuns/{quote(run_id)}"
-        return eventually(lambda: (s := self.call("GET", path)["state"]) in ("success", "failed") and s)
+
+        def ended():
+            state = self.call("GET", path)["state"]
+            return state in ("success", "failed") and state
+
+        return wait_for("the end of a run", ended, SECONDS)
 
     def notice(self, subject, about):
         """Wait until both receivers have this notice, and return its text."""
@@ -267,7 +266,7 @@ class Deployment:
                 post.startswith(subject) and about in post for post in self.receivers.posts
             )
 
-        eventually(arrived)
+        wait_for(f"the notice {subject}", arrived, SECONDS)
         return self.receivers.sent(subject, about)
 
     def tries(self, run_id, task_id):
@@ -289,7 +288,7 @@ class Deployment:
                         return process
             return None
 
-        return eventually(running)
+        return wait_for(f"the command {name}", running, SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -385,7 +384,7 @@ def test_a_webhook_that_is_down_hinders_nothing(deployment):
     deployment.receivers.webhook.server_close()
     run_id = deployment.run("failing")
     assert deployment.end("failing", run_id) == "failed"
-    eventually(lambda: any(run_id in text for _, text in deployment.receivers.mails))
+    wait_for("the mail", lambda: any(run_id in text for _, text in deployment.receivers.mails), SECONDS)
     written = b"".join(path.read_bytes() for path in (deployment.folder / "airflow").rglob("*") if path.is_file())
     assert b"could not be delivered to chat" in written
     assert b"/services/***" in written
