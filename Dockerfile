@@ -2,7 +2,7 @@
 #
 #   cpu     Airflow with the pipeline: every part of Airflow, and the worker that computes on a CPU
 #   gpu     the same with CUDA's libraries, for the worker that computes on NVIDIA's GPUs
-#   mlflow  MLflow's server, which wants older packages
+#   mlflow  MLflow's server, which needs older packages
 #
 #   docker build --target cpu .
 #
@@ -27,7 +27,7 @@ COPY requirements-mlflow.txt /
 RUN pip install --require-hashes --only-binary :all: -r /requirements-mlflow.txt
 
 FROM ${PYTHON} AS base
-# Folders that volumes are mounted on are there beforehand: a new volume takes over whose they are.
+# The folders on which volumes are mounted must exist: a new volume takes over their owner.
 RUN useradd --uid 50000 --gid 0 --no-create-home --home-dir /tmp airflow \
     && install --directory --owner 50000 --group 0 --mode 0750 \
         /opt/airflow /opt/airflow/logs /opt/airflow/login /opt/airflow/keras /opt/mlflow
@@ -43,7 +43,7 @@ WORKDIR /opt/mlflow
 CMD ["mlflow", "server"]
 
 FROM base AS airflow
-# Airflow would write a configuration where there is none, with secrets of its own. All of it is in the environment.
+# Without a configuration, Airflow would write one with secrets of its own. All of it is in the environment.
 RUN touch /opt/airflow/airflow.cfg
 ENV AIRFLOW_HOME=/opt/airflow \
     AIRFLOW__CORE__DAGS_FOLDER=/opt/captioning/dags \
@@ -55,6 +55,9 @@ WORKDIR /opt/captioning
 COPY . .
 # The file system is read-only when it runs, and without bytecode each start takes longer.
 RUN python -m compileall -q .
+# The command line, run by the interpreter of the packages.
+RUN printf '%s\n' '#!/opt/venv/bin/python' 'from pipeline.cli import main' 'main()' > /usr/local/bin/captioning \
+    && chmod 0755 /usr/local/bin/captioning
 USER 50000
 CMD ["airflow", "version"]
 

@@ -1,4 +1,4 @@
-# Everything runs in .venv, from the locks, and keeps what it makes under data/. `make help` lists the targets.
+# Everything runs in .venv, installed from the locks, and writes to data/. `make help` lists the targets.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -6,14 +6,14 @@ PYTHON ?= python3
 ROOT := $(CURDIR)
 BIN := $(ROOT)/.venv/bin
 
-# Photographs in the Flickr8k layout to try the pipeline on; without any, the demo draws its own.
+# Photographs in the Flickr8k layout for the demo; without any, it generates its own.
 DATA ?=
 ENCODER ?= random
 
 # Without bytecode each start of TensorFlow or Airflow takes three times as long.
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPATH := $(ROOT)
-# Airflow starts its parts by the name `airflow`.
+# Airflow starts its components by the name `airflow`.
 export PATH := $(BIN):$(PATH)
 export AIRFLOW_HOME ?= $(ROOT)/data/airflow
 export AIRFLOW__CORE__DAGS_FOLDER := $(ROOT)/dags
@@ -24,75 +24,77 @@ export AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL := 1
 export AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL := 30
 export AIRFLOW__API__HOST := 127.0.0.1
 export AIRFLOW__API__PORT ?= 8080
-# What links in notices begin with.
+# The beginning of links in notifications.
 export AIRFLOW__API__BASE_URL ?= http://127.0.0.1:$(AIRFLOW__API__PORT)
 export AIRFLOW__CORE__EXECUTION_API_SERVER_URL := http://127.0.0.1:$(AIRFLOW__API__PORT)/execution/
 export AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS := admin:admin
 export AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE := $(AIRFLOW_HOME)/passwords.json
 MLFLOW_PORT ?= 5000
 export MLFLOW_DISABLE_TELEMETRY ?= true
-# The server's own job queue is several processes that nothing here needs.
+# The server's own job queue would start several processes that are not needed here.
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION ?= false
 
 .PHONY: help demo up mlflow bench test test-cluster stress pictures lint lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
-demo: .venv/installed $(AIRFLOW_HOME)/ready  ## train and caption through Airflow; DATA=folder ENCODER=imagenet|random|file for your own
+demo: .venv/installed $(AIRFLOW_HOME)/ready  ## train a captioner and caption photographs in Airflow; DATA=folder ENCODER=imagenet|random|file for your own
 	@$(BIN)/python scripts/demo.py --data "$(DATA)" --encoder "$(ENCODER)"
 
 up: .venv/installed $(AIRFLOW_HOME)/ready  ## start Airflow on 127.0.0.1:8080 with both DAGs; Ctrl-C stops it
 	@$(BIN)/python scripts/up.py
 
-mlflow: .venv-mlflow/installed  ## show the trainings recorded in data/mlflow.db on 127.0.0.1:5000; Ctrl-C stops it
+mlflow: .venv-mlflow/installed  ## start MLflow on 127.0.0.1:5000, with the trainings recorded in data/mlflow.db; Ctrl-C stops it
 	@mkdir -p $(ROOT)/data/mlflow
 	@$(ROOT)/.venv-mlflow/bin/mlflow server --backend-store-uri sqlite:///$(ROOT)/data/mlflow.db \
 	    --artifacts-destination $(ROOT)/data/mlflow --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1
 
-bench: .venv/installed  ## measure speed against the usual ways, into benchmarks/results.json
+bench: .venv/installed  ## measure the speed against common baselines, and write benchmarks/results.json
 	@$(BIN)/python -m benchmarks
 
-test: .venv/installed-dev  ## run all tests but those of a cluster
+test: .venv/installed-dev  ## run all tests except those of a cluster
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-cluster: .venv/installed-dev  ## run both DAGs on PostgreSQL, Redis and Celery workers, and kill each of them: ten minutes
-	@$(BIN)/python -m pytest -m cluster tests/test_cluster.py
+test-cluster: .venv/installed-dev  ## run both DAGs on PostgreSQL, Redis and Celery workers, and kill each of them (ten minutes)
+	@$(BIN)/python -m pytest -m cluster tests/deployment/test_cluster.py
 
-stress: .venv/installed-dev  ## the long forms of the tests that break things on purpose: an hour
-	@CAPTION_STRESS=1 $(BIN)/python -m pytest tests/test_kills.py tests/test_any_history.py --timeout 7200
-	@PYTHONPATH=$(ROOT):$(ROOT)/tests $(BIN)/python tests/fuzz.py
+stress: .venv/installed-dev  ## run the long forms of the fault-injection tests (an hour)
+	@CAPTION_STRESS=1 $(BIN)/python -m pytest tests/reliability/test_kills.py tests/reliability/test_any_history.py --timeout 7200
+	@$(BIN)/python -m tests.support.fuzz
 
-pictures: .venv/installed-dev  ## take the pictures of docs/airflow.md anew, by the tests in a browser
+pictures: .venv/installed-dev  ## take the screenshots of docs/airflow.md again, with the browser tests
 	@mkdir -p docs/pictures
-	@CAPTION_PICTURES=docs/pictures $(BIN)/python -m pytest tests/test_browser.py
+	@CAPTION_PICTURES=docs/pictures $(BIN)/python -m pytest tests/plugins/test_browser.py
 
-lint: .venv/installed-dev  ## check style, imports and types, and look the locked packages up among known vulnerabilities
+lint: .venv/installed-dev  ## check style, words, imports and types, and the locked packages for known vulnerabilities
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/python scripts/check_words.py
 	@$(BIN)/python scripts/audit.py requirements.txt requirements-dev.txt requirements-gpu.txt requirements-mlflow.txt
 
-lock:  ## compile the locks again from their .in files (needs uv)
+lock:  ## compile the locks from their .in files (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes requirements.in -o requirements.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes requirements-dev.in -o requirements-dev.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes requirements-gpu.in -o requirements-gpu.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes requirements-mlflow.in -o requirements-mlflow.txt
 
-clean:  ## remove the environment and the caches; data/ stays
-	rm -rf .venv .venv-mlflow .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean:  ## remove the environment and the caches, but not data/
+	rm -rf .venv .venv-mlflow .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.12 …")'
 	@echo "installing the packages into .venv (a few minutes, once)"
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -c requirements.txt -r requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 .venv/installed-dev: .venv/installed requirements-dev.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -c requirements.txt -r requirements.txt -r requirements-dev.txt
 	@touch $@
 
-# MLflow's server wants older packages than the pipeline: it lives by itself, as it does on a server.
+# MLflow's server needs older packages than the pipeline, so it has an environment of its own.
 .venv-mlflow/installed: requirements-mlflow.txt
 	@echo "installing MLflow's server into .venv-mlflow (a minute or two, once)"
 	@[ -x .venv-mlflow/bin/python ] || $(PYTHON) -m venv .venv-mlflow

@@ -1,7 +1,7 @@
 """All measurements: `python -m benchmarks [NAME ...]`, or `make bench`.
 
-Writes what was measured to results.json beside this file, and keeps there what was measured before under other names;
-the table in README.md is made from it.
+The results go to results.json beside this file, where those of other measurements are kept; the table in README.md is
+made from it.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def onnx() -> dict[str, float]:
 
 
 def training() -> dict[str, float]:
-    """Captions learnt a second, against the expansion of captions into prefixes."""
+    """Captions trained on per second, against the expansion of captions into prefixes."""
     from benchmarks import learning
 
     return learning.training(ROUNDS)
@@ -102,11 +102,11 @@ MEASUREMENTS: dict[str, Callable[[], dict[str, float]]] = {
     "gpu": gpu,
 }
 NEED_MORE = {"onnx", "gpu"}
-"""What is measured only where it is asked for: not every machine has what it needs."""
+"""Measurements that run only where they are named, because they need more than every machine has."""
 
 
 def main() -> None:
-    """Measure what is named, by default all that any machine can."""
+    """Run the named measurements, by default all that any machine can run."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MEASUREMENTS)}")

@@ -1,4 +1,4 @@
-"""What nights of other sizes would take: machines, hours, S3 requests, bytes and money, from what was measured.
+"""Estimates for nights of other sizes: machines, hours, S3 requests, bytes and money, from the measured speed.
 
     python -m benchmarks.cost [--pictures N ...] [--hours H] [--price-of-worker $] [--price-of-read $] …
 
@@ -12,12 +12,11 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.work.shards import MAX_SHARDS
+
 RESULTS = Path(__file__).with_name("results.json")
 
 PICTURES = (1_000_000, 100_000_000, 1_000_000_000)
-
-TASKS = 1024
-"""Mapped tasks of a run, at most; shards grow beyond what is asked for where there would be more."""
 
 SHARD = 2000
 """Pictures in a task of extraction; five times as many in one of captioning."""
@@ -42,8 +41,8 @@ class Requests:
         return Requests(self.reads * times, self.writes * times)
 
 
-A_NIGHT = Requests(reads=37, writes=17)
-"""Whatever its size, with the reading of one earlier night."""
+A_NIGHT = Requests(reads=41, writes=18)
+"""Of any night, with the reading of one earlier night."""
 
 A_PICTURE = Requests(reads=1, writes=0)
 
@@ -81,7 +80,7 @@ class Prices:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the first night of so many pictures takes."""
+    """An estimate for the first night of so many pictures."""
 
     pictures: int
     shard: int
@@ -106,7 +105,7 @@ def estimate(pictures: int, *, pace: float, hours: float, prices: Prices, planni
         prices: of what it takes.
         planning_mb: memory that planning takes for a million pictures.
     """
-    shard = max(SHARD, math.ceil(pictures / TASKS))
+    shard = max(SHARD, math.ceil(pictures / MAX_SHARDS))
     tasks = math.ceil(pictures / shard)
     worker_hours = pictures / pace / 3600
     asked = requests(pictures, shards=tasks, earlier=0, listed=pictures)

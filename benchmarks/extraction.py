@@ -9,17 +9,18 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from benchmarks.measure import Cost, alternate, cpu, spread, wall
-from pipeline import encoder as encoders
-from pipeline import features, networks
-from pipeline.images import decode
-from pipeline.storage import Bucket, open_bucket
+from pipeline.data.images import decode
+from pipeline.features import encoder as encoders
+from pipeline.features import extraction as features
+from pipeline.storage import Bucket, layout, open_bucket
 from pipeline.timing import Stopwatch
+from pipeline.work import listing
 
 PICTURE_FLOP = 7.7e9
-"""What ResNet50 multiplies and adds for a picture of 224 × 224 (He et al. 2015 count 3.8e9 of each)."""
+"""Multiplications and additions of ResNet50 for a picture of 224 × 224 (He et al. 2015 count 3.8e9 of each)."""
 
 SIDE = 3000
-"""Of the square matrices whose product says what the cores can do."""
+"""Size of the square matrices whose product shows how fast the cores multiply."""
 
 PICTURES = 128
 TUTORIAL_PICTURES, TUTORIAL_BATCH = 16, 32
@@ -27,15 +28,17 @@ TUTORIAL_PICTURES, TUTORIAL_BATCH = 16, 32
 
 def extraction(rounds: int) -> dict[str, float]:
     """Pictures encoded per CPU second, each way, and as shares of the rate of a product of matrices."""
+    from pipeline.features import openvino
+
     with tempfile.TemporaryDirectory() as folder:
         store, inbox = open_bucket(f"{folder}/store"), open_bucket(f"{folder}/inbox")
         for number, data in enumerate(photographs(PICTURES)):
             inbox.put(f"{number:04}.jpg", data)
-        encoder_id = encoders.publish("random", store)
+        encoder_id = encoders.register("random", store)
         pictures = np.stack([decode(inbox.get(item.key), (224, 224)) for item in inbox.list()])
         model = encoders.load_model(encoder_id, store)
         network = encoders.load_network(encoder_id, store)
-        eight_bits = networks.quantise(network, pictures[:32])
+        eight_bits = openvino.quantize(network, pictures[:32])
         encoders.save_network("eight-bits", eight_bits, store)
         as_floats = pictures.astype(np.float32)
 
@@ -125,7 +128,7 @@ def encode(encoder: encoders.Encoder, pictures: int, read: Callable[[int], featu
 
 def end_to_end(encoder_id: str, inbox: Bucket, store: Bucket) -> None:
     """From JPEGs in a bucket to features in Parquet; loading the encoder is part of it."""
-    for item in store.list(f"features/{encoder_id}/"):
+    for item in store.list(f"{layout.features_folder(encoder_id)}/"):
         Path(store.uri.removeprefix("file://"), item.key).unlink()
-    images = features.as_table(inbox.list())
-    features.complete(images, run="benchmark", source=inbox.uri, encoder_id=encoder_id, store=store)
+    images = listing.tabulate(inbox.list())
+    features.extract_missing(images, run="benchmark", source=inbox.uri, encoder_id=encoder_id, store=store)

@@ -27,8 +27,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from benchmarks.measure import alternate, peak, spread, wall
-from pipeline import captions, gallery, tables
-from pipeline.storage import Bucket, open_bucket
+from pipeline.nightly import captions
+from pipeline.ops import browse
+from pipeline.storage import Bucket, layout, open_bucket, parquet
 
 CAPTIONS = (10_000, 100_000, 1_000_000)
 NIGHTS = 300
@@ -113,7 +114,7 @@ def write(store: Bucket, pictures: npt.NDArray[np.int64], number: int, version: 
         schema=captions.SCHEMA,
     )
     name = hashlib.sha256(b"%d" % pictures[0]).hexdigest()[:16]
-    tables.write(table, f"{captions.folder(version)}date={night}/{name}.parquet", store)
+    parquet.write(table, layout.shard_result(layout.captions_folder(version, str(night)), name), store)
 
 
 def key(picture: int) -> str:
@@ -124,7 +125,7 @@ def key(picture: int) -> str:
 def work(rounds: int) -> None:
     """Ask for each page, and read everything into pandas, in turn; print the medians as JSON."""
     store = open_bucket(os.environ["CAPTION_STORE"])
-    shards = gallery.shards(store)
+    shards = browse.shards(store)
     pages = {
         "first_page": "/",
         "deep_page": f"/?{urlencode({'after': f'{shards[len(shards) * 9 // 10].key}:5'})}",
@@ -150,7 +151,7 @@ def work(rounds: int) -> None:
         }
         costs = dict(zip(functions, alternate(*functions.values(), rounds=rounds), strict=True))
     found = {f"{name}_seconds": wall(each) for name, each in costs.items()}
-    # What pandas adds lies on top of what the pages have left.
+    # The memory of pandas comes on top of the memory that the pages have left.
     memory = {"added_mb": added, "usual_added_mb": peak() - before}
     print(json.dumps(found | memory | {"spread": spread(costs["search"])}))  # noqa: T201
 
@@ -185,7 +186,7 @@ def usual(word: str = "") -> object:
     """A page of the newest captions that have the word, by way of all captions."""
     import pandas as pd
 
-    everything = pd.read_parquet(f"{os.environ['CAPTION_STORE']}/captions", columns=gallery.COLUMNS)
+    everything = pd.read_parquet(f"{os.environ['CAPTION_STORE']}/captions", columns=browse.COLUMNS)
     if word:
         found = [
             everything[name].str.contains(word, case=False, regex=False, na=False)

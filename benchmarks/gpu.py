@@ -1,9 +1,10 @@
-"""What a GPU makes of it: extraction, training and decoding, pictures and captions a second of the clock.
+"""Extraction, training and decoding on a GPU: pictures and captions per second of the clock.
 
     KERAS_BACKEND=jax python -m benchmarks gpu
 
-On whichever backend Keras has there. Extraction is held against what the chip multiplies in 16-bit floats, and against
-the usual loop over a ResNet50 of PyTorch (torch and torchvision, which the pipeline itself does not need).
+Any backend of Keras will do. Extraction is compared with the rate at which the chip multiplies matrices of 16-bit
+floats, and with the usual loop over a ResNet50 of PyTorch (torch and torchvision, which the pipeline itself does not
+need). OpenVINO and Airflow need not be installed.
 """
 
 from collections.abc import Callable
@@ -13,15 +14,15 @@ import keras
 import numpy as np
 
 from benchmarks.extraction import PICTURE_FLOP, encode, photographs
-from benchmarks.learning import LEARNT_PICTURES, RECIPE, WRITTEN_PICTURES, briefly_trained, captions_like_flickr8k
+from benchmarks.learning import CONFIG, LEARNT_PICTURES, WRITTEN_PICTURES, briefly_trained, captions_like_flickr8k
 from benchmarks.measure import alternate, wall
-from pipeline import encoder as encoders
-from pipeline.images import decode
-from pipeline.recipe import GREEDY, Search
-from pipeline.stages import mean_loss
+from pipeline.config import GREEDY, DecodingConfig
+from pipeline.data.images import decode
+from pipeline.features import encoder as encoders
+from pipeline.training.loop import train_epoch
 
 SIDE = 8192
-"""Of the square matrices whose product says what the chip can do."""
+"""Size of the square matrices whose product shows how fast the chip multiplies."""
 
 PICTURES, DRAWN = 8192, 256
 """Pictures encoded, of which so many are different."""
@@ -80,17 +81,19 @@ def pytorch_loop(pictures: np.ndarray, batch_size: int) -> Callable[[], object]:
 
 
 def learning(rounds: int) -> dict[str, float]:
-    """Captions learnt, and pictures captioned, a second."""
+    """Captions trained on, and pictures captioned, per second."""
     captions = captions_like_flickr8k(LEARNT_PICTURES)
     captioner = briefly_trained(captions)
     vectors = captions.features[:WRITTEN_PICTURES]
     [model] = captioner.models
 
-    # Decoding first: what is learnt afterwards changes its captions.
-    greedy, beam = (seconds(partial(captioner.caption, vectors, search), rounds) for search in (GREEDY, Search()))
+    # Decoding first: the training changes its captions.
+    greedy, beam = (
+        seconds(partial(captioner.caption, vectors, decoding), rounds) for decoding in (GREEDY, DecodingConfig())
+    )
 
     def learn() -> None:
-        mean_loss(model.train_on_batch, captions.batches(RECIPE.batch_size, np.random.default_rng(0)))
+        train_epoch(model, captions.training_batches(CONFIG.batch_size, np.random.default_rng(0)))
 
     return {
         "gpu_captions_learnt_per_second": len(captions.ids) / seconds(learn, rounds),

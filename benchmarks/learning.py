@@ -5,25 +5,26 @@ import numpy as np
 
 from benchmarks.measure import alternate, cpu, spread
 from benchmarks.usual import PICTURES, batches_of_prefixes, caption, model_of_prefixes
-from pipeline.captioner import Captioner, build
-from pipeline.examples import Captions
-from pipeline.recipe import GREEDY, Recipe, Search
-from pipeline.stages import compile_for_training, mean_loss
-from pipeline.vocabulary import END, SPECIAL_WORDS, START, Vocabulary
+from pipeline.captioner.captioner import Captioner
+from pipeline.captioner.merge_model import build
+from pipeline.config import GREEDY, DecodingConfig, TrainingConfig
+from pipeline.data.vocabulary import END, SPECIAL_WORDS, START, Vocabulary
+from pipeline.training.batches import EncodedCaptions
+from pipeline.training.loop import compile_for_training, evaluate_loss, train_epoch
 
 WORDS, DIMENSION, LONGEST = 2549, 2048, 25
 """Flickr8k's vocabulary at 10 occurrences, ResNet50's features, and the longest caption that is not cut."""
 
 SUBJECTS = 10
-"""What a picture may show."""
+"""Number of subjects that a picture may show."""
 
-RECIPE = Recipe(embedding="learned")
+CONFIG = TrainingConfig(embedding="learned")
 
 LEARNT_PICTURES, LEARNT_THE_USUAL_WAY = 1200, 12
 WRITTEN_PICTURES, WRITTEN_THE_USUAL_WAY = 1024, 4
 
 
-def captions_like_flickr8k(pictures: int) -> Captions:
+def captions_like_flickr8k(pictures: int) -> EncodedCaptions:
     """Captions as long as Flickr8k's (10.8 ± 3.7 words), five a picture, which a few epochs teach a model to write.
 
     A picture's vector says, in noise, about how long its captions are, and what it shows. Each place in a caption has
@@ -45,26 +46,26 @@ def captions_like_flickr8k(pictures: int) -> Captions:
         ranks = rng.choice(words, length, p=frequency / frequency.sum())
         of_place = (ranks + subject) % words
         ids.append([START, *(len(SPECIAL_WORDS) + of_place * LONGEST + np.arange(length)).tolist(), END])
-    return Captions(features, image, ids)
+    return EncodedCaptions(features, image, ids)
 
 
-def head(captions: Captions, pictures: int) -> Captions:
+def head(captions: EncodedCaptions, pictures: int) -> EncodedCaptions:
     """The first pictures with their captions."""
-    return Captions(captions.features[:pictures], captions.image[: 5 * pictures], captions.ids[: 5 * pictures])
+    return EncodedCaptions(captions.features[:pictures], captions.image[: 5 * pictures], captions.ids[: 5 * pictures])
 
 
 def training(rounds: int) -> dict[str, float]:
-    """Captions learnt per CPU second, by whole captions and by their prefixes; and how far the losses lie apart."""
+    """Captions trained on per CPU second, by whole captions and by their prefixes; and how far apart the losses are."""
     captions = captions_like_flickr8k(LEARNT_PICTURES)
     few = head(captions, LEARNT_THE_USUAL_WAY)
     size = WORDS + len(SPECIAL_WORDS)
-    ours = build(size, captions.features, RECIPE)
-    compile_for_training(ours, RECIPE.learning_rate)
-    theirs = model_of_prefixes(ours, RECIPE)
-    difference = _loss_of_prefixes(theirs, few, size) / mean_loss(ours.test_on_batch, few.batches(64)) - 1
+    ours = build(size, captions.features, CONFIG)
+    compile_for_training(ours, CONFIG.learning_rate)
+    theirs = model_of_prefixes(ours, CONFIG)
+    difference = _loss_of_prefixes(theirs, few, size) / evaluate_loss(ours, few.evaluation_batches(64)) - 1
 
     def learn_whole_captions() -> None:
-        mean_loss(ours.train_on_batch, captions.batches(RECIPE.batch_size, np.random.default_rng(0)))
+        train_epoch(ours, captions.training_batches(CONFIG.batch_size, np.random.default_rng(0)))
 
     def learn_prefixes() -> None:
         steps = LEARNT_THE_USUAL_WAY // PICTURES
@@ -82,7 +83,7 @@ def training(rounds: int) -> dict[str, float]:
     }
 
 
-def _loss_of_prefixes(model: keras.Model, captions: Captions, size: int) -> float:
+def _loss_of_prefixes(model: keras.Model, captions: EncodedCaptions, size: int) -> float:
     """The mean loss of a next word, prefix by prefix."""
     total = words = 0.0
     for inputs, targets in batches_of_prefixes(captions, size):
@@ -91,14 +92,14 @@ def _loss_of_prefixes(model: keras.Model, captions: Captions, size: int) -> floa
     return total / words
 
 
-def briefly_trained(captions: Captions) -> Captioner:
+def briefly_trained(captions: EncodedCaptions) -> Captioner:
     """A captioner that has seen these until its captions are of all lengths; untrained, it would never end one."""
     words = [f"w{number}" for number in range(WORDS)]
     vocabulary = Vocabulary((*SPECIAL_WORDS, *words), (*([0] * len(SPECIAL_WORDS)), *([10] * WORDS)), 10)
-    model = build(len(vocabulary), captions.features, RECIPE)
+    model = build(len(vocabulary), captions.features, CONFIG)
     compile_for_training(model, 5e-3)
     for epoch in range(6):
-        mean_loss(model.train_on_batch, captions.batches(64, np.random.default_rng(epoch)))
+        train_epoch(model, captions.training_batches(64, np.random.default_rng(epoch)))
     return Captioner([model], vocabulary, max_length=LONGEST)
 
 
@@ -106,11 +107,11 @@ def decoding(rounds: int) -> dict[str, float]:
     """Pictures captioned per CPU second; and which share of the captions is the same the usual way."""
     captions = captions_like_flickr8k(WRITTEN_PICTURES)
     captioner = briefly_trained(captions)
-    of_prefixes = model_of_prefixes(captioner.models[0], RECIPE)
+    of_prefixes = model_of_prefixes(captioner.models[0], CONFIG)
     few = captions.features[:WRITTEN_THE_USUAL_WAY]
     greedy, beam, usual = alternate(
         lambda: captioner.caption(captions.features, GREEDY),
-        lambda: captioner.caption(captions.features, Search(beam_width=5)),
+        lambda: captioner.caption(captions.features, DecodingConfig(beam_width=5)),
         lambda: caption(of_prefixes, few, LONGEST),
         rounds=rounds,
     )

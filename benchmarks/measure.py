@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Cost:
-    """What a call took: seconds of all its threads, and of the clock."""
+    """The cost of a call: seconds of all its threads, and of the clock."""
 
     cpu: float
     wall: float
@@ -40,7 +40,7 @@ def wall(costs: list[Cost]) -> float:
 
 
 def spread(costs: list[Cost]) -> float:
-    """How far the CPU seconds lie apart: their range over their median."""
+    """The spread of the CPU seconds: their range over their median."""
     seconds = [cost.cpu for cost in costs]
     return (max(seconds) - min(seconds)) / statistics.median(seconds)
 

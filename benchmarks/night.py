@@ -1,4 +1,4 @@
-"""A whole night in Airflow: what it adds to the extraction of its pictures, and what it costs where nothing is new.
+"""A whole night in Airflow: its cost beside the extraction of its pictures, and the cost of a night with nothing new.
 
     python -m benchmarks.night [PICTURES]
 
@@ -13,33 +13,29 @@ untrained one would never end a caption.
 """
 
 import argparse
-import contextlib
 import json
 import os
-import re
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.parse
-import urllib.request
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from benchmarks.extraction import photographs
-from pipeline import features
-from pipeline.examples import Captions
-from pipeline.registry import promote
+from pipeline.captioner.registry import promote
+from pipeline.features import extraction
+from pipeline.features import store as feature_store
 from pipeline.settings import PROJECT
-from pipeline.storage import Bucket, open_bucket
+from pipeline.storage import Bucket, layout, open_bucket
+from pipeline.training.batches import EncodedCaptions
+from pipeline.work import listing
+from tests.support.airflow_server import start_airflow
 
 PICTURES = 5000
 DISTINCT = 250
@@ -47,9 +43,7 @@ DISTINCT = 250
 
 EMPTY_NIGHTS = 5
 LEARNT_PICTURES = 600
-"""What the captioner learns from, five captions each."""
-
-DAG = "caption_new_images"
+"""Pictures that the captioner learns from, with five captions each."""
 
 
 def main() -> None:
@@ -62,18 +56,18 @@ def main() -> None:
 def night(pictures: int = PICTURES) -> dict[str, float]:
     """Pictures a second of a night, over those of extraction alone; and the seconds of a night without new pictures.
 
-    Extraction alone is one `python -m pipeline extract` over all pictures, from the start of its process to the end,
+    Extraction alone is one `captioning extract` over all pictures, from the start of its process to the end,
     once before and once after the night: a machine whose speed drifts drifts for both.
     """
     with tempfile.TemporaryDirectory() as folder:
         store, inbox, arriving = (open_bucket(f"{folder}/{name}") for name in ("store", "inbox", "arriving"))
         environment = {**os.environ, "CAPTION_STORE": store.uri, "CAPTION_INBOX": inbox.uri}
-        encoder_id = publish_encoder(environment)
+        encoder_id = register_encoder(environment)
         fill(arriving, pictures)
-        images = features.as_table(arriving.list())
+        images = listing.tabulate(arriving.list())
         before, vectors = extract_alone(images, arriving, encoder_id, copy_encoder(store, f"{folder}/before"))
         save_champion(encoder_id, vectors, store)
-        with airflow(Path(folder, "airflow"), environment) as server:
+        with start_airflow(Path(folder, "airflow"), environment) as server:
             server.first_night()
             Path(folder, "arriving").rename(Path(folder, "inbox"))
             whole = server.night()
@@ -89,31 +83,32 @@ def night(pictures: int = PICTURES) -> dict[str, float]:
     }
 
 
-def publish_encoder(environment: dict[str, str]) -> str:
+def register_encoder(environment: dict[str, str]) -> str:
     """Put an untrained ResNet50 in the store, and return its id."""
-    command = [sys.executable, "-m", "pipeline", "encoder", "random"]
+    command = [sys.executable, "-m", "pipeline", "register-encoder", "random"]
     done = subprocess.run(command, env=environment, cwd=PROJECT, check=True, stdout=subprocess.PIPE)
     return str(json.loads(done.stdout)["encoder_id"])
 
 
 def save_champion(encoder_id: str, vectors: npt.NDArray[np.float32], store: Bucket) -> None:
     """Teach a captioner captions as long as Flickr8k's, of pictures with these vectors (N, D), and promote it."""
-    from benchmarks.learning import LONGEST, RECIPE, briefly_trained, captions_like_flickr8k
-    from pipeline.captioner import Description, Member, save
+    from benchmarks.learning import CONFIG, LONGEST, briefly_trained, captions_like_flickr8k
+    from pipeline.captioner.bundle import save
+    from pipeline.captioner.metadata import EnsembleMember, ModelMetadata
 
     drawn = captions_like_flickr8k(LEARNT_PICTURES)
     vectors = np.resize(vectors, (LEARNT_PICTURES, vectors.shape[1]))
-    captioner = briefly_trained(Captions(vectors, drawn.image, drawn.ids))
-    description = Description(
+    captioner = briefly_trained(EncodedCaptions(vectors, drawn.image, drawn.ids))
+    metadata = ModelMetadata(
         version="champion",
         created_at=datetime.now(UTC),
         encoder_id=encoder_id,
         dataset="none",
         max_length=LONGEST,
-        recipe=RECIPE,
-        members=[Member(seed=0, best_epoch=1, epochs=[])],
+        config=CONFIG,
+        ensemble=[EnsembleMember(seed=0, best_epoch=1, epochs=[])],
     )
-    promote(save(captioner, description, store).version, store)
+    promote(save(captioner, metadata, store).version, store)
 
 
 def fill(inbox: Bucket, pictures: int) -> None:
@@ -126,7 +121,7 @@ def fill(inbox: Bucket, pictures: int) -> None:
 def copy_encoder(store: Bucket, folder: str) -> Bucket:
     """A store that holds nothing but the other's encoder."""
     copy = open_bucket(folder)
-    for item in store.list("encoders/"):
+    for item in store.list(layout.ENCODERS):
         copy.put(item.key, store.get(item.key))
     return copy
 
@@ -135,7 +130,7 @@ def extract_alone(
     images: pa.Table, inbox: Bucket, encoder_id: str, store: Bucket
 ) -> tuple[float, npt.NDArray[np.float32]]:
     """Extract all pictures' features in one process: the seconds from its start to its end, and the vectors (N, D)."""
-    [shard] = features.plan(
+    [shard] = extraction.plan_extraction(
         images, run="alone", source=inbox.uri, encoder_id=encoder_id, store=store, shard_size=len(images)
     )
     command = [sys.executable, "-m", "pipeline", "extract", shard]
@@ -143,91 +138,8 @@ def extract_alone(
     start = time.monotonic()
     subprocess.run(command, env=environment, cwd=PROJECT, check=True, capture_output=True)
     seconds = time.monotonic() - start
-    rows = features.look_up(images, encoder_id=encoder_id, store=store)
-    return seconds, features.read_vectors(rows, encoder_id=encoder_id, store=store)
-
-
-@contextlib.contextmanager
-def airflow(home: Path, environment: dict[str, str]) -> Iterator["Airflow"]:
-    """Airflow as `make up` runs it, in ``home`` and on free ports; it is stopped at the end.
-
-    Raises:
-        RuntimeError: it did not start.
-    """
-    ports = dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True))
-    # Nothing is installed while it is measured: what runs this is what Airflow runs in.
-    command = ["make", "--silent", "--assume-old=.venv/installed", "up"]
-    # What `make` exports names the port of another Airflow.
-    others = ("AIRFLOW__API__BASE_URL", "AIRFLOW__CORE__EXECUTION_API_SERVER_URL")
-    environment = {name: value for name, value in environment.items() if name not in others}
-    environment |= {**ports, "AIRFLOW_HOME": str(home)}
-    with subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, encoding="utf-8") as process:
-        try:
-            assert process.stdout is not None  # noqa: S101 - for type checkers
-            for line in process.stdout:
-                if found := re.match(r"Airflow is at (\S+), user (\S+), password (\S+)", line):
-                    yield Airflow(*found.groups())
-                    return
-            raise RuntimeError("Airflow did not start: `make up` says why.")
-        finally:
-            process.terminate()
-            process.wait()
-
-
-PORTS = ("AIRFLOW__API__PORT", "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT", "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT")
-"""What Airflow listens on: another one may run on this machine."""
-
-
-def free_ports(count: int) -> list[int]:
-    """Different ports of this machine that nobody listens on."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [held.getsockname()[1] for held in sockets]
-
-
-class Airflow:
-    """A running Airflow, by its REST API."""
-
-    def __init__(self, url: str, user: str, password: str) -> None:
-        self.url = url
-        self.token = ""
-        self.token = self._call("POST", "/auth/token", {"username": user, "password": password})["access_token"]
-
-    def first_night(self) -> None:
-        """Switch the DAG on, which makes it run for the last time that it was due, and wait until it has run."""
-        # A DAG is known from when it was first read.
-        while not self._call("GET", "/api/v2/dags")["total_entries"]:
-            time.sleep(0.5)
-        self._call("PATCH", f"/api/v2/dags/{DAG}", {"is_paused": False})
-        while not (runs := self._call("GET", f"/api/v2/dags/{DAG}/dagRuns")["dag_runs"]):
-            time.sleep(0.5)
-        self._seconds(runs[0]["dag_run_id"])
-
-    def night(self) -> float:
-        """Run a night, and return its seconds."""
-        run = self._call("POST", f"/api/v2/dags/{DAG}/dagRuns", {"logical_date": None})
-        return self._seconds(run["dag_run_id"])
-
-    def _seconds(self, run_id: str) -> float:
-        """Wait for the end of a run; the seconds since it was queued. Raises ``RuntimeError`` where it failed."""
-        path = f"/api/v2/dags/{DAG}/dagRuns/{urllib.parse.quote(run_id)}"
-        while (run := self._call("GET", path))["state"] not in ("success", "failed"):
-            time.sleep(1)
-        if run["state"] == "failed":
-            raise RuntimeError(f"The night {run_id} failed.")
-        queued, ended = (datetime.fromisoformat(run[name]) for name in ("queued_at", "end_date"))
-        return (ended - queued).total_seconds()
-
-    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The answer to a request."""
-        request = urllib.request.Request(  # noqa: S310 - always http
-            self.url + path,
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json", "Authorization": f"Bearer {self.token}"},
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
-            return dict(json.load(answer))
+    rows = feature_store.look_up(images, encoder_id=encoder_id, store=store)
+    return seconds, feature_store.read_vectors(rows, encoder_id=encoder_id, store=store)
 
 
 if __name__ == "__main__":

@@ -21,12 +21,13 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.measure import peak
-from pipeline import captions, features, tables
-from pipeline import night as nights
-from pipeline.captioner import Metadata
-from pipeline.recipe import Recipe
-from pipeline.registry import promote
-from pipeline.storage import Bucket, LocalBucket, StoredObject, open_bucket
+from pipeline.captioner.metadata import ModelMetadata
+from pipeline.captioner.registry import promote
+from pipeline.config import TrainingConfig
+from pipeline.features import store as feature_store
+from pipeline.nightly import captions
+from pipeline.nightly import night as nights
+from pipeline.storage import Bucket, LocalBucket, StoredObject, layout, open_bucket, parquet
 
 KEYS = (10_000, 100_000, 1_000_000)
 SHARD_SIZE = 1000
@@ -40,7 +41,7 @@ STEPS: dict[str, Callable[[Bucket], object]] = {
     "plan_extraction": lambda store: nights.plan_extraction("r", store=store, shard_size=500),
     "plan_captions": lambda store: nights.plan_captions("r", store=store, date="2026-01-02", shard_size=500),
 }
-"""What a night does before it reads a picture."""
+"""The steps of a night before it reads a picture."""
 
 
 class Listing(LocalBucket):
@@ -80,19 +81,19 @@ def measure(keys: int) -> dict[str, float]:
 
 def prepare(store: Bucket, keys: int) -> None:
     """A champion, the features of all photographs, and the captions of nearly all."""
-    metadata = Metadata(
+    metadata = ModelMetadata(
         version=VERSION,
         created_at=datetime.now(UTC),
         encoder_id=ENCODER,
         dataset="none",
         max_length=20,
-        recipe=Recipe(),
-        members=[],
-        files={},
+        config=TrainingConfig(),
+        ensemble=[],
     )
-    store.put(f"models/{VERSION}/metadata.json", metadata.model_dump_json().encode())
+    store.put(layout.model_metadata(VERSION), metadata.model_dump_json().encode())
     promote(VERSION, store)
     everything = list(Listing(keys).list())
+    of_captions = layout.captions_folder(VERSION, "2026-01-01")
     for start in range(0, keys, SHARD_SIZE):
         part = everything[start : start + SHARD_SIZE]
         vectors = np.zeros((len(part), 8), np.float16)
@@ -105,9 +106,9 @@ def prepare(store: Bucket, keys: int) -> None:
                 pa.nulls(len(part), pa.string()),
                 pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 8),
             ],
-            schema=features.schema((8,)),
+            schema=feature_store.schema((8,)),
         )
-        tables.write(of_features, f"features/{ENCODER}/{start:016x}.parquet", store)
+        parquet.write(of_features, layout.shard_result(layout.features_folder(ENCODER), f"{start:016x}"), store)
         written = pa.Table.from_pylist(
             [
                 {"image_key": item.key, "image_etag": item.etag, "caption": "a dog on the grass", "status": "ok"}
@@ -116,11 +117,11 @@ def prepare(store: Bucket, keys: int) -> None:
             ],
             schema=captions.SCHEMA,
         )
-        tables.write(written, f"captions/model={VERSION}/date=2026-01-01/{start:016x}.parquet", store)
+        parquet.write(written, layout.shard_result(of_captions, f"{start:016x}"), store)
 
 
 def work(step: str, folder: str, keys: int) -> None:
-    """Do a step of what a night does before it reads a picture; print its seconds, and its peak of memory in MB."""
+    """Run a step of a night; print its seconds, and its peak of memory in MB."""
     store = open_bucket(folder)
     start = time.perf_counter()
     with patch.object(nights, "open_bucket", lambda _: Listing(keys)):

@@ -1,15 +1,16 @@
-"""The table in README.md beside this file, written anew from what was measured."""
+"""The table in README.md beside this file, written from the last results."""
 
 import os
 import platform
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
 
 README = Path(__file__).with_name("README.md")
-PACKAGES = ("tensorflow", "keras", "openvino", "nncf", "apache-airflow", "pyarrow", "numpy")
+PACKAGES = ("tensorflow", "jax", "torch", "keras", "openvino", "nncf", "apache-airflow", "pyarrow", "numpy")
+"""The packages whose versions are reported, where they are installed."""
 
 ROWS = (
     ("extraction, fp32", "a product of matrices", "extraction_fp32_of_roofline", "at least 0.9"),
@@ -37,13 +38,13 @@ ROWS = (
     ("… a picture's own page, seconds", "", "gallery_picture_1m_seconds", ""),
     ("… memory that its pages add, MB", "", "gallery_1m_added_mb", ""),
 )
-"""Stage, baseline, name of the figure, and what was aimed at."""
+"""Measurement, baseline, key of the result, and aim."""
 
 
 def machine() -> str:
-    """The machine and the versions, in a line."""
+    """The machine and the versions of the installed packages, in a line."""
     cpu = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    packages = ", ".join(f"{name} {found[0].version}" for name in PACKAGES if (found := [*distributions(name=name)]))
     return (
         f"{datetime.now(UTC):%Y-%m-%d}: {os.cpu_count()} cores of {cpu[1] if cpu else platform.processor()}, "
         f"Python {platform.python_version()}, {packages}"
@@ -51,7 +52,7 @@ def machine() -> str:
 
 
 def write(found: Mapping[str, float | str]) -> None:
-    """Put the figures that there are between the marks in README.md."""
+    """Put the results between the two comments in README.md."""
     lines = [
         "",
         f"Measured {found['machine']}.",

@@ -1,4 +1,4 @@
-"""The usual way, as tutorials of this captioner have it: what training and decoding are measured against.
+"""The usual way, as tutorials of this captioner have it: the baseline for training and decoding.
 
 Each caption is expanded into its prefixes, padded to the longest; the model reads a picture and a prefix and predicts
 the next word, as one-hot vectors. Decoding calls `predict` for each word of each picture.
@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from keras import layers
 
-from pipeline.examples import Captions
-from pipeline.recipe import Recipe
-from pipeline.vocabulary import END, PAD, START, UNKNOWN
+from pipeline.config import TrainingConfig
+from pipeline.data.vocabulary import END, PAD, START, UNKNOWN
+from pipeline.training.batches import EncodedCaptions
 
 PICTURES = 3
 """Pictures in a batch, with all prefixes of all their captions."""
@@ -23,7 +23,7 @@ PADDED = 38
 run-on sentence among Flickr8k's has 36 words, though 99.5 % of them have at most 25."""
 
 
-def model_of_prefixes(model: keras.Model, recipe: Recipe) -> keras.Model:
+def model_of_prefixes(model: keras.Model, config: TrainingConfig) -> keras.Model:
     """The merge model of (features (B, D), prefixes (B, ``PADDED``)) to probabilities (B, V), with ``model``'s weights.
 
     Both have the layers of image, merge, hidden and logits in common; embedding and LSTM are as tutorials write them.
@@ -34,19 +34,19 @@ def model_of_prefixes(model: keras.Model, recipe: Recipe) -> keras.Model:
     image = layer("image")(layer("image_dropout")(layer("scale")(features)))
     old = layer("embedding")
     embedding = layers.Embedding(old.input_dim, old.output_dim, mask_zero=True)
-    lstm = layers.LSTM(recipe.units)
-    state = lstm(layers.Dropout(recipe.dropout)(embedding(words)))
-    merged = layer("merge")([layers.Dropout(recipe.dropout)(state), image])
+    lstm = layers.LSTM(config.units)
+    state = lstm(layers.Dropout(config.dropout)(embedding(words)))
+    merged = layer("merge")([layers.Dropout(config.dropout)(state), image])
     logits = layer("logits")(layer("hidden_dropout")(layer("hidden")(merged)))
     embedding.set_weights(old.get_weights())
     lstm.set_weights(layer("lstm").get_weights())
     of_prefixes = keras.Model([features, words], layers.Softmax()(logits))
-    of_prefixes.compile(optimizer=keras.optimizers.Adam(recipe.learning_rate), loss="categorical_crossentropy")
+    of_prefixes.compile(optimizer=keras.optimizers.Adam(config.learning_rate), loss="categorical_crossentropy")
     return of_prefixes
 
 
 def batches_of_prefixes(
-    captions: Captions, vocabulary_size: int
+    captions: EncodedCaptions, vocabulary_size: int
 ) -> Iterator[tuple[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]], npt.NDArray[np.float32]]]:
     """Every (picture, prefix) with the next word, one-hot; ``PICTURES`` pictures at a time."""
     of_picture: dict[int, list[Sequence[int]]] = {}

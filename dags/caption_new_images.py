@@ -1,28 +1,37 @@
 """
 ### Caption new images
 
-Every night, and whenever there is a new champion: lists the inbox, extracts the features that are missing, writes the
-captions that the champion has not written, and counts. Every image listed ends in exactly one row, captioned or failed
-with the reason; a run in which one is unaccounted for, or too many failed, fails.
+Runs every night, and whenever there is a new champion: it lists the inbox, extracts the missing features, writes the
+captions that the champion has not written yet, and counts the result. Every listed image ends up in exactly one row,
+captioned or failed with the reason. The run fails if an image is unaccounted for, or if too many failed.
 
-The captions are Parquet under `captions/` in the store; `publish` returns the counts, and the run's record lies under
-`runs/`. A run can be repeated, or interrupted and cleared: what is done stays done and is not done twice.
+The captions are Parquet files under `captions/` in the store. `reconcile` returns the counts, and the run's record is
+under `runs/`. A run can be repeated, or interrupted and cleared: finished work is not done twice.
 
-Trigger it with the form to choose what a night takes up: the whole archive or what is new, and what failed before.
+The trigger form selects what a night captions: the whole archive or only new images, with or without the images that
+failed before.
 
-It fails at once where no model has been promoted: trigger `retrain_captioner` first.
+The run fails at once if no model has been promoted: trigger `retrain_captioner` first.
 """
 
 import pendulum
 from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, Param
 
-from dags import notices
-from dags.assets import CAPTIONS, CHAMPION, FEATURES
-from dags.tasks import DEFAULT_ARGS, GPU, SHARD_NAME, PipelineOperator, extract_features
+from captioning import notifications
+from captioning.assets import CAPTIONS, CHAMPION, FEATURES
+from captioning.names import NIGHT_DAG, RECONCILE
+from captioning.operators import (
+    DEFAULT_ARGS,
+    GPU,
+    MAP_INDEX_TEMPLATE,
+    PipelineOperator,
+    end_run,
+    extract_features,
+)
 
 with DAG(
-    dag_id="caption_new_images",
-    description="Caption what is new in the inbox",
+    dag_id=NIGHT_DAG,
+    description="Caption the new images in the inbox",
     doc_md=__doc__,
     schedule=AssetOrTimeSchedule(timetable=CronTriggerTimetable("0 2 * * *", timezone="UTC"), assets=[CHAMPION]),
     start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
@@ -36,20 +45,20 @@ with DAG(
             type="string",
             enum=["all", "new"],
             values_display={
-                "all": "all: what the champion has not captioned",
-                "new": "new: only what no model has captioned",
+                "all": "all: images that the champion has not captioned",
+                "new": "new: only images that no model has captioned",
             },
             title="Archive",
-            description="With all, a new champion captions everything listed again, from stored features",
+            description="With all, a new champion captions every listed image again, from stored features",
         ),
         "retry_failed": Param(
             False,
             type="boolean",
-            title="Failed pictures",
-            description="Try again what failed in earlier nights",
+            title="Retry failed images",
+            description="Also retry the images that failed in earlier nights",
         ),
     },
-    **notices.about_nights(),
+    **notifications.night_callbacks(),
 ) as dag:
     list_inbox = PipelineOperator(
         task_id="list_inbox",
@@ -67,9 +76,9 @@ with DAG(
     extract = extract_features(plan_extraction.output)
     plan_captions = PipelineOperator(
         task_id="plan_captions",
-        # A run that is cleared on another day goes on in the partition that it began.
+        # A run that is cleared on another day continues in the partition in which it began.
         arguments=["night", "plan-captions", "{{ run_id }}", "--date", "{{ dag_run.run_after | ds }}"],
-        # Where nothing is pending, no extraction runs.
+        # The extraction is skipped where no features are missing.
         trigger_rule="none_failed",
     )
     caption = PipelineOperator.partial(
@@ -77,14 +86,16 @@ with DAG(
         arguments=["night", "caption"],
         pool=GPU,
         queue=GPU,
-        map_index_template=SHARD_NAME,
+        map_index_template=MAP_INDEX_TEMPLATE,
     ).expand(shard=plan_captions.output)
-    publish = PipelineOperator(
-        task_id="publish",
-        arguments=["night", "publish", "{{ run_id }}"],
+    reconcile = PipelineOperator(
+        task_id=RECONCILE,
+        arguments=["night", "reconcile", "{{ run_id }}"],
         trigger_rule="none_failed",
         inlets=[CHAMPION, FEATURES],
         outlets=[CAPTIONS],
         pages={"Captions": "captions/?night={{ dag_run.run_after | ds }}"},
     )
-    list_inbox >> plan_extraction >> extract >> plan_captions >> caption >> publish
+    list_inbox >> plan_extraction >> extract >> plan_captions >> caption >> reconcile
+    # Where one shard fails, its siblings may still run.
+    [extract, caption, reconcile] >> end_run("night")

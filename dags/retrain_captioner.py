@@ -1,40 +1,40 @@
 """
 ### Retrain the captioner
 
-Reads captioned photographs, extracts the features that are missing, trains the merge model, evaluates it on the test
-split, and lets the gate decide whether it becomes the champion that captions the nights.
+Reads captioned photographs, extracts the missing features, trains the merge model, evaluates it on the test split, and
+lets the promotion gate decide whether it becomes the champion, the model that captions the nights.
 
-Trigger it with the form. Retraining on photographs that are known extracts nothing, and a model that was trained from
-the very same inputs before is not trained again: choose another seed to get another.
+Trigger it with the form. Without any change, it retrains on the champion's dataset with the champion's encoder.
+Retraining on known photographs extracts nothing, and a model that was already trained from the same inputs is not
+trained again: choose another seed to get another model.
 
-* With the promotion *approve* the run waits at `approval` until a person has decided, under Required Actions.
-* `consider` says in its log, and in the run's record, why a candidate was promoted or not.
-* The report is `models/<version>/report.html` in the store; `evaluate` logs its address.
-* To promote by hand, or to go back: `python -m pipeline promote VERSION`, `python -m pipeline rollback`.
+* With the promotion *approve*, the run waits at `approval` until a person decides under Required Actions.
+* `gate` says in its log and in the run's record why a candidate was promoted or not.
+* `evaluate` logs the URL of the report and links to it.
+* To promote a model by hand or to go back to the previous one: `captioning promote VERSION`, `captioning rollback`.
 """
 
 from datetime import timedelta
+from typing import Any
 
 from airflow.providers.standard.operators.hitl import HITLOperator
-from airflow.sdk import DAG, Param, task
+from airflow.sdk import DAG, Param, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
 from pydantic import BaseModel
 
-from dags import notices, suggestions
-from dags.assets import CANDIDATE, CHAMPION, DATASET, FEATURES
-from dags.tasks import DEFAULT_ARGS, GPU, PipelineOperator, extract_features
-from pipeline.recipe import Recipe, Search
-from pipeline.settings import Settings
-
-settings = Settings()
+from captioning import notifications
+from captioning.assets import CANDIDATE, CHAMPION, DATASET, FEATURES
+from captioning.names import RETRAINING_DAG
+from captioning.operators import DEFAULT_ARGS, GPU, PipelineOperator, end_run, extract_features
+from pipeline.config import DecodingConfig, TrainingConfig
 
 PROMOTE, KEEP = "Promote", "Keep as a candidate"
-"""What a person may answer."""
+"""The possible answers of a person."""
 
 VERSION = "{{ ti.xcom_pull(task_ids='train', key='version') }}"
 
 PAGES = {"Report": f"captions/models/{VERSION}/report", "Models": "captions/models"}
-"""What tasks link to, once there is a candidate."""
+"""The pages that tasks link to once there is a candidate."""
 
 ANSWER = "(ti.xcom_pull(task_ids='approval') or {})"
 """The answer in a template; empty where nobody was asked."""
@@ -43,24 +43,26 @@ BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at mos
 
 
 def params_of(model: type[BaseModel], section: str) -> dict[str, Param]:
-    """A model's fields for the form: their names, defaults, bounds and descriptions stand in one place, there."""
+    """The fields of a configuration as fields of the form, with the names, defaults, bounds and descriptions there."""
     params = {}
-    for name, field in model.model_json_schema()["properties"].items():
-        bounds = ", ".join(f"{words} {field[bound]:g}" for bound, words in BOUNDS.items() if bound in field)
+    for name, schema in model.model_json_schema()["properties"].items():
+        bounds = ", ".join(f"{words} {schema[bound]:g}" for bound, words in BOUNDS.items() if bound in schema)
         params[name] = Param(
-            field.pop("default"),
+            schema.pop("default"),
             section=section,
-            title=field.pop("title").capitalize(),
-            description=field.pop("description") + (f" ({bounds})" if bounds else ""),
-            **field,
+            description=schema.pop("description") + (f" ({bounds})" if bounds else ""),
+            **{**schema, "title": model.model_fields[name].title or name.replace("_", " ").capitalize()},
         )
     return params
 
 
-recipe_params, search_params = params_of(Recipe, "Recipe"), params_of(Search, "Evaluation and promotion")
+TRAINING_PARAMS = params_of(TrainingConfig, "Training")
+DECODING_PARAMS = params_of(DecodingConfig, "Evaluation and promotion")
+
+DECODING_OPTIONS = [f"--{name.replace('_', '-')}={{{{ params.{name} }}}}" for name in DECODING_PARAMS]
 
 with DAG(
-    dag_id="retrain_captioner",
+    dag_id=RETRAINING_DAG,
     description="Ingest, extract, train, evaluate, promote",
     doc_md=__doc__,
     schedule=None,
@@ -68,23 +70,22 @@ with DAG(
     max_active_runs=1,
     tags=["captioning"],
     default_args=DEFAULT_ARGS,
-    **notices.about_runs(),
+    **notifications.run_callbacks(),
     params={
         "dataset": Param(
-            settings.dataset,
-            type="string",
-            minLength=1,
-            title="Captioned photographs",
-            examples=list(dict.fromkeys([settings.dataset, *suggestions.datasets()])),
-            description="Folder in the Flickr8k layout, or CSV or Parquet table (image, caption[, split]); path or "
-            "URI. Empty the field to choose a dataset that is in the store",
+            "",
+            type=["string", "null"],
+            title="Dataset",
+            description="Captioned photographs: a folder in the Flickr8k layout, or a CSV or Parquet table (image, "
+            "caption[, split]), as a path or URI; or the id of a dataset in the store. Empty: the champion's dataset, "
+            "or CAPTION_DATASET if there is no champion",
             section="Data",
         ),
-        "marks": Param(
+        "corrections": Param(
             True,
             type="boolean",
-            title="Better captions",
-            description="Learn also from what people have written beside wrong captions in the gallery",
+            title="Corrections",
+            description="Also train on the captions that people have corrected in the gallery",
             section="Data",
         ),
         "min_count": Param(
@@ -92,48 +93,48 @@ with DAG(
             type="integer",
             minimum=1,
             title="Minimum word count",
-            description="How often a word must be seen in the training captions to enter the vocabulary",
+            description="How often a word must occur in the training captions to enter the vocabulary",
             section="Data",
         ),
         "encoder": Param(
-            settings.encoder,
-            type="string",
-            minLength=1,
-            examples=list(dict.fromkeys([settings.encoder, "imagenet", "random"])),
+            "",
+            type=["string", "null"],
             title="Image encoder",
-            description="imagenet (ResNet50, weights downloaded), random (untrained, to try the pipeline), "
-            "a .h5 file of ResNet50 weights, or a .keras model; path or URI",
+            description="imagenet (ResNet50, weights are downloaded), random (untrained, to try the pipeline), a .h5 "
+            "file of ResNet50 weights or a .keras model, as a path or URI; or the id of an encoder in the store. "
+            "Empty: the champion's encoder, or CAPTION_ENCODER if there is no champion",
             section="Data",
         ),
-        "views": Param(
+        "crops": Param(
             False,
             type="boolean",
-            title="Several views of a picture",
-            description="Encode the whole, its mirror image and its corners: better captions, six times the extraction",
+            title="Multi-crop features",
+            description="Encode the whole image, its mirror image and its corners: better captions, but the "
+            "extraction takes six times as long",
             section="Data",
         ),
         "int8": Param(
             False,
             type="boolean",
-            title="8-bit integers",
-            description="Encode in 8-bit integers, calibrated on these photographs: three times as fast on CPUs with "
-            "VNNI, for captions as good",
+            title="8-bit quantization",
+            description="Encode in 8-bit integers, calibrated on this dataset: three times as fast on CPUs with VNNI, "
+            "with equally good captions",
             section="Data",
         ),
-        **recipe_params,
-        **search_params,
+        **TRAINING_PARAMS,
+        **DECODING_PARAMS,
         "promotion": Param(
             "auto",
             type="string",
             enum=["auto", "approve", "never"],
             values_display={
-                "auto": "auto: through the gate",
-                "approve": "approve: when a person has said so",
+                "auto": "auto: if the candidate passes the gate",
+                "approve": "approve: if a person approves it",
                 "never": "never: the model stays a candidate",
             },
             title="Promotion",
-            description="The gate is tolerance and floor, below. A person sees scores and captions beside the "
-            "champion's, under Required Actions",
+            description="The gate checks tolerance and floor, below. For an approval, a person sees scores and "
+            "captions beside the champion's, under Required Actions",
             section="Evaluation and promotion",
         ),
         "tolerance": Param(
@@ -141,7 +142,8 @@ with DAG(
             type="number",
             minimum=0,
             title="Tolerance",
-            description="CIDEr by which a new champion may lie below the present one (.015 is a seed's noise)",
+            description="CIDEr by which a new champion may be worse than the current one (another seed makes a "
+            "difference of 0.015)",
             section="Evaluation and promotion",
         ),
         "floor": Param(
@@ -154,43 +156,61 @@ with DAG(
         ),
     },
 ) as dag:
+    resolve_inputs = PipelineOperator(
+        task_id="resolve_inputs",
+        arguments=[
+            "resolve-inputs",
+            "{{ run_id }}",
+            "--dataset={{ params.dataset or '' }}",
+            "--encoder={{ params.encoder or '' }}",
+        ],
+    )
     ingest = PipelineOperator(
         task_id="ingest",
-        arguments=["ingest", "{{ params.dataset }}", "{{ '--marks' if params.marks else '--no-marks' }}"],
+        arguments=[
+            "ingest",
+            resolve_inputs.result("dataset"),
+            "{{ '--corrections' if params.corrections else '--no-corrections' }}",
+        ],
         outlets=[DATASET],
     )
     vocabulary = PipelineOperator(
         task_id="vocabulary",
-        arguments=["vocabulary", ingest.output["dataset"], "--min-count", "{{ params.min_count }}"],
+        arguments=["vocabulary", ingest.result("dataset"), "--min-count={{ params.min_count }}"],
     )
-    encoder = PipelineOperator(
-        task_id="encoder",
+    register_encoder = PipelineOperator(
+        task_id="register_encoder",
         arguments=[
-            "encoder",
-            "{{ params.encoder }}",
-            "{{ '--views' if params.views else '--no-views' }}",
+            "register-encoder",
+            resolve_inputs.result("encoder"),
+            "{{ '--crops' if params.crops else '--no-crops' }}",
             "--int8={{ ti.xcom_pull(task_ids='ingest', key='dataset') if params.int8 else '' }}",
         ],
         pool=GPU,
         queue=GPU,
     )
-    plan = PipelineOperator(
+    plan_extraction = PipelineOperator(
         task_id="plan_extraction",
-        arguments=["plan", ingest.output["dataset"], encoder.output["encoder_id"], "--run", "{{ run_id }}"],
+        arguments=[
+            "plan-extraction",
+            ingest.result("dataset"),
+            register_encoder.result("encoder_id"),
+            "--run={{ run_id }}",
+        ],
     )
-    extract = extract_features(plan.output)
+    extract = extract_features(plan_extraction.output)
     train = PipelineOperator(
         task_id="train",
         arguments=[
             "train",
-            ingest.output["dataset"],
-            vocabulary.output["vocabulary"],
-            encoder.output["encoder_id"],
-            *(f"--set={name}={{{{ params.{name} }}}}" for name in recipe_params),
+            ingest.result("dataset"),
+            vocabulary.result("vocabulary"),
+            register_encoder.result("encoder_id"),
+            *(f"--set={name}={{{{ params.{name} }}}}" for name in TRAINING_PARAMS),
         ],
         pool=GPU,
         queue=GPU,
-        # Where nothing is pending, no extraction runs.
+        # The extraction is skipped where no features are missing.
         trigger_rule="none_failed",
         execution_timeout=timedelta(hours=24),
         inlets=[DATASET, FEATURES],
@@ -199,24 +219,27 @@ with DAG(
     )
     evaluate = PipelineOperator(
         task_id="evaluate",
-        arguments=[
-            "evaluate",
-            train.output["version"],
-            "--beam={{ params.beam_width }}",
-            "--samples={{ params.samples }}",
-        ],
+        arguments=["evaluate", train.result("version"), *DECODING_OPTIONS],
         pool=GPU,
         queue=GPU,
         outlets=[CANDIDATE],
         pages=PAGES,
     )
+    evaluate_champion = PipelineOperator(
+        task_id="evaluate_champion",
+        arguments=["evaluate-champion", train.result("version"), *DECODING_OPTIONS],
+        pool=GPU,
+        queue=GPU,
+        # On a dataset that is new to the champion, its features are extracted first.
+        execution_timeout=timedelta(hours=12),
+    )
 
     @task.branch
-    def ask(*, params) -> str:
-        """Whether a person is asked."""
-        return "compare" if params["promotion"] == "approve" else "consider"
+    def choose_approval() -> str:
+        """Go through the approval, or straight to the gate."""
+        return "compare" if get_current_context()["params"]["promotion"] == "approve" else "gate"
 
-    compare = PipelineOperator(task_id="compare", arguments=["compare", train.output["version"]], pool=GPU, queue=GPU)
+    compare = PipelineOperator(task_id="compare", arguments=["compare", train.result("version"), *DECODING_OPTIONS])
     approval = HITLOperator(
         task_id="approval",
         subject=f"Promote {VERSION}?",
@@ -224,11 +247,12 @@ with DAG(
         options=[PROMOTE, KEEP],
         execution_timeout=None,
     )
-    consider = PipelineOperator(
-        task_id="consider",
+    gate = PipelineOperator(
+        task_id="gate",
         arguments=[
-            "consider",
-            train.output["version"],
+            "gate",
+            train.result("version"),
+            *DECODING_OPTIONS,
             "--run={{ run_id }}",
             "--policy={{ params.promotion }}",
             "--tolerance={{ params.tolerance }}",
@@ -236,23 +260,23 @@ with DAG(
             f"{{{{ '--promote' if {ANSWER}.get('chosen_options') == ['{PROMOTE}'] else '--keep' }}}}",
             f"--by={{{{ ({ANSWER}.get('responded_by_user') or {{}}).get('name') or 'nobody' }}}}",
         ],
-        pool=GPU,
-        queue=GPU,
-        # Where nobody is asked, there is no answer.
+        # Without the policy approve, compare and approval are skipped.
         trigger_rule="none_failed_min_one_success",
         inlets=[CANDIDATE],
         pages=PAGES,
     )
 
     @task(outlets=[CHAMPION])
-    def announce(decision: dict, *, outlet_events) -> None:
-        """Tell those who wait for a champion; skipped where the candidate did not become one."""
+    def emit_champion_event(decision: Any) -> None:
+        """Emit the asset event of a new champion with the gate's result; skipped if the candidate was not promoted."""
         if not decision["promoted"]:
             raise AirflowSkipException(decision["reason"])
-        outlet_events[CHAMPION].extra = decision
+        get_current_context()["outlet_events"][CHAMPION].extra = decision
 
-    ingest >> encoder
+    # The encoder is not downloaded for captions that cannot be read.
+    ingest >> register_encoder
     extract >> train
-    evaluate >> ask() >> [compare, consider]
-    compare >> approval >> consider
-    announce(consider.output)
+    evaluate >> evaluate_champion >> choose_approval() >> [compare, gate]
+    compare >> approval >> gate
+    # Where one of two parallel tasks fails, the other may still run.
+    [vocabulary, extract, emit_champion_event(gate.output)] >> end_run("retraining")

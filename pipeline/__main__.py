@@ -1,4 +1,4 @@
-"""``python -m pipeline``."""
+"""``python -m pipeline``, the command line for child processes."""
 
 from pipeline.cli import main
 

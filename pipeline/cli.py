@@ -1,9 +1,9 @@
-"""The command line. A command's log goes to standard error, its result, as one line of JSON, to standard output.
+"""The command line, ``captioning``. The log goes to standard error, the result, one line of JSON, to standard output.
 
-Where the result is an object, ``summary`` says in a line what a person wants to know of it.
+Where the result is an object, its ``summary`` describes it in one line.
 
-Exit status 0 is success; 2 is bad input or configuration, which no retry mends; anything else may be tried again.
-Each command imports what it needs, so that the help answers at once.
+Exit status 0 is success; 2 is bad input or configuration, where a retry changes nothing; others can be retried. Each
+command imports its own modules, so that the help appears at once.
 """
 
 import contextlib
@@ -18,49 +18,82 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from pipeline.config import DecodingConfig, TrainingConfig
 from pipeline.errors import PipelineError
-from pipeline.recipe import Recipe, Search
 from pipeline.settings import read_settings
 
 if TYPE_CHECKING:
     from pipeline.storage import Bucket
 
-DEFAULT = Search()
+DEFAULT = DecodingConfig()
 
 app = typer.Typer(
-    name="pipeline",
-    help="Caption photographs: train, evaluate and promote a captioner, and caption what is new in a bucket.",
+    name="captioning",
+    help="Caption photographs: train, evaluate and promote a captioner, and caption the new images of a bucket.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-night = typer.Typer(help="The steps of the nightly job, in the order in which they run.", no_args_is_help=True)
+night = typer.Typer(help="The steps of the nightly run, in the order in which they run.", no_args_is_help=True)
 app.add_typer(night, name="night")
 
-DatasetUri = Annotated[str, typer.Argument(help="URI of a dataset.parquet, as `ingest` prints it")]
-EncoderId = Annotated[str, typer.Argument(help="id of a published encoder, as `encoder` prints it")]
+DatasetId = Annotated[str, typer.Argument(help="id of a dataset, as `ingest` prints and `datasets` lists it")]
+EncoderId = Annotated[str, typer.Argument(help="id of an encoder, as `register-encoder` prints it")]
 Version = Annotated[str, typer.Argument(help="version of a model, as `status` lists it")]
-Shard = Annotated[str, typer.Argument(help="name of a planned shard")]
-Run = Annotated[str, typer.Argument(help="name of the run; Airflow's run id, for example")]
-RunOption = Annotated[str, typer.Option("--run", help="name of the run that asks")]
-Beam = Annotated[
-    int, typer.Option(min=1, max=50, help="captions that the search keeps of a picture; 1 is greedy search")
+ShardName = Annotated[str, typer.Argument(help="name of a shard, as the planning command prints it")]
+RunName = Annotated[str, typer.Argument(help="name of the run, such as the run id of Airflow")]
+RunOption = Annotated[str, typer.Option("--run", help="name of the run to which this belongs")]
+BeamWidth = Annotated[
+    int, typer.Option(min=1, max=50, help="captions that beam search keeps for each image; 1 is greedy search")
 ]
-Samples = Annotated[
+MbrSamples = Annotated[
     int,
-    typer.Option(min=0, max=1000, help="captions drawn by chance, to choose that of the beam which is most like them"),
+    typer.Option(
+        min=0,
+        max=1000,
+        help="sampled captions for minimum Bayes risk (MBR) decoding, which reranks the beam; 0 for none",
+    ),
 ]
 
 
 def main() -> None:
-    """Run the command line; a ``PipelineError`` is printed without a traceback and exits with 2."""
+    """Run the command line; a ``PipelineError`` is printed without a traceback and exits with status 2."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     try:
-        app(prog_name="python -m pipeline")
+        app(prog_name="captioning")
     except PipelineError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
+
+
+@app.command()
+def resolve_inputs(
+    run: RunName,
+    dataset: Annotated[
+        str,
+        typer.Option(
+            help="captioned photographs, as for `ingest`; by default the champion's dataset, or CAPTION_DATASET"
+        ),
+    ] = "",
+    encoder: Annotated[
+        str,
+        typer.Option(help="encoder, as for `register-encoder`; by default the champion's, or CAPTION_ENCODER"),
+    ] = "",
+) -> None:
+    """Begin a retraining: determine its dataset and its encoder."""
+    from pipeline.training import inputs
+
+    settings = read_settings()
+    found = inputs.resolve(
+        run,
+        dataset=dataset,
+        encoder=encoder,
+        default_dataset=settings.dataset,
+        default_encoder=settings.encoder,
+        store=_store(),
+    )
+    _print({**found.model_dump(), "summary": str(found)})
 
 
 @app.command()
@@ -68,231 +101,290 @@ def ingest(
     source: Annotated[
         str,
         typer.Argument(
-            help="folder in the Flickr8k layout, a CSV or Parquet table, or a dataset.parquet that `ingest` has "
-            "written; path or URI"
+            help="a folder in the Flickr8k layout, a CSV or Parquet table (image, caption, optionally split), by path "
+            "or URI; or the id of a dataset in the store"
         ),
     ],
     name: Annotated[str | None, typer.Option(help="name of the dataset; by default that of the source")] = None,
     max_dropped_fraction: Annotated[
-        float, typer.Option(min=0, max=1, help="share of captions that may be dropped")
+        float, typer.Option(min=0, max=1, help="share of the captions that may be dropped")
     ] = 0.05,
-    marks: Annotated[
-        bool, typer.Option(help="add the pictures whose captions people have marked as wrong, with their better ones")
+    corrections: Annotated[
+        bool, typer.Option(help="add the corrected captions in the store to the training split")
     ] = False,
 ) -> None:
-    """Read captioned photographs into a validated dataset table."""
-    from pipeline import dataset
+    """Read captioned photographs into a validated dataset in the store."""
+    from pipeline.data import dataset
 
-    report = dataset.ingest(source, _store(), name=name, max_dropped_fraction=max_dropped_fraction, marks=marks)
+    report = dataset.ingest(
+        source, _store(), name=name, max_dropped_fraction=max_dropped_fraction, corrections=corrections
+    )
     _print({**report.model_dump(exclude={"dropped_rows"}), "summary": str(report)})
 
 
 @app.command()
-def datasets(
-    limit: Annotated[int, typer.Option(min=1, help="how many, at most")] = 20,
-) -> None:
-    """List the URIs of the datasets in the store, the newest first."""
-    from pipeline import dataset
+def datasets(limit: Annotated[int, typer.Option(min=1, help="maximum number of datasets")] = 20) -> None:
+    """List the ids of the datasets in the store, the newest first."""
+    from pipeline.data import dataset
 
-    _print(dataset.newest(_store(), limit=limit))
+    _print(dataset.list_datasets(_store(), limit=limit))
 
 
 @app.command()
 def vocabulary(
-    dataset_uri: DatasetUri,
-    min_count: Annotated[int, typer.Option(min=1, help="how often a word must be seen in the training captions")] = 10,
+    dataset_id: DatasetId,
+    min_count: Annotated[int, typer.Option(min=1, help="minimum count of a word in the training captions")] = 10,
 ) -> None:
-    """Count the words of the training captions and number those seen often enough."""
-    from pipeline import examples
+    """Build the vocabulary: number the words that occur often enough in the training captions."""
+    from pipeline.data import dataset
 
-    uri, words = examples.count_words(dataset_uri, min_count=min_count)
-    _print({"vocabulary": uri, "words": len(words), "summary": f"{len(words):,} words"})
+    key, words = dataset.build_vocabulary(dataset_id, _store(), min_count=min_count)
+    _print({"vocabulary": key, "words": len(words), "summary": f"{len(words):,} words"})
 
 
 @app.command()
-def encoder(
-    spec: Annotated[str, typer.Argument(help="imagenet, random, a .h5 file of ResNet50 weights, or a .keras model")],
-    views: Annotated[
-        bool, typer.Option(help="encode six views of each picture: better captions, six times the extraction")
+def register_encoder(
+    spec: Annotated[
+        str,
+        typer.Argument(
+            help="imagenet, random, a .h5 file of ResNet50 weights, a .keras model, or the id of a registered encoder"
+        ),
+    ],
+    crops: Annotated[
+        bool, typer.Option(help="encode six crops of each picture: better captions, six times the extraction time")
     ] = False,
     int8: Annotated[
         str | None,
         typer.Option(
-            metavar="DATASET_URI",
-            help="compute in 8-bit integers, calibrated on this dataset: three times as fast on CPUs with VNNI",
+            metavar="DATASET_ID",
+            help="quantize to 8-bit integers, calibrated on this dataset: three times as fast on CPUs with VNNI",
         ),
     ] = None,
 ) -> None:
     """Put an image encoder in the store."""
-    from pipeline import encoder as encoders
+    from pipeline.features import encoder as encoders
 
-    encoder_id = encoders.publish(spec, _store(), views=views)
+    encoder_id = encoders.register(spec, _store(), crops=crops)
     if int8:
-        from pipeline import calibration
+        from pipeline.features import quantization
 
-        encoder_id = calibration.quantise(encoder_id, int8, _store())
-    _print({"encoder_id": encoder_id})
+        encoder_id = quantization.quantize(encoder_id, int8, _store())
+    _print({"encoder_id": encoder_id, "summary": encoder_id})
 
 
 @app.command()
-def plan(dataset_uri: DatasetUri, encoder_id: EncoderId, run: RunOption = "manual") -> None:
-    """Cut a dataset's images that have no features yet into shards, and print their names."""
-    from pipeline import dataset, features
+def plan_extraction(dataset_id: DatasetId, encoder_id: EncoderId, run: RunOption = "manual") -> None:
+    """Cut the images of a dataset that have no features yet into shards, and print their names."""
+    from pipeline.data import dataset
+    from pipeline.features import extraction
 
-    data = dataset.load(dataset_uri)
-    shards = [
+    store = _store()
+    names = [
         shard
-        for source, images in dataset.images_by_source(data.table).items()
-        for shard in features.plan(
+        for source, images in dataset.listings_by_source(dataset.load(dataset_id, store).table).items()
+        for shard in extraction.plan_extraction(
             images,
             run=run,
             source=source,
             encoder_id=encoder_id,
-            store=_store(),
+            store=store,
             shard_size=read_settings().shard_size,
         )
     ]
-    _print(shards)
+    _print(names)
 
 
 @app.command()
-def extract(shard: Shard) -> None:
-    """Extract the features of a planned shard."""
+def extract(shard: ShardName) -> None:
+    """Extract the features of a shard."""
     from dataclasses import asdict
 
-    from pipeline import features
+    from pipeline.features import extraction
 
-    done = features.extract(shard, store=_store())
+    done = extraction.extract(shard, store=_store())
     _print({**asdict(done), "summary": str(done)})
 
 
 @app.command()
 def train(
-    dataset_uri: DatasetUri,
-    vocabulary_uri: Annotated[str, typer.Argument(help="URI of the vocabulary, as `vocabulary` prints it")],
+    dataset_id: DatasetId,
+    vocabulary_key: Annotated[
+        str, typer.Argument(metavar="VOCABULARY", help="key of the vocabulary, as `vocabulary` prints it")
+    ],
     encoder_id: EncoderId,
     assignments: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help=f"set a field of the recipe: {', '.join(Recipe.model_fields)}",
+            help=f"set a field of the training configuration: {', '.join(TrainingConfig.model_fields)}",
         ),
     ] = None,
 ) -> None:
     """Train a captioner and put it in the store as a candidate."""
-    from pipeline import training
+    from pipeline.training.train import train_captioner
 
     settings = read_settings()
-    model = training.train(
-        dataset_uri,
-        vocabulary_uri,
+    model = train_captioner(
+        dataset_id,
+        vocabulary_key,
         encoder_id=encoder_id,
-        recipe=Recipe.parse(assignments or []),
+        config=TrainingConfig.parse(assignments or []),
         store=_store(),
         max_failed_fraction=settings.max_failed_fraction,
-        devices=settings.devices,
         tracking_uri=settings.tracking_uri,
     )
-    best = [member.best_epoch for member in model.members]
-    epochs = sum(len(member.epochs) for member in model.members)
-    summary = f"{model.version}: {epochs} epochs, the best {', '.join(map(str, best))}"
+    best = [member.best_epoch for member in model.ensemble]
+    epochs = sum(len(member.epochs) for member in model.ensemble)
+    summary = f"{model.version}: {epochs} epochs, best {', '.join(map(str, best))}"
     _print({"version": model.version, "best_epochs": best, "epochs": epochs, "summary": summary})
 
 
 @app.command()
 def evaluate(
-    version: Version,
-    beam: Beam = DEFAULT.beam_width,
-    samples: Samples = DEFAULT.samples,
+    version: Version, beam_width: BeamWidth = DEFAULT.beam_width, mbr_samples: MbrSamples = DEFAULT.mbr_samples
 ) -> None:
-    """Caption the test split, greedily and as asked; score the captions, and write metrics.json and report.html."""
-    from pipeline import evaluation
+    """Caption the test split of a model's dataset, score the captions, and write a report."""
+    from pipeline.captioner.metadata import load_metadata
+    from pipeline.evaluation.evaluate import evaluate_model
+    from pipeline.evaluation.results import format_scores
+    from pipeline.storage import layout
+    from pipeline.training import mlflow as tracking
 
-    settings = read_settings()
-    metrics = evaluation.evaluate(
+    settings, store = read_settings(), _store()
+    metrics = evaluate_model(
         version,
-        store=_store(),
-        search=Search(beam_width=beam, samples=samples),
+        store=store,
+        decoding=DecodingConfig(beam_width=beam_width, mbr_samples=mbr_samples),
         max_failed_fraction=settings.max_failed_fraction,
-        tracking_uri=settings.tracking_uri,
     )
+    report = layout.evaluation(version, metrics.dataset, metrics.decoding).report
+    if settings.tracking_uri:
+        page = store.get(report).decode()
+        tracking.record_evaluation(load_metadata(version, store), metrics, page, settings.tracking_uri)
     _print(
         {
             "version": version,
             **metrics.summary,
-            "report": _store().url(evaluation.report_key(version)),
-            "summary": f"{version}: {evaluation.in_words(metrics.summary)}",
+            "report": store.url(report),
+            "summary": f"{version}: {format_scores(metrics.summary)}",
         }
     )
 
 
 @app.command()
-def consider(
-    version: Version,
-    *,
-    policy: Annotated[
-        Literal["auto", "approve", "never"],
-        typer.Option(help="auto: promote through the gate; approve: as a person has decided; never: leave it"),
-    ] = "auto",
-    answer: Annotated[
-        bool | None, typer.Option("--promote/--keep", help="what a person has decided, for the policy approve")
-    ] = None,
-    by: Annotated[str, typer.Option(help="who has decided")] = "somebody",
-    tolerance: Annotated[float, typer.Option(min=0, help="CIDEr by which it may lie below the champion")] = 0.015,
-    floor: Annotated[float, typer.Option(min=0, help="CIDEr that it must reach")] = 0.1,
-    run: RunOption = "manual",
+def evaluate_champion(
+    version: Version, beam_width: BeamWidth = DEFAULT.beam_width, mbr_samples: MbrSamples = DEFAULT.mbr_samples
 ) -> None:
-    """Decide whether a candidate becomes champion, and write the retraining's record."""
-    from pipeline import registry
+    """Evaluate the champion on the test split of a candidate's dataset, unless that was done before."""
+    from pipeline.captioner.metadata import load_metadata
+    from pipeline.captioner.registry import find_champion
+    from pipeline.evaluation.evaluate import evaluate_model
+    from pipeline.evaluation.results import find_metrics, format_scores
 
-    settings = read_settings()
-    decision = registry.consider(
-        version,
-        run=run,
-        policy=registry.Policy(policy),
-        tolerance=tolerance,
-        floor=floor,
-        store=_store(),
-        max_failed_fraction=settings.max_failed_fraction,
-        answer=None if answer is None else registry.Answer(promote=answer, by=by),
+    store, decoding = _store(), DecodingConfig(beam_width=beam_width, mbr_samples=mbr_samples)
+    dataset_id = load_metadata(version, store).dataset
+    champion = find_champion(store)
+    if champion is None:
+        _print({"champion": None, "summary": "there is no champion yet"})
+        return
+    metrics = find_metrics(champion.version, dataset_id, decoding, store) or evaluate_model(
+        champion.version,
+        store=store,
+        decoding=decoding,
+        max_failed_fraction=read_settings().max_failed_fraction,
+        dataset_id=dataset_id,
     )
-    _print({**decision.model_dump(), "summary": str(decision)})
+    summary = f"{champion.version}: {format_scores(metrics.summary)}"
+    _print({"champion": champion.version, **metrics.summary, "summary": summary})
 
 
 @app.command()
-def compare(version: Version) -> None:
-    """Show a candidate's scores and captions beside the champion's, in Markdown, for a person to decide by."""
-    from pipeline import comparison
+def compare(
+    version: Version, beam_width: BeamWidth = DEFAULT.beam_width, mbr_samples: MbrSamples = DEFAULT.mbr_samples
+) -> None:
+    """Compare a candidate's scores and captions with the champion's, in Markdown, for a person to decide."""
+    from pipeline.evaluation import comparison
 
-    text = comparison.compare(version, store=_store(), max_failed_fraction=read_settings().max_failed_fraction)
-    _print({"version": version, "comparison": text})
+    decoding = DecodingConfig(beam_width=beam_width, mbr_samples=mbr_samples)
+    text = comparison.compare(version, decoding=decoding, store=_store())
+    _print({"version": version, "comparison": text, "summary": text.partition("\n")[0]})
+
+
+@app.command()
+def gate(
+    version: Version,
+    *,
+    beam_width: BeamWidth = DEFAULT.beam_width,
+    mbr_samples: MbrSamples = DEFAULT.mbr_samples,
+    policy: Annotated[
+        Literal["auto", "approve", "never"],
+        typer.Option(help="auto: the gate decides; approve: a person has decided; never: the model is not promoted"),
+    ] = "auto",
+    approved: Annotated[
+        bool | None, typer.Option("--promote/--keep", help="the decision of a person, for the policy approve")
+    ] = None,
+    by: Annotated[str, typer.Option(help="name of that person")] = "somebody",
+    tolerance: Annotated[float, typer.Option(min=0, help="CIDEr by which the model may be below the champion")] = 0.015,
+    floor: Annotated[float, typer.Option(min=0, help="minimum CIDEr of a champion")] = 0.1,
+    run: RunOption = "manual",
+) -> None:
+    """Decide whether a candidate becomes the champion, and write the record of the retraining."""
+    from pipeline.evaluation import promotion_gate
+
+    record = promotion_gate.run_gate(
+        version,
+        run=run,
+        decoding=DecodingConfig(beam_width=beam_width, mbr_samples=mbr_samples),
+        config=promotion_gate.GateConfig(policy=promotion_gate.Policy(policy), tolerance=tolerance, floor=floor),
+        store=_store(),
+        approval=None if approved is None else promotion_gate.Approval(promote=approved, by=by),
+    )
+    shown = record.model_dump(mode="json", include={"version", "promoted", "reason", "scores", "dataset"})
+    _print({**shown, "summary": promotion_gate.describe(record)})
+
+
+@app.command()
+def end_run(
+    kind: Annotated[Literal["night", "retraining"], typer.Argument(help="kind of the run")],
+    run: RunName,
+    error: Annotated[str, typer.Option(help="why it failed")] = "The run ended before its last step.",
+) -> None:
+    """Write a run as failed, unless its record says that it has ended."""
+    from pipeline.work import runs
+
+    failed = runs.end_run(kind, run, error, _store())
+    _print({"failed": failed, "summary": error if failed else "the run had ended"})
 
 
 @app.command()
 def promote(version: Version) -> None:
     """Make a model the champion, whatever its scores."""
-    from pipeline import registry
+    from pipeline.captioner import registry
 
     _print({"champion": registry.promote(version, _store()).version})
 
 
 @app.command()
 def rollback() -> None:
-    """Give the place back to the champion before."""
-    from pipeline import registry
+    """Make the previous champion the champion again."""
+    from pipeline.captioner import registry
 
     _print({"champion": registry.roll_back(_store()).version})
 
 
 @app.command()
 def prune(
-    keep: Annotated[int, typer.Option(min=1, help="champions whose models and features stay, the present one too")] = 3,
-    older_than: Annotated[float, typer.Option(metavar="DAYS", min=0, help="leave alone what is younger")] = 7.0,
-    remove: Annotated[bool, typer.Option("--remove", help="do it; otherwise it is only said what would go")] = False,
+    keep: Annotated[
+        int, typer.Option(min=1, help="champions whose models and features are kept, the present one among them")
+    ] = 3,
+    older_than: Annotated[float, typer.Option(metavar="DAYS", min=0, help="minimum age of removed objects")] = 7.0,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="remove the objects; by default they are only listed")
+    ] = False,
 ) -> None:
-    """Remove what none of the last champions needs, and what interrupted runs have left."""
-    from pipeline import prune as pruning
+    """Remove the objects that none of the last champions need, and the remains of interrupted runs."""
+    from pipeline.ops import prune as pruning
 
     store = _store()
     before = datetime.now(UTC) - timedelta(days=older_than)
@@ -304,18 +396,18 @@ def prune(
             "removed": remove,
             "objects": sum(len(each.objects) for each in found),
             "bytes": sum(each.size for each in found),
-            "what": [f"{each.kind}: {each.name}, {len(each.objects)} objects, {each.size} bytes" for each in found],
+            "details": [f"{each.kind}: {each.name}, {len(each.objects)} objects, {each.size} bytes" for each in found],
         }
     )
 
 
 @app.command()
-def copy(target: Annotated[str, typer.Argument(help="where to: file:///folder or s3://bucket/prefix")]) -> None:
-    """Copy the store, while it is worked on, as a backup; from the backup, set as the store, it restores one."""
-    from pipeline import backup
+def backup(target: Annotated[str, typer.Argument(help="file:///folder or s3://bucket/prefix")]) -> None:
+    """Copy the store while it is in use. To restore a backup, set it as CAPTION_STORE and copy it back."""
+    from pipeline.ops import backup as backups
     from pipeline.storage import open_bucket
 
-    _print(backup.copy(_store(), open_bucket(target)).model_dump())
+    _print(backups.back_up(_store(), open_bucket(target)).model_dump())
 
 
 @app.command()
@@ -324,21 +416,21 @@ def caption(
         list[str], typer.Argument(help="paths or URIs of pictures, or of folders; an S3 folder ends in /")
     ],
     *,
-    beam: Beam = DEFAULT.beam_width,
-    samples: Samples = DEFAULT.samples,
+    beam_width: BeamWidth = DEFAULT.beam_width,
+    mbr_samples: MbrSamples = DEFAULT.mbr_samples,
     alternatives: Annotated[int, typer.Option(min=0, help="further captions of each picture, with probabilities")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="print an object of JSON a line")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object per line")] = False,
     model: Annotated[str | None, typer.Option(help="version of a model; by default the champion")] = None,
 ) -> None:
-    """Caption pictures at once, and print the captions in the pictures' order. Exit status 1: some can't be read."""
-    from pipeline import on_demand
+    """Caption pictures, and print the captions in the order of the pictures. Exit status 1: some failed."""
+    from pipeline.serving import on_demand
 
-    # The captions are the news; what can't be read is said beside them.
+    # The captions are the output; errors of pictures are printed beside them.
     with _no_log():
         captioned = on_demand.caption(
             pictures,
             version=model,
-            search=Search(beam_width=beam, samples=samples),
+            decoding=DecodingConfig(beam_width=beam_width, mbr_samples=mbr_samples),
             alternatives=alternatives,
             store=_store(),
         )
@@ -353,50 +445,48 @@ def caption(
 
 @app.command()
 def status(
-    captions: Annotated[int, typer.Option(min=0, help="how many captions to show")] = 0,
-    under: Annotated[str, typer.Option(help="show only captions of images whose key begins so")] = "",
+    captions: Annotated[int, typer.Option(min=0, help="number of captions to show")] = 0,
+    under: Annotated[str, typer.Option(help="show only captions of images whose key begins with this")] = "",
 ) -> None:
-    """Show the champion, the models, what is pending, the last runs, and some captions."""
-    from pipeline import status as report
+    """Show the champion, the models, the coverage of the inbox, the last runs, and some captions."""
+    from pipeline.ops import status as report
 
     report.show(_store(), inbox=read_settings().inbox, limit=captions, under=under)
 
 
 @app.command()
 def demo_data(
-    directory: Annotated[Path, typer.Argument(help="folder to draw them into")],
-    images: Annotated[int, typer.Option(min=10, help="how many pictures")] = 600,
-    seed: Annotated[int, typer.Option(help="other seeds draw other pictures")] = 0,
+    directory: Annotated[Path, typer.Argument(help="folder for the pictures and captions")],
+    images: Annotated[int, typer.Option(min=10, help="number of pictures")] = 600,
+    seed: Annotated[int, typer.Option(help="seed; other seeds give other pictures")] = 0,
 ) -> None:
-    """Draw a data set whose truth is known, in the Flickr8k layout, to try the pipeline without a download."""
-    from pipeline import demo_data as demo
+    """Generate a data set with known captions, in the Flickr8k layout, to try the pipeline without a download."""
+    from pipeline.data import synthetic
 
-    _print({"directory": str(directory), "images": demo.draw(directory, images=images, seed=seed)})
+    _print({"directory": str(directory), "images": synthetic.generate(directory, images=images, seed=seed)})
 
 
 @app.command()
-def demo_inbox(
-    count: Annotated[int, typer.Option(min=1, help="how many photographs, at most")] = 60,
-) -> None:
-    """Copy test photographs of the newest model's dataset into the inbox, as if they had just arrived."""
-    from pipeline import demo_inbox as demo
+def demo_inbox(count: Annotated[int, typer.Option(min=1, help="maximum number of photographs")] = 60) -> None:
+    """Copy test photographs of the newest model's dataset into the inbox."""
+    from pipeline.ops import demo_inbox as demo
 
     _print(demo.fill(_store(), read_settings().inbox, count=count))
 
 
 @night.command("list")
 def night_list(
-    run: Run,
+    run: RunName,
     archive: Annotated[
         Literal["all", "new"],
-        typer.Option(help="all: caption what the champion has not captioned; new: only what no model has"),
+        typer.Option(help="all: caption images that the champion has not captioned; new: only those that no model has"),
     ] = "all",
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed/--no-retry-failed", help="try again what failed in earlier nights")
+        bool, typer.Option("--retry-failed/--no-retry-failed", help="try again images that failed in earlier nights")
     ] = False,
 ) -> None:
     """List the inbox and fix the champion for the whole night."""
-    from pipeline import night as nightly
+    from pipeline.nightly import night as nightly
 
     listed = nightly.list_inbox(
         run,
@@ -409,49 +499,49 @@ def night_list(
 
 
 @night.command("plan-extraction")
-def night_plan_extraction(run: Run) -> None:
-    """Plan the shards of images without features, and print their names."""
-    from pipeline import night as nightly
+def night_plan_extraction(run: RunName) -> None:
+    """Cut the images that have no features yet into shards, and print their names."""
+    from pipeline.nightly import night as nightly
 
     _print(nightly.plan_extraction(run, store=_store(), shard_size=read_settings().shard_size))
 
 
 @night.command("plan-captions")
 def night_plan_captions(
-    run: Run,
+    run: RunName,
     date: Annotated[
         datetime | None,
         typer.Option(
-            formats=["%Y-%m-%d"], metavar="YYYY-MM-DD", help="partition of the captions; by default today's, UTC"
+            formats=["%Y-%m-%d"], metavar="YYYY-MM-DD", help="partition of the captions; by default today, UTC"
         ),
     ] = None,
 ) -> None:
-    """Plan the shards of images without a caption of the champion, and print their names."""
-    from pipeline import night as nightly
+    """Cut the images that have no caption yet into shards, and print their names."""
+    from pipeline.nightly import night as nightly
 
     day = (date or datetime.now(UTC)).strftime("%Y-%m-%d")
     _print(nightly.plan_captions(run, store=_store(), date=day, shard_size=read_settings().shard_size))
 
 
 @night.command("caption")
-def night_caption(shard: Shard) -> None:
-    """Write the captions of a planned shard."""
-    from pipeline import captions
+def night_caption(shard: ShardName) -> None:
+    """Write the captions of a shard."""
+    from pipeline.nightly import captions
 
     settings = read_settings()
-    _print(captions.caption(shard, store=_store(), search=settings.search, sidecars=settings.sidecars))
+    _print(captions.caption_shard(shard, store=_store(), decoding=settings.decoding, sidecars=settings.sidecars))
 
 
-@night.command("publish")
-def night_publish(run: Run) -> None:
-    """Count the night, and fail where an image is unaccounted for or too many failed."""
-    from pipeline import night as nightly
+@night.command("reconcile")
+def night_reconcile(run: RunName) -> None:
+    """Count the images of the night; fail if one is unaccounted for, or too many failed."""
+    from pipeline.nightly.reconcile import reconcile
 
     settings = read_settings()
-    record = nightly.publish(
+    record = reconcile(
         run, store=_store(), max_failed_fraction=settings.max_failed_fraction, drift_limit=settings.drift_limit
     )
-    _print({**record, "summary": nightly.summary(record)})
+    _print({**record.model_dump(mode="json"), "summary": str(record)})
 
 
 def _store() -> "Bucket":

@@ -1,4 +1,4 @@
-"""Messages over pipes between two processes: bytes, each preceded by its length."""
+"""Length-prefixed messages over pipes between two processes."""
 
 import struct
 from typing import IO
@@ -7,7 +7,7 @@ _LENGTH = struct.Struct(">Q")
 
 
 def send(data: bytes, pipe: IO[bytes] | None) -> None:
-    """Send a message. Raises ``BrokenPipeError`` where the other side has ended."""
+    """Send a message. Raises ``BrokenPipeError`` if the other process has ended."""
     assert pipe is not None  # noqa: S101 - for type checkers
     pipe.write(_LENGTH.pack(len(data)))
     pipe.write(data)
@@ -15,7 +15,7 @@ def send(data: bytes, pipe: IO[bytes] | None) -> None:
 
 
 def receive(pipe: IO[bytes] | None) -> bytes | None:
-    """The next message; ``None`` where the other side has ended."""
+    """The next message; ``None`` if the other process has ended."""
     assert pipe is not None  # noqa: S101 - for type checkers
     length = pipe.read(_LENGTH.size)
     if len(length) < _LENGTH.size:

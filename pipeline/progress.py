@@ -1,4 +1,4 @@
-"""Progress of long work: a bar at a terminal, a line now and then in a log."""
+"""Progress of long work: a bar on a terminal, an occasional line in a log."""
 
 import logging
 import sys
@@ -9,11 +9,11 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 LOG_INTERVAL = 15.0
-"""Seconds between two lines of progress in a log."""
+"""Seconds between two progress lines in a log."""
 
 
 def track(items: Iterable[Item], *, total: int, unit: str, log: logging.Logger) -> Iterator[Item]:
-    """Yield ``items`` and show how many of ``total`` are done, the rate, and the time left."""
+    """Yield ``items`` and report how many of ``total`` are done, the rate, and the time left."""
     if sys.stderr.isatty():
         from tqdm import tqdm
 

@@ -1,4 +1,4 @@
-"""Where the time of a unit of work goes, so that a slow stage is seen."""
+"""How long the sections of a unit of work take, to find the slow one."""
 
 import threading
 import time
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class Stopwatch:
-    """Seconds by stage, summed over all threads that work on it: stages that overlap add up to more than the clock."""
+    """Seconds by section, summed over all threads: sections that overlap add up to more than wall time."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -18,8 +18,8 @@ class Stopwatch:
         return ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.seconds.items())
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Count what is done in this context for a stage."""
+    def section(self, name: str) -> Iterator[None]:
+        """Add the time spent in this context to a section."""
         start = time.monotonic()
         try:
             yield

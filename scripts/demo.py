@@ -1,4 +1,4 @@
-"""The demo: retrain and caption through Airflow, with no server. `make demo` sets the environment."""
+"""The demo: a retraining and a night in Airflow, without a server. `make demo` sets the environment."""
 
 import argparse
 import json
@@ -12,19 +12,19 @@ from pipeline.settings import DATA
 
 BIN = Path(sys.executable).parent
 DRAWN = DATA / "demo"
-# Of few captions: smaller steps, and more passes over them, than the defaults for tens of thousands.
-DRAWN_RECIPE = {"batch_size": 64, "epochs": 30, "patience": 6}
+DRAWN_TRAINING = {"batch_size": 64, "epochs": 30, "patience": 6}
+"""Smaller batches and more epochs than the defaults, which are for tens of thousands of captions."""
 LOG = Path(os.environ["AIRFLOW_HOME"], "demo.log")
 CAPTIONS_SHOWN = 15
 
 
 def main() -> None:
-    """Prepare the data, run both DAGs, and show what came of it."""
+    """Prepare the data, run both DAGs, and show the result."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", default="", help="photographs in the Flickr8k layout; by default some are drawn")
+    parser.add_argument("--data", default="", help="photographs in the Flickr8k layout; by default, pictures are drawn")
     parser.add_argument("--encoder", default="random", help="imagenet, random, or a .keras or .h5 file")
     options = parser.parse_args()
-    # A file is found from where one typed its name; the tasks run elsewhere.
+    # The path is relative to this working directory; the tasks have another one.
     encoder = str(Path(options.encoder).resolve()) if Path(options.encoder).is_file() else options.encoder
     LOG.unlink(missing_ok=True)
     if options.data:
@@ -32,8 +32,8 @@ def main() -> None:
     else:
         data = DRAWN
         pipeline("demo-data", str(data))
-    recipe = {} if options.data else DRAWN_RECIPE
-    run_dag("retrain_captioner", {"dataset": str(data), "encoder": encoder, **recipe})
+    training = {} if options.data else DRAWN_TRAINING
+    run_dag("retrain_captioner", {"dataset": str(data), "encoder": encoder, **training})
     inbox = pipeline("demo-inbox")
     run_dag("caption_new_images", {})
     subprocess.run(
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def run_dag(dag_id: str, conf: dict[str, str | int]) -> None:
-    """Run a DAG in this process's place, as a scheduler would, and show what its tasks say of their progress."""
+    """Run a DAG to its end in a child process, and show the progress of its tasks."""
     say(f"\n{dag_id} {json.dumps(conf) if conf else ''}")
     command = [str(BIN / "airflow"), "dags", "test", dag_id, "--conf", json.dumps(conf)]
     environment = {**os.environ, "AIRFLOW__LOGGING__JSON_LOGS": "True"}
@@ -56,11 +56,11 @@ def run_dag(dag_id: str, conf: dict[str, str | int]) -> None:
             if text := progress(line):
                 say(text)
         if process.wait() != 0:
-            sys.exit(f"{dag_id} failed; its whole log is {LOG}")
+            sys.exit(f"{dag_id} failed; the complete log is {LOG}")
 
 
 def progress(line: str) -> str | None:
-    """What a line of Airflow's log tells a person: a command that starts, its progress, its result, an error."""
+    """The readable form of a line of Airflow's log: a command, its progress, an error; None for other lines."""
     try:
         entry = json.loads(line)
         event = str(entry["event"])
@@ -83,7 +83,7 @@ def pipeline(*arguments: str) -> dict[str, str]:
 
 
 def pipeline_command(*arguments: str) -> list[str]:
-    """The command line of a command of the pipeline."""
+    """A command of the pipeline as an argument list."""
     return [sys.executable, "-m", "pipeline", *arguments]
 
 

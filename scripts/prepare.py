@@ -1,8 +1,8 @@
-"""What has to be there before the parts of Airflow start: tables, the pool, the login and the buckets.
+"""Create what Airflow needs before it starts: its tables, the pool, the login and the buckets.
 
     python scripts/prepare.py
 
-docker-compose.yaml runs it at each start. What is there already stays as it is; only the password is set anew.
+docker-compose.yaml runs it at each start. It keeps what exists already, and only sets the password again.
 """
 
 import json
@@ -11,24 +11,24 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline.s3_bucket import S3Bucket
 from pipeline.settings import Settings, read_settings
+from pipeline.storage.s3 import S3Bucket
 
 PROFILES = {"cpu", "gpu"}
-"""Of each a worker serves the queue gpu."""
+"""Profiles with a worker that serves the queue gpu."""
 
 
 def main() -> None:
-    """Prepare all of it, by what the environment says."""
+    """Prepare all of it, as the environment configures it."""
     if len(PROFILES.intersection(os.environ["COMPOSE_PROFILES"].split(","))) != 1:
         sys.exit(
-            "COMPOSE_PROFILES must hold one of cpu and gpu, or no worker or a wrong one serves the queue gpu. "
+            "COMPOSE_PROFILES must contain either cpu or gpu, so that one kind of worker serves the queue gpu. "
             f"Received: {os.environ['COMPOSE_PROFILES']!r}. Correct it in .env."
         )
     airflow = Path(sys.executable).with_name("airflow")
     for arguments in (
         ["db", "migrate"],
-        ["pools", "set", "gpu", "1", "the accelerator, or all cores where there is none"],
+        ["pools", "set", "gpu", "1", "the accelerator, or all CPU cores where there is none"],
     ):
         subprocess.run([airflow, *arguments], check=True)
     write_login(
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def write_login(file: Path, password: str) -> None:
-    """Let the user admin log in with the password; the file is its owner's alone."""
+    """Set the password of the user admin; only the owner can read the file."""
     temporary = file.with_suffix(".tmp")
     temporary.unlink(missing_ok=True)
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
@@ -47,7 +47,7 @@ def write_login(file: Path, password: str) -> None:
 
 
 def make_buckets(settings: Settings) -> None:
-    """Make the buckets that the settings name and that are not there."""
+    """Create the S3 buckets in the settings that do not exist yet."""
     for uri in (settings.store, settings.inbox, settings.dataset):
         if uri.startswith("s3://"):
             bucket = S3Bucket(uri)

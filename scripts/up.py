@@ -1,4 +1,4 @@
-"""Start Airflow in the foreground: `make up` sets the environment, this waits, says where to log in, and stops it."""
+"""Run Airflow in the foreground until Ctrl-C, and print its URL and login. `make up` sets the environment."""
 
 import contextlib
 import json
@@ -21,14 +21,14 @@ START_TIMEOUT = 180  # seconds
 
 
 def main() -> int:
-    """Run until Ctrl-C (or SIGTERM); the exit status is 0 unless Airflow failed by itself."""
+    """Run until Ctrl-C (or SIGTERM); the exit status is 0 unless Airflow failed."""
     if is_up():
-        sys.stderr.write(f"Something answers on {URL} already: stop it, or choose another AIRFLOW__API__PORT.\n")
+        sys.stderr.write(f"{URL} is already in use: stop the server there, or set another AIRFLOW__API__PORT.\n")
         return 2
     password = admin_password()
     with LOG.open("w") as log:
-        # In a session of its own, Ctrl-C reaches Airflow once, from us, and not also from the terminal. It stops all
-        # its parts on SIGINT only, and a shell may have told us to ignore that.
+        # In a session of its own, Airflow gets Ctrl-C once, from this process, and not from the terminal as well. It
+        # stops all its parts on SIGINT only, which a shell may have set to be ignored.
         airflow = subprocess.Popen(
             [str(Path(sys.executable).with_name("airflow")), "standalone"],
             stdout=log,
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def stop(airflow: "subprocess.Popen[bytes]") -> None:
-    """Ask for a clean stop, and insist where that takes too long."""
+    """Stop Airflow, and kill it if that takes too long."""
     if airflow.poll() is None:
         airflow.send_signal(signal.SIGINT)
         say("stopping …")
@@ -69,7 +69,7 @@ def stop(airflow: "subprocess.Popen[bytes]") -> None:
 
 
 def say(text: str, stream: TextIO = sys.stdout) -> None:
-    """Print at once, or nothing where nobody is left to read it: Airflow must be stopped all the same."""
+    """Print at once; ignore a closed terminal, because Airflow must be stopped all the same."""
     with contextlib.suppress(BrokenPipeError):
         print(text, file=stream, flush=True)
 
@@ -78,7 +78,7 @@ def is_up() -> bool:
     """Whether the API server answers."""
     try:
         with urllib.request.urlopen(f"{URL}/api/v2/version", timeout=2) as answer:  # noqa: S310 - always http
-            return answer.status == 200
+            return bool(answer.status == 200)
     except urllib.error.HTTPError:
         return True
     except (OSError, ValueError):
@@ -86,7 +86,7 @@ def is_up() -> bool:
 
 
 def admin_password() -> str:
-    """The password of the user admin, made up on the first start and kept in a file that only its owner can read."""
+    """The password of the user admin, generated on the first start and kept in a file that only its owner can read."""
     if not PASSWORDS.exists():
         descriptor = os.open(PASSWORDS, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:

@@ -1,4 +1,4 @@
-"""What the tests share: buckets of both kinds, and the real photographs and encoder where they are to be had."""
+"""Fixtures of all tests: buckets of both kinds, and the real photographs and encoder where they are to be had."""
 
 import os
 import shutil
@@ -11,17 +11,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import toy
-from faults import Proxy
 
-from pipeline import s3_bucket
-from pipeline.storage import Bucket, open_bucket
+from pipeline.storage import Bucket, open_bucket, s3
+from tests.support import toy
+from tests.support.faults import Proxy
+from tests.support.paths import PROJECT
 
 # Before any test imports Keras.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-PROJECT = Path(__file__).resolve().parents[1]
 
 # Before any test imports Airflow; child processes find the same.
 os.environ.update(
@@ -87,7 +86,7 @@ def s3_faults(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy
 
     monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0)
     monkeypatch.setattr(ClientRateLimiter, "on_sending_request", lambda *_, **__: None)
-    monkeypatch.setattr(s3_bucket, "READ_PAUSE", 0)
+    monkeypatch.setattr(s3, "READ_PAUSE", 0)
     proxy = Proxy(s3_server)
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
     yield proxy

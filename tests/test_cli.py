@@ -1,36 +1,43 @@
-"""The command line: what it prints, how it fails, and how quickly it helps."""
+"""The command line: its results, its errors, and its help."""
 
 import errno
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import toy
 
-from pipeline import cli, marks, registry, runs, tables
-from pipeline.storage import open_bucket
+from pipeline import cli
+from pipeline.captioner import registry
+from pipeline.config import DecodingConfig
+from pipeline.data import corrections
+from pipeline.storage import layout, open_bucket, parquet
+from pipeline.work import runs
+from tests.support import toy
+from tests.support.paths import PROJECT
 
-PROJECT = Path(__file__).resolve().parents[1]
+DECODING = {"--beam-width", "--mbr-samples"}
 
 COMMANDS = {
-    "ingest": {"source", "--name", "--max-dropped-fraction", "--marks", "--no-marks"},
+    "resolve-inputs": {"run", "--dataset", "--encoder"},
+    "ingest": {"source", "--name", "--max-dropped-fraction", "--corrections", "--no-corrections"},
     "datasets": {"--limit"},
-    "copy": {"target"},
-    "vocabulary": {"dataset_uri", "--min-count"},
-    "encoder": {"spec", "--views", "--no-views", "--int8"},
-    "plan": {"dataset_uri", "encoder_id", "--run"},
+    "vocabulary": {"dataset_id", "--min-count"},
+    "register-encoder": {"spec", "--crops", "--no-crops", "--int8"},
+    "plan-extraction": {"dataset_id", "encoder_id", "--run"},
     "extract": {"shard"},
-    "train": {"dataset_uri", "vocabulary_uri", "encoder_id", "--set"},
-    "evaluate": {"version", "--beam", "--samples"},
-    "compare": {"version"},
-    "consider": {"version", "--policy", "--promote", "--keep", "--by", "--tolerance", "--floor", "--run"},
+    "train": {"dataset_id", "vocabulary", "encoder_id", "--set"},
+    "evaluate": {"version", *DECODING},
+    "evaluate-champion": {"version", *DECODING},
+    "compare": {"version", *DECODING},
+    "gate": {"version", "--policy", "--promote", "--keep", "--by", "--tolerance", "--floor", "--run", *DECODING},
+    "end-run": {"kind", "run", "--error"},
     "promote": {"version"},
     "rollback": set(),
     "prune": {"--keep", "--older-than", "--remove"},
-    "caption": {"pictures", "--beam", "--samples", "--alternatives", "--json", "--model"},
+    "backup": {"target"},
+    "caption": {"pictures", "--alternatives", "--json", "--model", *DECODING},
     "status": {"--captions", "--under"},
     "demo-data": {"directory", "--images", "--seed"},
     "demo-inbox": {"--count"},
@@ -38,7 +45,7 @@ COMMANDS = {
     "night plan-extraction": {"run"},
     "night plan-captions": {"run", "--date"},
     "night caption": {"shard"},
-    "night publish": {"run"},
+    "night reconcile": {"run"},
 }
 """Every command with its arguments and options."""
 
@@ -91,7 +98,7 @@ def command(environment, monkeypatch, capsys):
     """Run a command in this process: exit status, the last line of standard output, and standard error."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["pipeline", *arguments])
+        monkeypatch.setattr(sys, "argv", ["captioning", *arguments])
         with pytest.raises(SystemExit) as stop:
             cli.main()
         output, error = capsys.readouterr()
@@ -112,115 +119,272 @@ def result(command):
     return run
 
 
-def test_a_process_prints_one_line_of_json(environment, toy_encoder):
-    """The last line of standard output is the result; all else goes to standard error."""
-    table = toy.draw(open_bucket(str(environment / "toy")))
-    done = process("ingest", table)
+@pytest.fixture
+def store(environment):
+    """The store of the environment."""
+    return open_bucket(os.environ["CAPTION_STORE"])
+
+
+@pytest.fixture
+def source(environment):
+    """The URI of the toy world's captions."""
+    return toy.draw(open_bucket(str(environment / "toy")))
+
+
+def test_a_process_prints_one_line_of_json(environment, source, toy_encoder):
+    """The result is the only line of standard output; the log goes to standard error."""
+    done = process("ingest", source)
     assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
+    [line] = done.stdout.splitlines()
+    report = json.loads(line)
     assert (report["images"], report["captions"]) == ({"train": 16, "dev": 4, "test": 4}, 48)
-    assert report["dataset"].startswith((environment / "store/datasets/captions").as_uri())
+    assert (environment / f"store/datasets/{report['dataset']}/dataset.parquet").is_file()
     assert "INFO" in done.stderr
     assert "Traceback" not in done.stderr
 
-    done = process("encoder", str(toy_encoder))
+    done = process("register-encoder", str(toy_encoder))
     assert done.returncode == 0, done.stderr
     encoder_id = json.loads(done.stdout.splitlines()[-1])["encoder_id"]
     assert (environment / f"store/encoders/{encoder_id}/files.json").is_file()
 
 
-def test_an_encoder_in_eight_bits(environment, result, toy_encoder):
-    """Calibrated on a dataset, the encoder has an id of its own; an empty value asks for none."""
-    dataset = result("ingest", toy.draw(open_bucket(str(environment / "toy"))))["dataset"]
-    plain = result("encoder", str(toy_encoder), "--int8=")["encoder_id"]
-    assert result("encoder", str(toy_encoder), f"--int8={dataset}")["encoder_id"] == f"{plain}-int8"
+def test_encoders(result, source, toy_encoder):
+    """A quantized encoder and one of crops have ids of their own; an id is accepted as a file is."""
+    dataset = result("ingest", source)["dataset"]
+    plain = result("register-encoder", str(toy_encoder), "--int8=")["encoder_id"]
+    quantized = result("register-encoder", str(toy_encoder), f"--int8={dataset}")["encoder_id"]
+    assert quantized == f"{plain}-int8"
+    for encoder_id in (plain, quantized):
+        assert result("register-encoder", encoder_id) == {"encoder_id": encoder_id, "summary": encoder_id}
+    assert result("register-encoder", quantized, f"--int8={dataset}")["encoder_id"] == quantized
+    crops = result("register-encoder", plain, "--crops")["encoder_id"]
+    assert crops.startswith("means-crops-")
+    assert result("register-encoder", str(toy_encoder), "--crops")["encoder_id"] == crops
 
 
-def test_a_retraining_and_a_night(environment, result, command, toy_encoder):
-    """What each command prints is what the next one takes, from captioned pictures to captions and status."""
-    table = toy.draw(open_bucket(str(environment / "toy")))
-    store = open_bucket(os.environ["CAPTION_STORE"])
-    dataset = result("ingest", table, "--name", "toy")["dataset"]
+def test_a_retraining(store, source, result, toy_encoder):
+    """Each command takes the results of earlier ones, from captioned pictures to a champion."""
+    inputs = result("resolve-inputs", "r1", "--dataset", source, "--encoder", str(toy_encoder))
+    assert (inputs["dataset"], inputs["encoder"]) == (source, str(toy_encoder))
+    assert runs.read_record("r1", store).status == "running"
+    report = result("ingest", inputs["dataset"], "--name", "toy")
+    dataset = report["dataset"]
+    assert report["summary"] == "24 images (16 train, 4 dev, 4 test), 48 captions"
+    assert result("datasets") == [dataset]
     words = result("vocabulary", dataset, "--min-count", "8")
-    assert words["words"] == 14
-    assert words["vocabulary"].endswith("/vocabulary-8.json")
-    encoder_id = result("encoder", str(toy_encoder))["encoder_id"]
-    shards = result("plan", dataset, encoder_id, "--run", "r1")
+    assert (words["words"], words["summary"]) == (14, "14 words")
+    assert words["vocabulary"] == f"datasets/{dataset}/vocabulary-8.json"
+    encoder_id = result("register-encoder", inputs["encoder"])["encoder_id"]
+    shards = result("plan-extraction", dataset, encoder_id, "--run", "r1")
     assert len(shards) == 2
     assert sum(result("extract", shard)["images"] for shard in shards) == 24
-    assert result("plan", dataset, encoder_id) == []
-    recipe = [f"--set={name}={value}" for name, value in toy.RECIPE.model_dump().items()]
-    model = result("train", dataset, words["vocabulary"], encoder_id, *recipe)
-    assert model["epochs"] == toy.RECIPE.epochs
-    metrics = result("evaluate", model["version"], "--beam", "2")
-    assert metrics["version"] == model["version"]
-    assert metrics["CIDEr"] > 3
-    assert Path(metrics["report"].removeprefix("file://")).is_file()
-    assert not result("consider", model["version"], "--policy", "never")["promoted"]
-    assert not result("consider", model["version"], "--floor", "9.9")["promoted"]
-    assert result("consider", model["version"], "--run", "r1")["promoted"]
-    [record] = [record for record in runs.finished(registry.KIND, store) if record["run"] == "r1"]
-    assert (record["extracted"], record["scores"]["CIDEr"]) == (24, metrics["CIDEr"])
+    assert result("extract", shards[0])["summary"] == "done before"
+    assert result("plan-extraction", dataset, encoder_id) == []
+    config = [f"--set={name}={value}" for name, value in toy.CONFIG.model_dump().items()]
+    model = result("train", dataset, words["vocabulary"], encoder_id, *config)
+    version = model["version"]
+    assert model["epochs"] == toy.CONFIG.epochs
+    assert model["summary"].startswith(f"{version}: {toy.CONFIG.epochs} epochs, best {model['best_epochs'][0]}")
 
-    laid = result("demo-inbox", "--count", "3")
-    assert laid == {"under": "toy/", "photographs": 3, "new": 3}
+    decoding = ("--beam-width", "2")
+    metrics = result("evaluate", version, *decoding)
+    assert metrics["version"] == version
+    assert metrics["CIDEr"] > 3
+    assert metrics["report"] == store.url(f"models/{version}/evaluations/{dataset.replace('/', '-')}-beam2/report.html")
+    assert store.exists(metrics["report"].removeprefix(f"{store.uri}/"))
+    assert result("evaluate-champion", version, *decoding) == {
+        "champion": None,
+        "summary": "there is no champion yet",
+    }
+    assert "There is no champion yet." in result("compare", version, *decoding)["comparison"]
+    assert not result("gate", version, "--policy", "never", *decoding)["promoted"]
+    assert not result("gate", version, "--floor", "9.9", *decoding)["promoted"]
+    promoted = result("gate", version, "--run", "r1", *decoding)
+    assert promoted == {
+        "version": version,
+        "promoted": True,
+        "reason": promoted["reason"],
+        "dataset": dataset,
+        "scores": {name: value for name, value in metrics.items() if name in promoted["scores"]},
+        "summary": f"{version} is the new champion: {promoted['reason']}",
+    }
+    record = runs.read_record("r1", store)
+    assert (record.status, record.extracted, record.scores["CIDEr"]) == ("succeeded", 24, metrics["CIDEr"])
+    assert (record.version, record.dataset, record.promoted) == (version, dataset, True)
+
+
+def test_a_night(store, result, command, trained):
+    """From photographs in the inbox to captions and status."""
+    toy.copy(trained.store, store, "")
+    version = trained.model.version
+    result("promote", version)
+    result("evaluate", version, "--beam-width", "1")
+    copied = result("demo-inbox", "--count", "3")
+    assert copied == {"under": "toy/", "photographs": 3, "new": 3}
     assert result("demo-inbox", "--count", "3")["new"] == 0
     night = result("night", "list", "n1")
-    assert (night["listed"], night["version"]) == (3, model["version"])
+    assert (night["listed"], night["version"]) == (3, version)
+    assert runs.read_record("n1", store).status == "running"
     # The inbox holds pictures of the dataset, but under other keys.
     for shard in result("night", "plan-extraction", "n1"):
         assert result("extract", shard)["failed"] == 0
     for shard in result("night", "plan-captions", "n1", "--date", "2026-01-02"):
         captioned = {"shard": shard, "images": 3, "captioned": 3, "failed": 0, "summary": "3 images"}
         assert result("night", "caption", shard) == captioned
-    assert result("night", "publish", "n1")["captioned"] == 3
-    [shard] = store.list(f"captions/model={model['version']}/date=2026-01-02/")
-    for row in tables.read(shard.key, store).to_pylist():
+    reconciled = result("night", "reconcile", "n1")
+    assert (reconciled["captioned"], reconciled["status"]) == (3, "succeeded")
+    assert reconciled["summary"].startswith("3 images listed = 3 captioned + 0 failed + 0 done before")
+    [shard] = store.list(f"captions/model={version}/date=2026-01-02/")
+    for row in parquet.read(shard.key, store).to_pylist():
         assert row["image_key"].removeprefix("toy/").partition("-")[0] in row["caption"].split()
     status, line, _ = command("status", "--captions", "3")
-    assert (status, line) == (0, f"report:   {metrics['report']}")
+    report = layout.evaluation(version, trained.model.dataset, DecodingConfig(beam_width=1)).report
+    assert (status, line.split()) == (0, ["report:", store.url(report)])
 
 
-def test_a_dataset_with_marks(environment, result, toy_encoder):
-    """Pictures of both places are planned, extracted and counted; the dataset's own URI keeps its name."""
-    plain = result("ingest", toy.draw(open_bucket(str(environment / "toy"))), "--name", "toy")
-    store = open_bucket(os.environ["CAPTION_STORE"])
-    marks.mark(
-        toy.picture("red", 99), caption="a ball", wrong_caption="a dog", model_version="v", marked_by="a", store=store
+def test_a_dataset_with_corrections(environment, store, source, result, toy_encoder):
+    """Pictures of both buckets are planned, extracted and counted; a dataset is ingested by its id."""
+    plain = result("ingest", source, "--name", "toy")
+    corrections.add(
+        toy.picture("red", 99),
+        caption="a ball",
+        wrong_caption="a dog",
+        model_version="v",
+        corrected_by="a",
+        store=store,
     )
     assert result("ingest", plain["dataset"]) == plain
-    report = result("ingest", plain["dataset"], "--marks")
-    assert report["dataset"] == store.url(f"datasets/toy/{report['fingerprint']}/dataset.parquet")
-    assert report["sources"] == {(environment / "toy").as_uri(): 24, store.url("marks"): 1}
-    encoder_id = result("encoder", str(toy_encoder))["encoder_id"]
-    shards = result("plan", report["dataset"], encoder_id, "--run", "r")
+    report = result("ingest", plain["dataset"], "--corrections")
+    assert report["dataset"] != plain["dataset"]
+    assert report["sources"] == {(environment / "toy").as_uri(): 24, "store:corrections": 1}
+    assert sorted(result("datasets")) == sorted([plain["dataset"], report["dataset"]])
+    assert len(result("datasets", "--limit", "1")) == 1
+    encoder_id = result("register-encoder", str(toy_encoder))["encoder_id"]
+    shards = result("plan-extraction", report["dataset"], encoder_id, "--run", "r")
     done = [result("extract", shard) for shard in shards]
     assert (sum(each["images"] for each in done), sum(each["failed"] for each in done)) == (25, 0)
-    assert result("plan", report["dataset"], encoder_id) == []
-    assert runs.extracted("r", store)["extracted"] == 25
+    assert result("plan-extraction", report["dataset"], encoder_id) == []
+    assert runs.extraction_stats("r", store)[0] == 25
 
 
-def test_promotion_and_rollback(environment, result, trained):
-    """Both print the champion that there is afterwards."""
-    store = open_bucket(os.environ["CAPTION_STORE"])
-    toy.copy(trained.store, store, "models/")
+# --- the inputs and the end of a run ---------------------------------------------------------------------------------
+
+
+def test_inputs_of_the_settings(store, result, monkeypatch):
+    """Where there is no champion, they come from the settings; the record of the run begins with them."""
+    monkeypatch.setenv("CAPTION_DATASET", "s3://photos/captions.csv")
+    monkeypatch.setenv("CAPTION_ENCODER", "random")
+    found = result("resolve-inputs", "r1")
+    origin = "from the settings, because there is no champion yet"
+    assert found == {
+        "dataset": "s3://photos/captions.csv",
+        "encoder": "random",
+        "origin": origin,
+        "summary": f"dataset s3://photos/captions.csv, encoder random ({origin})",
+    }
+    record = runs.read_record("r1", store)
+    assert (record.kind, record.status) == (runs.RETRAINING, "running")
+    assert (record.dataset, record.encoder) == ("s3://photos/captions.csv", "random")
+
+
+def test_inputs_as_the_champion(store, result, trained):
+    """Each input that is not given is that of the champion, and one that is given counts."""
+    toy.copy(trained.store, store, layout.DATASETS, layout.ENCODERS, layout.MODELS)
+    registry.promote(trained.model.version, store)
+    champion = f"as the champion {trained.model.version}"
+    dataset, encoder = trained.model.dataset, trained.model.encoder_id
+    for options, expected in [
+        ([], (dataset, encoder, champion)),
+        (["--dataset", "", "--encoder", ""], (dataset, encoder, champion)),
+        (["--dataset", "d.csv"], ("d.csv", encoder, champion)),
+        (["--encoder", "random"], (dataset, "random", champion)),
+        (["--dataset", "d.csv", "--encoder", "random"], ("d.csv", "random", "")),
+    ]:
+        found = result("resolve-inputs", "r1", *options)
+        assert (found["dataset"], found["encoder"], found["origin"]) == expected
+    assert found["summary"] == "dataset d.csv, encoder random"
+    # The commands that follow accept the champion's own.
+    assert result("ingest", dataset)["dataset"] == dataset
+    assert result("register-encoder", encoder)["encoder_id"] == encoder
+
+
+def test_the_champion_is_evaluated_once(store, result, trained, monkeypatch):
+    """On the dataset and with the decoding of the candidate, unless that was done before."""
+    from pipeline.evaluation import evaluate
+
+    toy.copy(trained.store, store, "")
+    version = trained.model.version
+    registry.promote(version, store)
+    first = result("evaluate-champion", version, "--beam-width", "1")
+    assert first["champion"] == version
+    assert first["summary"].startswith(f"{version}: ")
+    keys = layout.evaluation(version, trained.model.dataset, DecodingConfig(beam_width=1))
+    assert store.exists(keys.metrics)
+    monkeypatch.setattr(evaluate, "evaluate_model", lambda *_, **__: pytest.fail("evaluated again"))
+    assert result("evaluate-champion", version, "--beam-width", "1") == first
+
+
+@pytest.mark.parametrize("kind", [runs.NIGHT, runs.RETRAINING])
+def test_the_end_of_a_run(store, result, kind):
+    """A run without an end gets one, with the error; a run that has ended stays as it is."""
+    assert result("end-run", kind, "x1", "--error", "killed") == {"failed": True, "summary": "killed"}
+    record = runs.read_record("x1", store)
+    assert (record.kind, record.status, record.message) == (kind, "failed", "killed")
+    assert result("end-run", kind, "x1", "--error", "again") == {"failed": False, "summary": "the run had ended"}
+    assert runs.read_record("x1", store) == record
+    assert result("end-run", kind, "x2")["failed"]
+    assert runs.read_record("x2", store).message == "The run ended before its last step."
+
+
+# --- other commands --------------------------------------------------------------------------------------------------
+
+
+def test_a_backup(environment, store, result):
+    """Every object is in the copy."""
+    store.put("datasets/a", b"1")
+    target = open_bucket(str(environment / "elsewhere"))
+    assert result("backup", target.uri) == {"objects": 1, "copied": 1, "bytes": 1}
+    assert target.get("datasets/a") == b"1"
+
+
+def test_a_prune(store, result, trained):
+    """By default objects are only listed."""
+    toy.copy(trained.store, store, layout.MODELS)
+    registry.promote(trained.model.version, store)
+    store.put("runs/n1/listing.parquet", b"1")
+    listed = result("prune", "--older-than", "0")
+    assert (listed["removed"], listed["objects"], listed["bytes"]) == (False, 1, 1)
+    assert store.exists("runs/n1/listing.parquet")
+    assert result("prune", "--older-than", "0", "--remove") == {**listed, "removed": True}
+    assert not store.exists("runs/n1/listing.parquet")
+
+
+def test_demo_data(environment, result):
+    """The result names the folder and the number of pictures."""
+    folder = environment / "drawn"
+    assert result("demo-data", str(folder), "--images", "10") == {"directory": str(folder), "images": 10}
+    assert len(list((folder / "images").iterdir())) == 10
+
+
+def test_promotion_and_rollback(store, result, trained):
+    """Both print the new champion."""
+    toy.copy(trained.store, store, layout.MODELS)
     assert result("promote", trained.model.version) == {"champion": trained.model.version}
     other = trained.model.model_copy(update={"version": "v2"})
-    store.put("models/v2/metadata.json", other.model_dump_json().encode())
+    store.put(layout.model_metadata("v2"), other.model_dump_json().encode())
     assert result("promote", "v2") == {"champion": "v2"}
     assert result("rollback") == {"champion": trained.model.version}
 
 
-def test_pictures_are_captioned_on_demand(environment, command, trained):
-    """Captions go to standard output and errors beside them; the status says whether any picture failed."""
-    store = open_bucket(os.environ["CAPTION_STORE"])
-    toy.copy(trained.store, store, "models/", "encoders/")
+def test_pictures_are_captioned_on_demand(environment, store, command, trained):
+    """Captions go to standard output, errors to standard error; the exit status says whether a picture failed."""
+    toy.copy(trained.store, store, layout.MODELS, layout.ENCODERS)
     registry.promote(trained.model.version, store)
     for colour in ("red", "blue"):
         (environment / f"{colour}.jpg").write_bytes(toy.picture(colour))
     red, blue, missing = (str(environment / f"{name}.jpg") for name in ("red", "blue", "missing"))
 
-    status, line, error = command("caption", red, "--beam", "2")
+    status, line, error = command("caption", red, "--beam-width", "2")
     assert (status, error) == (0, "")
     assert line.startswith(f"{red}: ")
     assert "red" in line.removeprefix(red).split()
@@ -238,7 +402,7 @@ def test_pictures_are_captioned_on_demand(environment, command, trained):
 
 
 def test_an_error_is_one_line_and_status_2(environment):
-    """What a person has to mend is said without a traceback, and nothing is printed as a result."""
+    """An error that a person has to correct has no traceback, and there is no result."""
     done = process("night", "list", "n1")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: No model has been promoted in file://")
@@ -248,47 +412,54 @@ def test_an_error_is_one_line_and_status_2(environment):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ingest", "nowhere"], "not in a layout that can be read"),
-        (["vocabulary", "file:///nowhere/dataset.parquet"], "no object file:///nowhere/dataset.parquet"),
-        (["encoder", "vgg"], "No such encoder"),
-        (["extract", "0123"], "plans/0123.parquet"),
+        (["ingest", "nowhere"], "has an unknown layout"),
+        (["vocabulary", "file:///nowhere/dataset.parquet"], "Not the id of a dataset"),
+        (["vocabulary", "toy/0123456789abcdef"], "There is no dataset toy/0123456789abcdef in file://"),
+        (["plan-extraction", "toy", "e"], "Not the id of a dataset"),
+        (["train", "toy", "v", "e"], "no object file://"),
+        (["register-encoder", "vgg"], "No such encoder"),
+        (["extract", "0123"], "shards/0123.parquet"),
         (["evaluate", "v9"], "no model 'v9'"),
-        (["consider", "v9"], "models/v9/metrics.json"),
+        (["evaluate-champion", "v9"], "no model 'v9'"),
+        (["compare", "v9"], "no model 'v9'"),
+        (["gate", "v9"], "no model 'v9'"),
         (["promote", "v9"], "no model 'v9'"),
         (["rollback"], "no earlier champion"),
         (["demo-inbox"], "no model"),
         (["caption", "a.jpg"], "No model has been promoted"),
         (["caption", "a.jpg", "--model", "v9"], "no model 'v9'"),
-        (["caption", "a.jpg", "--beam", "3", "--alternatives", "3"], "widen the beam"),
+        (["caption", "a.jpg", "--beam-width", "3", "--alternatives", "3"], "raise --beam-width"),
         (["caption"], "Missing argument"),
-        (["night", "publish", "n9"], "runs/n9/listing.parquet"),
-        (["consider", "v9", "--policy", "perhaps"], "perhaps"),
+        (["night", "reconcile", "n9"], "runs/n9/listing.parquet"),
+        (["gate", "v9", "--policy", "perhaps"], "perhaps"),
+        (["end-run", "day", "n9"], "day"),
         (["night", "plan-captions", "n9", "--date", "tomorrow"], "tomorrow"),
-        (["evaluate", "v9", "--beam", "0"], "--beam"),
+        (["evaluate", "v9", "--beam-width", "0"], "--beam-width"),
+        (["evaluate", "v9", "--mbr-samples", "1001"], "--mbr-samples"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_input_is_status_2(command, arguments, message):
-    """Whatever is wrong with what was given, the status says that a retry is in vain, and the error what it was."""
+    """The exit status means that a retry would change nothing, and the error says what was wrong."""
     status, line, error = command(*arguments)
     assert (status, line) == (2, "")
     assert message in error
 
 
 def test_an_unexpected_error_is_not_status_2(environment, monkeypatch):
-    """What may pass by itself, such as a full disk, keeps its own exception, so that it is tried again."""
+    """An error that may pass, such as a full disk, keeps its own exception, so that the command is tried again."""
 
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    monkeypatch.setattr(sys, "argv", ["pipeline", "demo-data", str(environment / "drawn"), "--images", "50"])
+    monkeypatch.setattr(sys, "argv", ["captioning", "demo-data", str(environment / "drawn"), "--images", "50"])
     with pytest.raises(OSError, match="No space left on device"):
         cli.main()
 
 
-def test_all_that_is_wrong_with_a_recipe_is_said(command):
-    """An unknown field, a wrong kind and values out of bounds are reported together, with the fields there are."""
+def test_all_errors_of_a_training_configuration_are_reported(command):
+    """An unknown field, a wrong type and values out of bounds are reported together, with the names of the fields."""
     wrong = ["unit=64", "units=4", "dropout=much", "learning_rate=2", "seed"]
     status, line, error = command("train", "d", "v", "e", *(f"--set={assignment}" for assignment in wrong))
     assert (status, line) == (2, "")
@@ -303,8 +474,8 @@ def test_all_that_is_wrong_with_a_recipe_is_said(command):
         assert part in error
 
 
-def test_all_that_is_wrong_with_the_settings_is_said(command, monkeypatch):
-    """Variables of the environment that make no sense are named, with status 2."""
+def test_all_errors_of_the_settings_are_reported(command, monkeypatch):
+    """Each wrong variable of the environment is named, with status 2."""
     monkeypatch.setenv("CAPTION_SHARD_SIZE", "many")
     monkeypatch.setenv("CAPTION_MAX_FAILED_FRACTION", "5")
     status, line, error = command("status")
@@ -328,7 +499,7 @@ def helped():
 
 
 def test_help_lists_every_argument(helped):
-    """There is help for every command, and it names all that the command takes."""
+    """There is help for every command, and it names all its arguments and options."""
     assert helped["texts"].keys() == COMMANDS.keys()
     for name, parameters in COMMANDS.items():
         text = helped["texts"][name]
@@ -339,7 +510,7 @@ def test_help_lists_every_argument(helped):
 
 
 def test_help_loads_nothing_heavy(helped):
-    """Asking for help starts no Keras and loads no table library."""
+    """Neither Keras nor a table library is loaded."""
     loaded = {module.partition(".")[0] for module in helped["modules"]}
     assert "typer" in loaded
     assert not loaded & {"keras", "tensorflow", "jax", "numpy", "pandas", "pyarrow", "PIL", "boto3", "airflow"}

@@ -1,23 +1,32 @@
-"""The README says what there is."""
+"""The README and the documents agree with the settings, the command line, the Makefile and the files."""
 
 import re
+import shlex
 import subprocess
-from pathlib import Path
 
-from pipeline.settings import Settings
+import pytest
+import typer
+from typer.core import TyperGroup
 
-PROJECT = Path(__file__).resolve().parents[1]
+from pipeline.cli import app
+from tests.support.paths import PROJECT
+from tests.support.variables import DEFAULTS
+
 README = (PROJECT / "README.md").read_text()
+PAGES = [PROJECT / "README.md", PROJECT / "CHANGELOG.md", *sorted((PROJECT / "docs").glob("*.md"))]
+
+COMMANDS = re.compile(
+    r"(?:^ *|`|-- |worker |CAPTION_STORE=\S+ )captioning ((?!--help|…)[^`#>\n]+(?:\n--[^`\n]+)?)", re.MULTILINE
+)
+"""Commands in code, which may be wrapped before an option."""
 
 
 def test_every_setting_is_listed_with_its_default():
     """Each setting has a row in the README's table, with its default; and the table lists no other."""
-    rows = dict(re.findall(r"^\| `CAPTION_(\w+)` \| (?:`([^`]+)` )?\|", README, re.MULTILINE))
-    defaults = {name.upper(): field.default for name, field in Settings.model_fields.items()}
-    assert rows.keys() == defaults.keys()
-    for name, default in defaults.items():
-        text = str(default).lower() if isinstance(default, bool) else str(default)
-        assert re.fullmatch(re.escape(rows[name]).replace("…", ".*"), text), name
+    rows = dict(re.findall(r"^\| `(CAPTION_\w+)` \| (?:`([^`]+)` )?\|", README, re.MULTILINE))
+    assert rows.keys() == DEFAULTS.keys()
+    for name, default in DEFAULTS.items():
+        assert re.fullmatch(re.escape(rows[name]).replace("…", ".*"), default), name
 
 
 def test_every_target_has_a_line_of_help():
@@ -31,6 +40,27 @@ def test_every_target_has_a_line_of_help():
 
 def test_every_link_leads_somewhere():
     """Files that the README and the documents link to are there, pictures too."""
-    for page in (PROJECT / "README.md", *(PROJECT / "docs").glob("*.md")):
+    for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
             assert (page.parent / target).exists(), (page.name, target)
+
+
+@pytest.mark.parametrize(
+    "command", sorted({shlex.join(shlex.split(text)) for page in PAGES for text in COMMANDS.findall(page.read_text())})
+)
+def test_every_command_is_right(command):
+    """The command line takes every command in the documents."""
+    entry, arguments = typer.main.get_command(app), [word for word in shlex.split(command) if word != "…"]
+    while isinstance(entry, TyperGroup):
+        name, *arguments = arguments
+        assert name in entry.commands
+        entry = entry.commands[name]
+    if arguments:
+        entry.make_context(entry.name, arguments)
+
+
+def test_every_named_test_exists():
+    """The documents name tests that there are."""
+    names = {path.name for path in (PROJECT / "tests").rglob("test_*.py")}
+    for page in PAGES:
+        assert set(re.findall(r"\btest_\w+\.py", page.read_text())) <= names, page.name

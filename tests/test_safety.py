@@ -1,4 +1,4 @@
-"""Safety: nothing that is loaded brings code of its own, and reads no more than it was given."""
+"""Safety: no file that is loaded runs code of its own, or reads other files."""
 
 import ast
 import io
@@ -6,23 +6,21 @@ import json
 import os
 import pickle
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import encoder, keras_files, networks
-from pipeline.captioner import Epoch
-from pipeline.checkpoints import Checkpoint
+from pipeline.captioner.metadata import Epoch
 from pipeline.errors import PipelineError
-from pipeline.storage import open_bucket
-
-PROJECT = Path(__file__).resolve().parents[1]
+from pipeline.features import encoder, openvino
+from pipeline.storage import keras_files, open_bucket
+from pipeline.training.checkpoints import Checkpoint
+from tests.support.paths import PROJECT
 
 FOLDERS = ("pipeline", "dags", "scripts", "benchmarks", "plugins")
-"""Of the sources that run outside of tests."""
+"""Folders of the sources that run outside of tests."""
 
 SOURCES = sorted(path for folder in FOLDERS for path in (PROJECT / folder).rglob("*.py"))
 
@@ -35,7 +33,7 @@ FORBIDDEN_CALLS = {
 
 
 def unsafe(source):
-    """What in a source would run code that comes with data, as ``line: what``."""
+    """The places in a source that would run code that comes with data, as ``line: module or function``."""
     nodes = [(node, called_or_imported(node)) for node in ast.walk(ast.parse(source))]
     return [f"{node.lineno}: {', '.join(found)}" for node, found in nodes if found]
 
@@ -76,7 +74,7 @@ def called_or_imported(node):
     ],
 )
 def test_the_search_finds_what_it_looks_for(source):
-    """Each way to run what comes with data is found, so that the next test can fail."""
+    """Each way to run code that comes with data is found, so that the next test can fail."""
     assert len(unsafe(source)) == 1
 
 
@@ -87,7 +85,7 @@ def test_no_source_loads_code_with_data(path):
 
 
 def test_every_folder_of_sources_is_searched():
-    """No Python file of the project lies outside of the folders that are searched, but the tests."""
+    """Except for the tests, no Python file of the project is outside of the folders that are searched."""
     tracked = {path for path in PROJECT.glob("*/**/*.py") if not path.relative_to(PROJECT).parts[0].startswith(".")}
     assert {path.relative_to(PROJECT).parts[0] for path in tracked} - {"tests", "data"} <= set(FOLDERS)
     assert len(SOURCES) > 40
@@ -112,7 +110,7 @@ def trace(tmp_path):
 
 
 def hostile_models(trace, folder):
-    """Models by name, as ``.keras`` files, that run code or read other files where Keras lets them."""
+    """Models by name, as ``.keras`` files, that run code or read other files if Keras lets them."""
     import keras
     from keras import layers
 
@@ -167,7 +165,7 @@ def with_layer(data, layer):
 
 @pytest.fixture
 def unsafe_keras():
-    """Keras with safe mode switched off for all of this process, as somebody's code may do."""
+    """Keras with safe mode switched off for the whole process, as other code may do."""
     import keras
     from keras.src.backend.common import global_state
 
@@ -203,7 +201,7 @@ def test_a_hostile_model_is_refused(name, safe_mode, trace, tmp_path, request):
 def checkpoint():
     """The bytes of a checkpoint."""
     store = Memory()
-    epoch = Epoch(epoch=1, stage="cross_entropy", loss=2.0, dev_loss=2.0, dev_cider=0.5, seconds=1)
+    epoch = Epoch(epoch=1, phase="cross_entropy", loss=2.0, dev_loss=2.0, dev_cider=0.5, seconds=1)
     arrays = [np.arange(6.0).reshape(2, 3), np.array([1, 2], np.uint32)]
     Checkpoint([epoch], arrays, arrays, arrays[:1]).save("key", store)
     return store.data
@@ -256,7 +254,7 @@ def test_a_hostile_checkpoint_is_refused(trace, tmp_path):
         archive(**{"epochs": np.array("[]"), "other/0": np.zeros(1)}),
     ],
 )
-def test_what_is_no_checkpoint_is_an_error(data):
+def test_other_data_is_no_checkpoint(data):
     """Bytes that are no archive, and archives of something else, are errors that say what to do."""
     with pytest.raises(PipelineError, match=r"(?s)memory://key can't be read as a checkpoint: .*Delete it"):
         Checkpoint.load("key", Memory(data))
@@ -315,20 +313,20 @@ def onnx_that_reads(path):
 
 
 def test_a_network_reads_no_other_file(tmp_path, monkeypatch):
-    """Of OpenVINO's formats only its XML is taken: another, which may name files to be read, is refused."""
+    """Only OpenVINO's own XML is read: other formats, which may name files to be read, are refused."""
     import openvino as ov
 
     secret = tmp_path / "secret"
     secret.write_bytes(b"sixteen bytes 16")
     monkeypatch.chdir(tmp_path)
     hostile = onnx_that_reads(b"secret")
-    # That is what OpenVINO does by itself.
+    # OpenVINO by itself reads the file.
     compiled = ov.Core().compile_model(ov.Core().read_model(hostile, b""), "CPU")
     assert compiled(np.zeros((1, 4), np.float32))[0].tobytes() == secret.read_bytes()
     store = open_bucket(str(tmp_path / "store"))
     for structure in (hostile, b" " + hostile, str(secret).encode()):
-        encoder.save_network("evil", networks.Network(structure, b""), store)
-        with pytest.raises(PipelineError, match=r"not in OpenVINO's XML\. Publish"):
+        encoder.save_network("evil", openvino.Network(structure, b""), store)
+        with pytest.raises(PipelineError, match=r"is not OpenVINO XML\. Register"):
             encoder.load("evil", store)
 
 
@@ -344,8 +342,8 @@ def test_a_network_reads_no_other_file(tmp_path, monkeypatch):
 )
 def test_a_network_of_unknown_parts_is_refused(old, new, tmp_path):
     """Operations of an extension, and weights beyond those that were given, are errors, and nothing is looked up."""
-    with pytest.raises(PipelineError, match=r"(?s)A stored network can't be read: .*Publish the encoder again"):
-        networks.Compiled(edited_network(tmp_path, old, new))
+    with pytest.raises(PipelineError, match=r"(?s)A stored network can't be read: .*Register the encoder again"):
+        openvino.CompiledNetwork(edited_network(tmp_path, old, new))
 
 
 def test_a_network_includes_no_file(tmp_path):
@@ -354,7 +352,7 @@ def test_a_network_includes_no_file(tmp_path):
     entity = f'<!DOCTYPE net [<!ENTITY s SYSTEM "{(tmp_path / "secret").as_uri()}">]><net'.encode()
     network = edited_network(tmp_path, b"<net", entity)
     network = network._replace(structure=network.structure.replace(b'name="sum"', b'name="&s;"'))
-    assert networks._read(network).friendly_name == "&s;"
+    assert openvino._read(network).friendly_name == "&s;"
 
 
 def edited_network(folder, old, new):
@@ -367,4 +365,4 @@ def edited_network(folder, old, new):
     ov.save_model(model, folder / "n.xml", compress_to_fp16=False)
     structure = (folder / "n.xml").read_bytes()
     assert old in structure
-    return networks.Network(structure.replace(old, new), (folder / "n.bin").read_bytes())
+    return openvino.Network(structure.replace(old, new), (folder / "n.bin").read_bytes())

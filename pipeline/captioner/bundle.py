@@ -1,0 +1,48 @@
+"""The bundle of a captioner in the store: saving and loading of its models, vocabulary and metadata."""
+
+import logging
+
+from pipeline.captioner.captioner import Captioner
+from pipeline.captioner.metadata import ModelMetadata, load_metadata
+from pipeline.data.vocabulary import Vocabulary
+from pipeline.storage import Bucket, artifacts, json, keras_files, layout
+
+log = logging.getLogger(__name__)
+
+VOCABULARY = "vocabulary.json"
+"""The file of a bundle that holds the vocabulary."""
+
+
+def save(captioner: Captioner, metadata: ModelMetadata, store: Bucket) -> ModelMetadata:
+    """Write the files of a model, then its metadata with their checksums, which it returns."""
+    files = {
+        _model_name(number): keras_files.to_bytes(model)
+        for number, model in zip(range(len(metadata.ensemble)), captioner.models, strict=True)
+    }
+    files[VOCABULARY] = captioner.vocabulary.to_json().encode()
+    checksums = artifacts.put(layout.model_folder(metadata.version), files, store)
+    metadata = metadata.model_copy(update={"files": checksums})
+    json.write(metadata, layout.model_metadata(metadata.version), store)
+    return metadata
+
+
+def load(version: str, store: Bucket) -> tuple[Captioner, ModelMetadata]:
+    """Load a model, ready to caption, and its metadata.
+
+    Raises:
+        PipelineError: there is no such model, or a file is missing or not the one that was saved; then none is parsed.
+    """
+    metadata = load_metadata(version, store)
+    folder = layout.model_folder(version)
+    advice = f"Restore the file from a backup, promote another model, or delete {store.url(folder)} and train again."
+    names = [VOCABULARY, *(_model_name(number) for number in range(len(metadata.ensemble)))]
+    words, *files = artifacts.get(folder, names, metadata.files, store, advice=advice)
+    origins = [store.url(artifacts.artifact_key(folder, name, metadata.files)) for name in names]
+    vocabulary = Vocabulary.from_json(words, origin=origins[0])
+    models = [keras_files.from_bytes(data, origin=origin) for data, origin in zip(files, origins[1:], strict=True)]
+    log.info("model %s, %d words, encoder %s", version, len(vocabulary), metadata.encoder_id)
+    return Captioner(models, vocabulary, max_length=metadata.max_length), metadata
+
+
+def _model_name(number: int) -> str:
+    return f"model-{number}.keras"

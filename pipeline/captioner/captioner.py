@@ -1,0 +1,110 @@
+"""The captioner: features in, captions out."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.captioner.merge_model import decode_step, initial_state
+from pipeline.config import DecodingConfig
+from pipeline.data.vocabulary import Vocabulary
+from pipeline.features.crops import mean_crop
+
+if TYPE_CHECKING:
+    import keras
+
+    from pipeline.captioner.decoding import CompiledFunction, Sentences, Tensor
+
+BATCH_SIZE = 256
+"""Maximum images that are decoded at once."""
+
+BATCH_ROWS = 4096
+"""Maximum captions that are decoded at once: (captions × vocabulary) floats are in memory."""
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A caption, the mean log probability of its words (its end among them), and the probability of the whole."""
+
+    text: str
+    log_prob: float
+    probability: float
+
+
+class Captioner:
+    """A merge model, or an ensemble whose probabilities are averaged, with its vocabulary."""
+
+    def __init__(self, models: Sequence["keras.Model"], vocabulary: Vocabulary, *, max_length: int) -> None:
+        self.models = models
+        self.vocabulary = vocabulary
+        self.max_length = max_length
+        self._decoders: dict[DecodingConfig, CompiledFunction] = {}
+
+    def caption(self, features: npt.NDArray[np.float32], decoding: DecodingConfig) -> list[Caption]:
+        """The best caption of each image: (N, D), or (N, C, D) of C crops, float32, to N captions."""
+        return [best for best, *_ in self.alternatives(features, decoding)]
+
+    def alternatives(self, features: npt.NDArray[np.float32], decoding: DecodingConfig) -> list[list[Caption]]:
+        """All captions of each image's beam, the best first: N lists of 1 to ``decoding.beam_width`` captions.
+
+        Args:
+            features: (N, D), or (N, C, D) of C crops, float32; the mean of the crops is captioned.
+            decoding: how captions are decoded.
+        """
+        return [
+            [
+                Caption(self.vocabulary.decode(ids), float(log_prob / length), math.exp(log_prob))
+                for ids, length, log_prob in zip(*beam, strict=True)
+                if log_prob > -math.inf
+            ]
+            for sentences in self._decode(mean_crop(features), decoding)
+            for beam in zip(*sentences, strict=True)
+        ]
+
+    def standardized(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The mean crops (N, D) in standard deviations from the mean of the training images, as the models see them."""
+        from keras import ops
+
+        return ops.convert_to_numpy(self.models[0].get_layer("scale")(mean_crop(features)))  # type: ignore[no-any-return]
+
+    def _decode(self, features: npt.NDArray[np.float32], decoding: DecodingConfig) -> Iterator["Sentences"]:
+        """The sentences of one batch after the other, as arrays."""
+        from pipeline.captioner.decoding import Sentences
+        from pipeline.captioner.mbr import rerank
+
+        # One size for all batches, so that decoding is compiled once; a power of two, so that sizes recur.
+        max_size = BATCH_ROWS // max(decoding.beam_width, decoding.mbr_samples)
+        size = min(BATCH_SIZE, 1 << (max_size.bit_length() - 1), 1 << (len(features) - 1).bit_length())
+        for start in range(0, len(features), size):
+            batch = features[start : start + size]
+            padded = np.pad(batch, ((0, size - len(batch)), (0, 0)), mode="edge")
+            beam, *samples = self._compiled(decoding).predict_on_batch(padded)
+            if samples:
+                beam = rerank(beam, samples[0], self.vocabulary.information)
+            yield Sentences(*(array[: len(batch)] for array in beam))
+
+    def _compiled(self, decoding: DecodingConfig) -> "CompiledFunction":
+        """A function of features to the beam and, for MBR decoding, the ids of the samples."""
+        from keras import ops
+
+        from pipeline.captioner.decoding import CompiledFunction, beam_search, sample
+        from pipeline.captioner.mbr import stratified_uniforms
+
+        step = partial(decode_step, self.models)
+
+        def decode(features: "Tensor") -> tuple["Tensor", ...]:
+            state = initial_state(self.models, features)
+            beam = beam_search(step, state, beam_width=decoding.beam_width, max_length=self.max_length)
+            if not decoding.mbr_samples:
+                return (beam,)
+            uniforms = stratified_uniforms(decoding.mbr_samples, self.max_length)
+            uniforms = ops.broadcast_to(uniforms, (ops.shape(features)[0], *uniforms.shape))
+            return beam, sample(step, state, uniforms=uniforms).ids
+
+        if decoding not in self._decoders:
+            self._decoders[decoding] = CompiledFunction(decode, self.models)
+        return self._decoders[decoding]

@@ -1,0 +1,104 @@
+"""Training and decoding configuration: the one place for defaults and bounds, read by library, command line and DAG."""
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import PipelineError
+
+
+class TrainingConfig(BaseModel):
+    """How a captioner is built and trained; written into its metadata."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    embedding: str = Field(
+        "glove", description="Word vectors: glove (packaged, 50-d), learned, or the path of a GloVe text file"
+    )
+    embedding_size: int = Field(50, ge=1, le=1024, description="Length of a word vector; GloVe's must have this length")
+    units: int = Field(256, ge=8, le=4096, description="Width of the image projection, the LSTM and the merged layer")
+    dropout: float = Field(0.3, ge=0, lt=1, description="Share of the units dropped in training")
+    epochs: int = Field(10, ge=1, le=1000, description="Maximum passes over the training captions")
+    patience: int = Field(
+        3, ge=1, description="Epochs without a better CIDEr or a lower loss on dev after which training stops"
+    )
+    batch_size: int = Field(256, ge=1, le=65536, description="Captions per step")
+    learning_rate: float = Field(
+        2e-3, gt=0, le=1, description="Initial learning rate of Adam; a cosine decays it to zero over the epochs"
+    )
+    scst_epochs: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        title="SCST epochs",
+        description="Epochs of self-critical training (SCST), which optimizes CIDEr, after the others; 0 for none",
+    )
+    scst_learning_rate: float = Field(
+        2e-4,
+        gt=0,
+        le=1,
+        title="SCST learning rate",
+        description="Initial learning rate of Adam in the SCST epochs; decays in the same way",
+    )
+    ensemble_size: int = Field(
+        1, ge=1, le=32, description="Models trained from different seeds, whose predictions are averaged"
+    )
+    seed: int = Field(0, ge=0, description="Seed of the weights, the order of the captions, dropout and sampling")
+
+    @property
+    def single_models(self) -> "list[TrainingConfig]":
+        """The configurations of the models of the ensemble. Ensembles of different seeds share no model."""
+        seeds = range(self.seed * self.ensemble_size, (self.seed + 1) * self.ensemble_size)
+        return [self.model_copy(update={"ensemble_size": 1, "seed": seed}) for seed in seeds]
+
+    @classmethod
+    def parse(cls, assignments: Sequence[str]) -> "TrainingConfig":
+        """The configuration with some fields set, each given as ``NAME=VALUE``.
+
+        Raises:
+            PipelineError: an unknown name, or a value of the wrong type or out of bounds; the message lists all.
+        """
+        fields = dict(assignment.partition("=")[::2] for assignment in assignments)
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise PipelineError(
+                f"Invalid training configuration: {wrong}. The fields are {', '.join(cls.model_fields)}."
+            ) from error
+
+
+class DecodingConfig(BaseModel):
+    """How captions are decoded; written beside their scores."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    beam_width: int = Field(
+        5, ge=1, le=50, description="Captions that beam search keeps for each image; 1 is greedy search"
+    )
+    mbr_samples: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        title="MBR samples",
+        description="Sampled captions by which minimum Bayes risk (MBR) decoding reranks the beam; 0 for none",
+    )
+
+    def __str__(self) -> str:
+        if self.mbr_samples:
+            return f"beam {self.beam_width}, {self.mbr_samples} MBR samples"
+        return "greedy" if self.beam_width == 1 else f"beam {self.beam_width}"
+
+    @property
+    def options(self) -> str:
+        """The options of the command line for this decoding."""
+        return f"--beam-width {self.beam_width} --mbr-samples {self.mbr_samples}"
+
+    @property
+    def slug(self) -> str:
+        """A short name for keys in the store: ``greedy``, ``beam5``, ``beam5-mbr100``."""
+        beam = "greedy" if self.beam_width == 1 else f"beam{self.beam_width}"
+        return f"{beam}-mbr{self.mbr_samples}" if self.mbr_samples else beam
+
+
+GREEDY = DecodingConfig(beam_width=1)

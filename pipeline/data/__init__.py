@@ -1,0 +1,1 @@
+"""Photographs and captions: images, annotations, datasets, vocabulary, corrections."""

@@ -1,0 +1,353 @@
+"""Datasets: captioned photographs in one validated table, one row per image, with its split and its captions.
+
+A dataset is made from published captions (see ``annotation_formats``) or from an earlier dataset. Corrections that
+people made can be added to either.
+"""
+
+import hashlib
+import logging
+import re
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.data.annotation_formats import read_annotations
+from pipeline.data.annotation_formats.flickr8k import SPLIT_FILES
+from pipeline.data.annotations import SPLITS, Annotations, Dropped, Photographs, Row, assemble, check_dropped
+from pipeline.errors import PipelineError
+from pipeline.progress import track
+from pipeline.storage import (
+    Bucket,
+    ObjectChangedError,
+    ObjectDeniedError,
+    ObjectNotFoundError,
+    json,
+    layout,
+    open_source,
+    source_name,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from pipeline.data.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
+
+HELD_OUT = "image in dev or test"
+"""The reason for dropping the correction of an image that dev or test holds, so that no model trains on it."""
+
+READERS = 16
+"""Threads that read the images of dev and test to hash them."""
+
+_SHOWN = 5
+"""Rows that an error message shows."""
+
+
+class IngestReport(BaseModel):
+    """The rows that an ingest kept and dropped.
+
+    Attributes:
+        dataset: id of the dataset.
+        sources: number of images by the bucket that holds them.
+        images: number of images by split.
+        captions: number of captions.
+        dropped: number of dropped rows by reason.
+        dropped_rows: the dropped rows.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    dataset: str
+    sources: dict[str, int]
+    images: dict[str, int]
+    captions: int
+    dropped: dict[str, int]
+    dropped_rows: tuple[Dropped, ...]
+
+    def __str__(self) -> str:
+        splits = ", ".join(f"{count:,} {split}" for split, count in self.images.items())
+        dropped = f", {len(self.dropped_rows):,} dropped" if self.dropped_rows else ""
+        return f"{sum(self.images.values()):,} images ({splits}), {self.captions:,} captions{dropped}"
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Captioned photographs.
+
+    Attributes:
+        id: its name and the fingerprint of its content, ``name/fingerprint``.
+        table: one row per image, by ``image_id``: ``image_id`` (the name of the file, unique), ``source`` (the bucket
+            that holds it, see ``source_name``), ``image_key``, ``image_etag`` (for a corrected picture the hash of its
+            content), ``content_hash`` (of the images of dev and test, otherwise null), ``split`` (one of ``SPLITS``),
+            all string, and ``captions``, list of string, raw, in their order.
+    """
+
+    id: str
+    table: "pa.Table"
+
+    @property
+    def name(self) -> str:
+        """The name without the fingerprint."""
+        return self.id.partition("/")[0]
+
+    def split(self, name: str) -> "pa.Table":
+        """The rows of one of ``SPLITS``."""
+        import pyarrow.compute as pc
+
+        if name not in SPLITS:
+            raise ValueError(f"Expected one of {', '.join(SPLITS)}. Received: {name!r}")
+        return self.table.filter(pc.equal(self.table["split"], name))
+
+
+def listing(table: "pa.Table") -> "pa.Table":
+    """The images of a dataset's rows as a listing: ``image_key`` and ``image_etag``, string."""
+    return table.select(["image_key", "image_etag"])
+
+
+def listings_by_source(table: "pa.Table") -> "dict[str, pa.Table]":
+    """The images of a dataset's rows as one listing per source."""
+    import pyarrow.compute as pc
+
+    names = table["source"].unique().to_pylist()
+    return {name: listing(table.filter(pc.field("source") == name)) for name in names}
+
+
+def sources(table: "pa.Table", store: Bucket) -> dict[str, Bucket]:
+    """The buckets that hold the images of a dataset's rows, by the name of the source."""
+    return {name: open_source(name, store) for name in table["source"].unique().to_pylist()}
+
+
+def ingest(
+    source: str,
+    store: Bucket,
+    *,
+    name: str | None = None,
+    max_dropped_fraction: float = 0.05,
+    corrections: bool = False,
+) -> IngestReport:
+    """Read captioned photographs into a dataset of the store.
+
+    The same data gives the same dataset, and an existing one is not written again. Captions are stored raw, without
+    the white space around them.
+
+    Args:
+        source: a folder in the Flickr8k layout, a ``.csv`` or ``.parquet`` table (see ``annotation_formats``), by path
+            or URI; or the id of a dataset in the store.
+        store: the store.
+        name: name of the dataset, of letters, digits, ``.``, ``_`` and ``-``; by default that of the source.
+        max_dropped_fraction: share of the source's captions that may be dropped.
+        corrections: add the corrections in the store, as captions of the split train. A correction of an image whose
+            bytes are those of an image in dev or test is dropped.
+
+    Raises:
+        PipelineError: the layout or the columns are unknown, two image files share a name, too many captions were
+            dropped, or a split is empty.
+    """
+    if layout.DATASET_ID.fullmatch(source) and store.exists(layout.dataset_table(source)):
+        data = load(source, store)
+        report = json.read(IngestReport, layout.ingest_report(source), store)
+        default_name, table, dropped = data.name, data.table, list(report.dropped_rows)
+    else:
+        stem = Path(source).name.removesuffix(".csv").removesuffix(".parquet")
+        default_name = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem)
+        table, dropped = _read(source, max_dropped_fraction, store)
+    name = default_name if name is None else name
+    if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+        raise PipelineError(f"The name of a dataset consists of letters, digits, '.', '_' and '-'. Received: {name!r}")
+    if corrections:
+        table, dropped = _add_corrections(table, dropped, store)
+    _check_table(table, source)
+
+    fingerprint = hashlib.sha256(repr(table.to_pydict()).encode()).hexdigest()[:16]
+    report = IngestReport(
+        dataset=f"{name}/{fingerprint}",
+        sources=dict(Counter(table["source"].to_pylist())),
+        images=_count_splits(table),
+        captions=sum(map(len, table["captions"].to_pylist())),
+        dropped=dict(Counter(row.reason for row in dropped).most_common()),
+        dropped_rows=tuple(dropped),
+    )
+    key = layout.dataset_table(report.dataset)
+    if store.exists(key):
+        log.info("dataset %s exists: nothing to do", report.dataset)
+        return report
+    from pipeline.storage import parquet
+
+    # The table goes last: a reader that sees it sees the report, too.
+    json.write(report, layout.ingest_report(report.dataset), store)
+    parquet.write(table, key, store)
+    log.info("dataset %s: %s, dropped %s", report.dataset, report, report.dropped or "nothing")
+    return report
+
+
+def load(dataset_id: str, store: Bucket) -> Dataset:
+    """Load a dataset of the store.
+
+    Raises:
+        PipelineError: there is no dataset of this id.
+    """
+    from pipeline.storage import parquet
+
+    advice = "`captioning datasets` lists the datasets, and `captioning ingest` makes one."
+    if not layout.DATASET_ID.fullmatch(dataset_id):
+        raise PipelineError(f"Not the id of a dataset: expected name/fingerprint. Received: {dataset_id!r}. {advice}")
+    try:
+        return Dataset(dataset_id, parquet.read(layout.dataset_table(dataset_id), store))
+    except ObjectNotFoundError:
+        raise PipelineError(f"There is no dataset {dataset_id} in {store.uri}: {advice}") from None
+
+
+def list_datasets(store: Bucket, *, limit: int) -> list[str]:
+    """The ids of the datasets in the store, the newest first."""
+    found = [
+        (item.modified, dataset_id)
+        for item in store.list(layout.DATASETS)
+        if (dataset_id := layout.dataset_of_table(item.key))
+    ]
+    return [dataset_id for _, dataset_id in sorted(found, reverse=True)[:limit]]
+
+
+def build_vocabulary(dataset_id: str, store: Bucket, *, min_count: int) -> "tuple[str, Vocabulary]":
+    """Number the words that occur at least ``min_count`` times in the training captions, and store the vocabulary.
+
+    Returns:
+        The key of the vocabulary, and the vocabulary.
+
+    Raises:
+        PipelineError: there is no such dataset, or no word occurs that often.
+    """
+    from pipeline.data.vocabulary import Vocabulary
+
+    training = load(dataset_id, store).split("train")
+    captions = (caption for captions in training["captions"].to_pylist() for caption in captions)
+    vocabulary = Vocabulary.build(captions, min_count=min_count)
+    key = layout.vocabulary(dataset_id, min_count)
+    store.put(key, vocabulary.to_json().encode())
+    return key, vocabulary
+
+
+def _read(source: str, max_dropped_fraction: float, store: Bucket) -> "tuple[pa.Table, list[Dropped]]":
+    """The rows and the dropped rows of published captions."""
+    bucket, annotations = read_annotations(source)
+    table, dropped = assemble(annotations, source_name(bucket, store))
+    captions = sum(map(len, table["captions"].to_pylist()))
+    check_dropped(annotations.file, dropped, captions, bucket, max_dropped_fraction)
+    images = _count_splits(table)
+    if empty := [split for split, count in images.items() if not count]:
+        raise PipelineError(
+            f"{bucket.uri}: the split {' or '.join(empty)} has no image with captions (images: {images}). Assign "
+            f"images to each split, in {', '.join(SPLIT_FILES.values())} or in the column split of the table."
+        )
+    return _add_content_hashes(table, store), dropped
+
+
+def _count_splits(table: "pa.Table") -> dict[str, int]:
+    return {split: table["split"].to_pylist().count(split) for split in SPLITS}
+
+
+def _add_content_hashes(table: "pa.Table", store: Bucket) -> "pa.Table":
+    """Add the column ``content_hash``: the images of dev and test are read, the others get null."""
+    import pyarrow as pa
+
+    from pipeline.data.images import content_hash
+
+    buckets = sources(table, store)
+
+    def hash_of(row: dict[str, Any]) -> str | None:
+        try:
+            return content_hash(buckets[row["source"]].get(row["image_key"], etag=row["image_etag"]))
+        except (ObjectNotFoundError, ObjectChangedError, ObjectDeniedError) as error:
+            log.warning(
+                "%s of %s can't be read, so corrections of it can't be recognized: %s",
+                row["image_key"],
+                row["split"],
+                error,
+            )
+            return None
+
+    rows = table.select(["source", "image_key", "image_etag", "split"]).to_pylist()
+    held_out = [number for number, row in enumerate(rows) if row["split"] != "train"]
+    hashes: list[str | None] = [None] * len(rows)
+    with ThreadPoolExecutor(READERS) as pool:
+        found = pool.map(hash_of, (rows[number] for number in held_out))
+        for number, value in zip(held_out, track(found, total=len(held_out), unit="images", log=log), strict=True):
+            hashes[number] = value
+    return table.add_column(table.column_names.index("split"), "content_hash", pa.array(hashes, pa.string()))
+
+
+def _add_corrections(table: "pa.Table", dropped: list[Dropped], store: Bucket) -> "tuple[pa.Table, list[Dropped]]":
+    """The rows and dropped rows of a dataset, with those of all corrections in place of those of earlier ones."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from pipeline.data import corrections
+
+    bucket = corrections.pictures(store)
+    source = source_name(bucket, store)
+    table = table.filter(pc.field("source") != source)
+    held_out = set(table["content_hash"].drop_null().to_pylist())
+    annotations = _read_corrections(store, bucket, source, held_out)
+    corrected, unusable = assemble(annotations, source)
+    hashes = pa.nulls(len(corrected), pa.string())
+    corrected = corrected.add_column(corrected.column_names.index("split"), "content_hash", hashes)
+    others = [row for row in dropped if row.file != source]
+    return pa.concat_tables([table, corrected]).sort_by("image_id"), [*others, *unusable]
+
+
+def _read_corrections(store: Bucket, bucket: Bucket, source: str, held_out: set[str]) -> Annotations:
+    """All corrections as captions of the split train, without those of images that are held out."""
+    from pipeline.data import corrections
+
+    photographs = Photographs(bucket.list(layout.CORRECTION_PICTURES))
+    annotations = Annotations(source)
+    first: dict[tuple[str, str], int] = {}
+    for line, row in enumerate(corrections.read(store).to_pylist(), 1):
+        picture, caption = row["picture"], row["caption"]
+        text = f"{picture}, {caption}"
+        if PurePosixPath(picture).stem in held_out:
+            annotations.drop(line, HELD_OUT, text)
+            continue
+        # The same caption again gets the same number, and is dropped as a duplicate.
+        number = first.setdefault((picture, caption), line)
+        photograph = photographs.find(picture)
+        if photograph is not None:
+            # The hash of the content, because the etag of the copied picture differs in a copy of the store.
+            photograph = replace(photograph, etag=PurePosixPath(picture).stem)
+        annotations.splits[picture].add("train")
+        annotations.rows.append(Row(line, text, photograph, number, caption))
+    return annotations
+
+
+def _check_table(table: "pa.Table", origin: str) -> None:
+    """Check the properties that all readers of a dataset rely on."""
+    import pandera.pandas as pandera
+    from pandera.errors import SchemaErrors
+
+    filled = pandera.Check.str_length(min_value=1)
+    schema = pandera.DataFrameSchema(
+        {
+            "image_id": pandera.Column(str, filled, unique=True),
+            "source": pandera.Column(str, filled),
+            "image_key": pandera.Column(str, filled),
+            "image_etag": pandera.Column(str, filled),
+            "content_hash": pandera.Column(str, filled, nullable=True),
+            "split": pandera.Column(str, pandera.Check.isin(SPLITS)),
+            "captions": pandera.Column(
+                object, pandera.Check(lambda texts: len(texts) > 0 and all(texts), element_wise=True)
+            ),
+        },
+        strict=True,
+        unique=["source", "image_key"],
+    )
+    try:
+        schema.validate(table.to_pandas(), lazy=True)
+    except SchemaErrors as errors:
+        cases = errors.failure_cases[["column", "check", "failure_case"]].head(_SHOWN).to_string(index=False)
+        raise PipelineError(
+            f"{origin} does not give a valid dataset; correct the source. The first errors:\n{cases}"
+        ) from None

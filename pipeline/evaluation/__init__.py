@@ -1,0 +1,1 @@
+"""Evaluation of captioners, the promotion gate, and drift."""

@@ -1,0 +1,85 @@
+"""A comparison of a candidate with the champion, as Markdown, for a person who decides on its promotion."""
+
+from collections.abc import Mapping, Sequence
+
+from pipeline.captioner.registry import find_champion
+from pipeline.config import DecodingConfig
+from pipeline.evaluation.results import Metrics, candidate_metrics, find_metrics, read_captions
+from pipeline.storage import Bucket, layout
+
+SHOWN = 8
+"""Photographs whose captions are shown."""
+
+SCORES = ("CIDEr", "BLEU-1", "BLEU-4", "METEOR", "ROUGE-L")
+
+
+def compare(version: str, *, decoding: DecodingConfig, store: Bucket) -> str:
+    """The scores of both models and their captions of some test photographs.
+
+    Raises:
+        PipelineError: the candidate was not evaluated with this decoding.
+    """
+    candidate = candidate_metrics(version, decoding, store)
+    champion = find_champion(store)
+    if champion is None:
+        return f"{_page(candidate, None, store)}\n\nThere is no champion yet."
+    if champion.version == version:
+        return f"{_page(candidate, None, store)}\n\nThis model is the champion already."
+    theirs = find_metrics(champion.version, candidate.dataset, decoding, store)
+    if theirs is None:
+        return (
+            f"{_page(candidate, None, store)}\n\nThe champion {champion.version} was not evaluated on these "
+            f"photographs with {decoding}: `captioning evaluate-champion {version} {decoding.options}` does so."
+        )
+    return _page(candidate, theirs, store)
+
+
+def _page(candidate: Metrics, champion: Metrics | None, store: Bucket) -> str:
+    report = layout.evaluation(candidate.version, candidate.dataset, candidate.decoding).report
+    names = ["", f"candidate {candidate.version}", *([f"champion {champion.version}"] if champion else [])]
+    rows = [
+        [name, *(_number(metrics.summary.get(name)) for metrics in (candidate, champion) if metrics)]
+        for name in SCORES
+        if name in candidate.summary
+    ]
+    return "\n".join(
+        [
+            f"Scores on {candidate.images} test photographs ({candidate.decoding}):",
+            "",
+            *_table(names, rows),
+            "",
+            "Captions of some test photographs:",
+            "",
+            *_captions(candidate, champion, store),
+            "",
+            f"Report of the candidate: {store.url(report)}",
+        ]
+    )
+
+
+def _captions(candidate: Metrics, champion: Metrics | None, store: Bucket) -> Sequence[str]:
+    written = read_captions(candidate, store)
+    theirs: Mapping[str, str] = {}
+    if champion:
+        theirs = {row["image_id"]: row["caption"] for row in read_captions(champion, store)}
+    shown = written[:: max(1, len(written) // SHOWN)][:SHOWN]
+    names = ["photograph", "candidate", *(["champion"] if champion else []), "human"]
+    rows = [
+        [
+            row["image_id"],
+            row["caption"],
+            *([theirs.get(row["image_id"], "")] if champion else []),
+            row["references"][0],
+        ]
+        for row in shown
+    ]
+    return _table(names, rows)
+
+
+def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [names, ["---"] * len(names), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

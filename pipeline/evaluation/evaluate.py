@@ -1,0 +1,213 @@
+"""Evaluation of a model: caption a test split, score the captions, analyze their errors, and write a report."""
+
+import io
+import logging
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from pipeline.captioner.bundle import load
+from pipeline.captioner.captioner import Caption
+from pipeline.captioner.metadata import ModelMetadata
+from pipeline.config import GREEDY, DecodingConfig
+from pipeline.data import dataset as datasets
+from pipeline.data.dataset import Dataset
+from pipeline.data.images import BadImageError, decode
+from pipeline.data.vocabulary import SPECIAL_WORDS
+from pipeline.evaluation.drift import Profile
+from pipeline.evaluation.error_analysis import ErrorCount, ErrorKind, by_length, count_errors
+from pipeline.evaluation.report import Example, Report, render
+from pipeline.evaluation.results import CAPTIONS, Metrics, format_scores
+from pipeline.features import extraction
+from pipeline.features.splits import SplitFeatures, read_split
+from pipeline.metrics.coco import HumanBaseline, Scorer, diversity
+from pipeline.storage import Bucket, ObjectChangedError, ObjectNotFoundError, json, layout, parquet
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+EXAMPLES = 12
+"""Pictures in each of the report's grids: best, worst, and random."""
+
+THUMBNAIL = (224, 224)
+
+
+def evaluate_model(
+    version: str,
+    *,
+    store: Bucket,
+    decoding: DecodingConfig,
+    max_failed_fraction: float,
+    dataset_id: str | None = None,
+) -> Metrics:
+    """Evaluate a model on the test split of a dataset, with greedy search and with ``decoding``.
+
+    Features that are missing are extracted first. The captions, the report and, last, the scores are stored as an
+    evaluation of their own for each dataset and decoding.
+
+    Args:
+        version: of the model.
+        store: the store.
+        decoding: the chosen decoding.
+        max_failed_fraction: share of the test images that may have no features because their extraction failed.
+        dataset_id: the dataset; by default the one that the model was trained on.
+
+    Raises:
+        PipelineError: there is no such model or dataset, or too many test images failed.
+    """
+    captioner, metadata = load(version, store)
+    dataset = datasets.load(dataset_id or metadata.dataset, store)
+    for source, images in datasets.listings_by_source(dataset.split("test")).items():
+        extraction.extract_missing(
+            images, run=f"evaluation-of-{version}", source=source, encoder_id=metadata.encoder_id, store=store
+        )
+    test = read_split(
+        dataset, "test", encoder_id=metadata.encoder_id, store=store, max_failed_fraction=max_failed_fraction
+    )
+    captions = captioner.caption(test.vectors, decoding)
+    written = {
+        "greedy": _by_image(test, captioner.caption(test.vectors, GREEDY)),
+        "chosen": _by_image(test, captions),
+    }
+    failed = len(dataset.split("test")) - len(captions)
+    profile = Profile.of(captioner.standardized(test.vectors), captions, failed=failed, decoding=decoding)
+    references = test.references
+    with Scorer(references, written.values()) as scorer:
+        scores = {name: scorer.score(captions) for name, captions in written.items()}
+        agreement = scorer.agreement(written["chosen"], _human_baseline(scorer, dataset, store))
+    vocabulary = captioner.vocabulary.words[len(SPECIAL_WORDS) :]
+    training = [caption for captions in dataset.split("train")["captions"].to_pylist() for caption in captions]
+    # As many captions of humans as of the captioner: the first reference of an image, the second of the next, …
+    human = [captions[row % len(captions)] for row, captions in enumerate(references.values())]
+    texts = {name: list(captions.values()) for name, captions in written.items()} | {"human": human}
+    metrics = Metrics(
+        version=version,
+        dataset=dataset.id,
+        images=len(test.table),
+        decoding=decoding,
+        evaluated_at=datetime.now(UTC),
+        scores=scores,
+        agreement=agreement,
+        diversity={
+            name: diversity(captions, vocabulary=vocabulary, training=training) for name, captions in texts.items()
+        },
+        by_length=by_length(written["chosen"], references, scores["chosen"].image_cider),
+        errors=count_errors(written["chosen"], references),
+    )
+    for name, found in metrics.scores.items():
+        log.info("%s: %s", name, format_scores(found.corpus))
+    album = _Album(test, written["chosen"], datasets.sources(test.table, store))
+    page = render(_report(metrics, metadata, dataset.name, album))
+    table = pa.table([list(references), list(written["chosen"].values()), list(references.values())], schema=CAPTIONS)
+    keys = layout.evaluation(version, dataset.id, decoding)
+    json.write(profile, keys.profile, store)
+    parquet.write(table, keys.captions, store)
+    store.put(keys.report, page.encode())
+    json.write(metrics, keys.metrics, store)
+    log.info("report: %s", store.url(keys.report))
+    return metrics
+
+
+def _human_baseline(scorer: Scorer, dataset: Dataset, store: Bucket) -> HumanBaseline:
+    """The scores of humans on these test images: computed once, then read from the store."""
+    key = layout.human_baseline(dataset.id, scorer.tokenizer)
+    try:
+        stored = json.read(HumanBaseline, key, store)
+        if scorer.can_use(stored):
+            return stored
+    except ObjectNotFoundError:
+        pass
+    human = scorer.human_baseline()
+    json.write(human, key, store)
+    return human
+
+
+def _by_image(split: SplitFeatures, captions: Sequence[Caption]) -> dict[str, str]:
+    return {image: caption.text for image, caption in zip(split.image_ids, captions, strict=True)}
+
+
+@dataclass(frozen=True)
+class _Album:
+    """The captioned photographs, some of which the report shows."""
+
+    split: SplitFeatures
+    captions: Mapping[str, str]
+    sources: Mapping[str, Bucket]
+
+    def example(self, image: str, label: str) -> Example:
+        row = self._rows[image]
+        return Example(
+            image_id=image,
+            thumbnail=_thumbnail(self.sources[row["source"]], row["image_key"], row["image_etag"]),
+            caption=self.captions[image],
+            references=row["captions"],
+            label=label,
+        )
+
+    def ranked(self, cider: Mapping[str, float]) -> dict[str, list[Example]]:
+        """The best, the worst, and random ones."""
+        images = sorted(self.captions, key=lambda image: cider[image], reverse=True)
+        chosen = {
+            "Best by CIDEr": images[:EXAMPLES],
+            "Worst by CIDEr": images[: -EXAMPLES - 1 : -1],
+            "Random": random.Random(0).sample(images, min(EXAMPLES, len(images))),
+        }
+        return {
+            title: [self.example(image, f"CIDEr {cider[image]:.2f}") for image in group]
+            for title, group in chosen.items()
+        }
+
+    def with_errors(self, errors: Mapping[ErrorKind, ErrorCount]) -> dict[ErrorKind, list[Example]]:
+        """The cases of each kind of error."""
+        return {
+            kind: [self.example(case.image, f"“{case.word}”") for case in count.cases] for kind, count in errors.items()
+        }
+
+    @cached_property
+    def _rows(self) -> dict[str, dict[str, Any]]:
+        return dict(zip(self.split.image_ids, self.split.table.to_pylist(), strict=True))
+
+
+def _report(metrics: Metrics, metadata: ModelMetadata, dataset: str, album: _Album) -> Report:
+    return Report(
+        title=f"Captioner {metrics.version}",
+        metadata={
+            "dataset": dataset,
+            "test images": metrics.images,
+            "encoder": metadata.encoder_id,
+            "trained": f"{metadata.created_at:%Y-%m-%d %H:%M} UTC",
+        },
+        decoding=str(metrics.decoding),
+        scores=_labelled(metrics.scores, metrics.decoding),
+        agreement=metrics.agreement,
+        diversity=_labelled(metrics.diversity, metrics.decoding),
+        by_length=metrics.by_length,
+        errors=metrics.errors,
+        error_examples=album.with_errors(metrics.errors),
+        ensemble=metadata.ensemble,
+        examples=album.ranked(metrics.scores["chosen"].image_cider),
+        configuration={"dataset": metadata.dataset, "max_length": metadata.max_length, **metadata.config.model_dump()},
+    )
+
+
+def _labelled(by_decoding: Mapping[str, T], chosen: DecodingConfig) -> dict[str, T]:
+    return {str(chosen) if name == "chosen" else name: value for name, value in by_decoding.items()}
+
+
+def _thumbnail(source: Bucket, key: str, etag: str) -> bytes:
+    """A JPEG of the picture as the encoder saw it; grey if the photograph is gone."""
+    try:
+        pixels = decode(source.get(key, etag=etag), THUMBNAIL)
+    except (ObjectChangedError, BadImageError):
+        pixels = np.full((*THUMBNAIL, 3), 128, np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()

@@ -1,0 +1,82 @@
+"""The results of evaluations: scores, and the captions that got them."""
+
+from typing import Any
+
+import pyarrow as pa
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from pipeline.captioner.metadata import ModelMetadata, load_metadata
+from pipeline.config import DecodingConfig
+from pipeline.errors import PipelineError
+from pipeline.evaluation.error_analysis import ErrorCount, ErrorKind, LengthGroup
+from pipeline.metrics.coco import Agreement, Diversity, Scores
+from pipeline.storage import Bucket, ObjectNotFoundError, json, layout, parquet
+
+CAPTIONS = pa.schema([("image_id", pa.string()), ("caption", pa.string()), ("references", pa.list_(pa.string()))])
+"""The captions of the test split by the chosen decoding, beside the references."""
+
+
+class Metrics(BaseModel):
+    """The scores of a model on the test split of a dataset."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: str = Field(description="of the model")
+    dataset: str = Field(description="id of the dataset whose test split was captioned")
+    images: int = Field(description="test images that were captioned")
+    decoding: DecodingConfig = Field(description="the chosen decoding, beside greedy search")
+    evaluated_at: AwareDatetime = Field(description="time in UTC")
+    scores: dict[str, Scores] = Field(description="against all references, by decoding: greedy and chosen")
+    agreement: Agreement = Field(description="the chosen decoding beside humans, each against all references but one")
+    diversity: dict[str, Diversity] = Field(description="by decoding, and of humans: one reference of each image")
+    by_length: list[LengthGroup] = Field(description="the chosen decoding by the length of the images' references")
+    errors: dict[ErrorKind, ErrorCount] = Field(description="of the chosen decoding, counted from words")
+
+    @property
+    def cider(self) -> float:
+        """CIDEr of the chosen decoding, by which models are compared."""
+        return self.summary["CIDEr"]
+
+    @property
+    def summary(self) -> dict[str, float]:
+        """The scores of the chosen decoding, by their usual names."""
+        return self.scores["chosen"].corpus
+
+
+def find_metrics(version: str, dataset_id: str, decoding: DecodingConfig, store: Bucket) -> Metrics | None:
+    """The scores of a model on a dataset with a decoding, or None if there is no such evaluation."""
+    try:
+        return json.read(Metrics, layout.evaluation(version, dataset_id, decoding).metrics, store)
+    except ObjectNotFoundError:
+        return None
+
+
+def candidate_metrics(version: str, decoding: DecodingConfig, store: Bucket) -> Metrics:
+    """The scores of a model on its own dataset. Raises ``PipelineError`` if there is no such evaluation."""
+    found = find_metrics(version, load_metadata(version, store).dataset, decoding, store)
+    if found is None:
+        raise PipelineError(
+            f"Model {version} was not evaluated with {decoding}: run `captioning evaluate {version} "
+            f"{decoding.options}` first."
+        )
+    return found
+
+
+def latest_metrics(model: ModelMetadata, store: Bucket) -> Metrics | None:
+    """The newest scores of a model on its own dataset, or None if it was not evaluated."""
+    keys = (layout.evaluation_of_metrics(item.key) for item in store.list(layout.evaluations(model.version)))
+    found = (json.read(Metrics, evaluation.metrics, store) for evaluation in keys if evaluation is not None)
+    own = [metrics for metrics in found if metrics.dataset == model.dataset]
+    return max(own, key=lambda metrics: metrics.evaluated_at, default=None)
+
+
+def read_captions(metrics: Metrics, store: Bucket) -> list[dict[str, Any]]:
+    """The captions that got the scores: rows of ``image_id``, ``caption`` and ``references``."""
+    key = layout.evaluation(metrics.version, metrics.dataset, metrics.decoding).captions
+    rows: list[dict[str, Any]] = parquet.read(key, store).to_pylist()
+    return rows
+
+
+def format_scores(scores: dict[str, float]) -> str:
+    """Scores in one line."""
+    return ", ".join(f"{name} {value:.3f}" for name, value in scores.items())

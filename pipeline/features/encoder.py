@@ -1,0 +1,266 @@
+"""The image encoder: a Keras model that maps RGB pictures to pooled feature vectors, and its identity.
+
+An encoder is stored once, so that every later run, on any machine, extracts features with the same weights
+that the captioner was trained on. Its id contains a hash of those weights, so features of different weights can't be
+mixed. It is stored in two forms: a Keras model, for GPUs, and an OpenVINO network, for CPUs. The checksums of these
+files are written last, which registers the encoder.
+"""
+
+import hashlib
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import PipelineError
+from pipeline.features import accelerator
+from pipeline.features.crops import multi_crop
+from pipeline.storage import Bucket, ObjectNotFoundError, artifacts, json, keras_files, layout, open_object
+from pipeline.storage.artifacts import Checksums
+
+if TYPE_CHECKING:
+    import keras
+
+    from pipeline.features.openvino import Network
+
+log = logging.getLogger(__name__)
+
+DEFAULT_SIZE = 224
+"""Height and width in pixels of the pictures for ResNet50, and for a model whose input size is not fixed."""
+
+RANDOM_SEED = 0
+"""Seed of the weights of the encoder ``random``, which lets one try the pipeline without a download."""
+
+CPU_BATCH = 8
+"""Pictures per batch on a CPU: larger batches are no faster, and leave cores idle at the end of a shard."""
+
+MODEL = "model.keras"
+"""The file for GPUs; encoders in 8-bit integers, which are only for CPUs, have none."""
+
+NETWORK = ("network.xml", "network.bin")
+"""The files for CPUs: structure and weights."""
+
+_ID = re.compile(r"(?P<exact>(?P<name>[a-z0-9-]+)-[0-9a-f]{12})(?P<int8>-int8)?")
+_CROPS = "-crops"
+"""Ends the name of a multi-crop encoder."""
+
+ADVICE = "Register the encoder again with `captioning register-encoder`, or start a retraining, which does so."
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A loaded encoder.
+
+    Attributes:
+        encoder_id: its name and the hash of its weights.
+        size: (height, width) of its pictures.
+        shape: of a picture's features: (D,), or (C, D) for a multi-crop encoder.
+        batch_size: the best number of pictures per batch.
+        threads: the best number of threads to call it from.
+        run: encodes a batch.
+    """
+
+    encoder_id: str
+    size: tuple[int, int]
+    shape: tuple[int, ...]
+    batch_size: int
+    threads: int
+    run: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.floating]]
+
+    def encode(self, pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Features of a batch: (N, height, width, 3) RGB 0..255 to (N, D) or (N, C, D) float32."""
+        return np.asarray(self.run(pictures), np.float32)
+
+
+def register(spec: str, store: Bucket, *, crops: bool = False) -> str:
+    """Build the encoder that ``spec`` names, put it in the store unless it is there, and return its id.
+
+    Args:
+        spec: ``imagenet`` (ResNet50 with the weights that Keras downloads), ``random`` (ResNet50, seeded, untrained),
+            a ``.h5`` file of ResNet50 weights without its top, a ``.keras`` model, or the id of a registered encoder;
+            files by path or URI.
+        store: the store.
+        crops: encode six crops of each picture instead of one, which takes six times as long.
+
+    Raises:
+        PipelineError: there is no such encoder, the model does not map (N, H, W, 3) to (N, D), or it is to encode crops
+            and does so already, or is quantized.
+    """
+    registered = _ID.fullmatch(spec)
+    if registered and exists(spec, store):
+        if not crops or registered["name"].endswith(_CROPS):
+            return spec
+        if registered["int8"]:
+            exact = registered["exact"]
+            raise PipelineError(f"{spec} is quantized and can't encode crops: use --crops with {exact}, then quantize.")
+        model, name = load_model(spec, store), registered["name"]
+    else:
+        model, name = _build(spec)
+    size, shape = _dimensions(model, name)
+    if crops:
+        if len(shape) > 1:
+            raise PipelineError(f"{spec} encodes {shape[0]} crops of a picture already: leave out --crops.")
+        model, name = multi_crop(model, size), f"{name}{_CROPS}"
+        size, shape = _dimensions(model, name)
+    encoder_id = f"{name}-{_weights_hash(model)}"
+    if not exists(encoder_id, store):
+        from pipeline.features import openvino
+
+        files = dict(zip(NETWORK, openvino.convert(model), strict=True)) | {MODEL: keras_files.to_bytes(model)}
+        _save(encoder_id, files, store)
+    pixels, features = ("×".join(map(str, numbers)) for numbers in (size, shape))
+    log.info("encoder %s: %s pixels to %s features", encoder_id, pixels, features)
+    return encoder_id
+
+
+def load(encoder_id: str, store: Bucket) -> Encoder:
+    """Load a registered encoder, for the GPU if there is one.
+
+    Raises:
+        ObjectNotFoundError: it is not registered.
+        PipelineError: one of its files is missing, or is not the one that was saved.
+    """
+    # An encoder in 8-bit integers is only for CPUs.
+    if accelerator.present() and MODEL in _checksums(encoder_id, store):
+        return on_gpu(load_model(encoder_id, store), encoder_id)
+    return on_cpu(load_network(encoder_id, store), encoder_id)
+
+
+def on_cpu(network: "Network", encoder_id: str) -> Encoder:
+    """An encoder that runs on the CPU with OpenVINO."""
+    from pipeline.features import openvino
+
+    compiled = openvino.CompiledNetwork(network)
+    height, width = compiled.size
+    size = height or DEFAULT_SIZE, width or DEFAULT_SIZE
+    return Encoder(encoder_id, size, compiled.shape, CPU_BATCH, compiled.threads, compiled)
+
+
+def on_gpu(model: "keras.Model", encoder_id: str) -> Encoder:
+    """An encoder that runs on the GPU with the backend of Keras."""
+    size, shape = _dimensions(model, encoder_id)
+    accelerator.prepare(model)
+    batch_size = accelerator.largest_batch(model.predict_on_batch, size)
+    log.info("encoding %d pictures per batch on the GPU", batch_size)
+    return Encoder(
+        encoder_id, size, shape, batch_size, 1, accelerator.in_full_batches(model.predict_on_batch, batch_size)
+    )
+
+
+def exists(encoder_id: str, store: Bucket) -> bool:
+    """Whether the encoder is registered, and all its files are those that were saved."""
+    try:
+        checksums = _checksums(encoder_id, store)
+        _get(encoder_id, checksums, checksums, store)
+    except ObjectNotFoundError:
+        return False
+    except PipelineError as error:
+        log.warning("encoder %s is incomplete: %s", encoder_id, error)
+        return False
+    return True
+
+
+def load_model(encoder_id: str, store: Bucket) -> "keras.Model":
+    """The Keras model of an encoder. Raises ``PipelineError`` if it is missing, or is not the one that was saved."""
+    [data] = _get(encoder_id, [MODEL], _checksums(encoder_id, store), store)
+    return keras_files.from_bytes(data, origin=store.url(f"{layout.encoder_folder(encoder_id)}/{MODEL}"))
+
+
+def load_network(encoder_id: str, store: Bucket) -> "Network":
+    """The network of an encoder. Raises ``PipelineError`` if it is missing, or is not the one that was saved."""
+    from pipeline.features.openvino import Network
+
+    return Network(*_get(encoder_id, NETWORK, _checksums(encoder_id, store), store))
+
+
+def save_network(encoder_id: str, network: "Network", store: Bucket) -> None:
+    """Register an encoder that is only for CPUs."""
+    _save(encoder_id, dict(zip(NETWORK, network, strict=True)), store)
+
+
+def _save(encoder_id: str, files: Mapping[str, bytes], store: Bucket) -> None:
+    checksums = artifacts.put(layout.encoder_folder(encoder_id), files, store)
+    json.write(checksums, layout.encoder_files(encoder_id), store)
+
+
+def _get(encoder_id: str, names: Iterable[str], checksums: Checksums, store: Bucket) -> list[bytes]:
+    return artifacts.get(layout.encoder_folder(encoder_id), names, checksums, store, advice=ADVICE)
+
+
+def _checksums(encoder_id: str, store: Bucket) -> Checksums:
+    return json.read(Checksums, layout.encoder_files(encoder_id), store, advice=ADVICE)
+
+
+def _build(spec: str) -> tuple["keras.Model", str]:
+    if spec == "imagenet":
+        return resnet50("imagenet"), "resnet50-imagenet"
+    if spec == "random":
+        return resnet50(None), "resnet50-random"
+    suffix = Path(spec).suffix
+    if suffix not in (".keras", ".h5"):
+        raise PipelineError(
+            f"No such encoder: expected imagenet, random, a .keras or .h5 file, or the id of a registered encoder. "
+            f"Received: {spec!r}"
+        )
+    bucket, key = open_object(spec)
+    data = bucket.get(key)
+    name = re.sub(r"[^a-z0-9]+", "-", Path(key).stem.lower()).strip("-")
+    if suffix == ".keras":
+        return keras_files.from_bytes(data, origin=spec), name
+    # Keras distinguishes its two formats of weights, the old one of its downloads and the new one, by the file name.
+    with keras_files.as_file(data, ".weights.h5" if key.endswith(".weights.h5") else ".h5") as path:
+        try:
+            return resnet50(path), f"resnet50-{name.removeprefix('resnet50-')}"
+        except (ValueError, OSError, KeyError) as error:
+            raise PipelineError(
+                f"{spec} does not hold the weights of a ResNet50 without its top (`include_top=False`): {error}"
+            ) from error
+
+
+def resnet50(weights: str | None) -> "keras.Model":
+    """ResNet50 (He et al. 2015, https://arxiv.org/abs/1512.03385), pooled to 2048-d, including its preprocessing."""
+    import keras
+
+    if weights is None:
+        keras.utils.set_random_seed(RANDOM_SEED)
+    backbone = keras.applications.ResNet50(
+        include_top=False, weights=weights, pooling="avg", input_shape=(DEFAULT_SIZE, DEFAULT_SIZE, 3)
+    )
+    pictures = keras.Input((DEFAULT_SIZE, DEFAULT_SIZE, 3), name="pictures")
+    # keras.applications.resnet50.preprocess_input as layers, so that the saved model does not depend on this code:
+    # RGB to BGR, less the ImageNet means.
+    bgr = keras.ops.flip(pictures, axis=-1)
+    centred = keras.layers.Rescaling(1.0, offset=[-103.939, -116.779, -123.68])(bgr)
+    return keras.Model(pictures, backbone(centred), name="resnet50")
+
+
+def _dimensions(model: "keras.Model", name: str) -> tuple[tuple[int, int], tuple[int, ...]]:
+    """The size of the model's pictures and the shape of their features. Raises ``PipelineError`` for another model."""
+    inputs, outputs = model.inputs, model.outputs
+    if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].shape[-1] != 3:
+        shapes = f"{[tuple(i.shape) for i in inputs]} to {[tuple(o.shape) for o in outputs]}"
+        raise PipelineError(f"An encoder maps (N, H, W, 3) to (N, D); {name} maps {shapes}.")
+    shape = tuple(outputs[0].shape[1:])
+    if len(shape) not in (1, 2) or None in shape:
+        raise PipelineError(
+            f"The output of an encoder is (N, D), or (N, C, D) for C crops; that of {name} is "
+            f"{tuple(outputs[0].shape)}: end the model in GlobalAveragePooling2D."
+        )
+    _, height, width, _ = inputs[0].shape
+    return (height or DEFAULT_SIZE, width or DEFAULT_SIZE), shape
+
+
+def _weights_hash(model: "keras.Model") -> str:
+    import keras
+
+    digest = hashlib.sha256()
+    for variable in model.variables:
+        array = keras.ops.convert_to_numpy(variable)
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,266 @@
+"""Feature extraction: images without features are cut into shards, and each shard is read, decoded and encoded."""
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.data.decoders import Decoders
+from pipeline.data.images import MAX_BYTES, TOO_LARGE, BadImageError
+from pipeline.features import store as feature_store
+from pipeline.progress import track
+from pipeline.storage import (
+    BadKeyError,
+    Bucket,
+    ObjectChangedError,
+    ObjectDeniedError,
+    ObjectNotFoundError,
+    ObjectTooLargeError,
+    is_in_store,
+    layout,
+    open_source,
+)
+from pipeline.timing import Stopwatch
+from pipeline.work import runs, shards
+from pipeline.work.outcomes import GONE, IDENTITY, latest_outcome
+from pipeline.work.outcomes import pending as pending_images
+
+if TYPE_CHECKING:
+    from pipeline.features.encoder import Encoder
+
+log = logging.getLogger(__name__)
+
+SHARD_SIZE = 1000
+"""Images per shard if one process extracts all: an interruption loses at most one shard."""
+
+READERS = min(32, 4 + (os.cpu_count() or 1))
+"""Threads that read and decode pictures: enough to keep the cores busy while some wait for the storage."""
+
+
+def plan_extraction(
+    images: pa.Table,
+    *,
+    run: str,
+    source: str,
+    encoder_id: str,
+    store: Bucket,
+    shard_size: int,
+    retry_failed: bool = False,
+) -> list[str]:
+    """Claim the images that have no features yet.
+
+    Args:
+        images: a listing, of schema ``IMAGES``.
+        run: the run under which the shards are recorded.
+        source: name of the bucket that holds the images, as ``source_name`` gives it.
+        encoder_id: encoder of the features.
+        store: the store.
+        shard_size: images per shard.
+        retry_failed: whether images that failed before are tried again.
+
+    Returns:
+        The names of the shards to extract; empty when nothing is pending.
+    """
+
+    def find_pending() -> pa.Table:
+        rows = feature_store.index(encoder_id, store)
+        pending = pending_images(images, latest_outcome(rows, by="attempt"), retry_failed=retry_failed)
+        failed = rows.filter(pc.field("status") == "failed").select(IDENTITY)
+        attempts = failed.group_by(IDENTITY).aggregate([([], "count_all")]).rename_columns([*IDENTITY, "attempt"])
+        pending = pending.join(attempts, keys=IDENTITY, join_type="left outer")
+        attempt = pc.fill_null(pending["attempt"], 0).cast(pa.int32())
+        return pending.select(IDENTITY).append_column("attempt", attempt)
+
+    names = shards.claim(
+        find_pending,
+        {"folder": layout.features_folder(encoder_id), "source": source, "encoder_id": encoder_id},
+        product=f"features-{encoder_id}",
+        order=["image_key"],
+        store=store,
+        shard_size=shard_size,
+    )
+    runs.record_shards(run, runs.EXTRACTION, names, store)
+    log.info("%d images: %d shards of features to extract", len(images), len(names))
+    return names
+
+
+def extract_missing(images: pa.Table, *, run: str, source: str, encoder_id: str, store: Bucket) -> None:
+    """Extract in this process the features that are missing; arguments as for ``plan_extraction``."""
+    for shard in plan_extraction(
+        images, run=run, source=source, encoder_id=encoder_id, store=store, shard_size=SHARD_SIZE
+    ):
+        extract(shard, store=store)
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """The extraction of one shard.
+
+    Attributes:
+        shard: its name.
+        images: images that were to be encoded; 0 if the shard was done before.
+        failed: images that failed.
+        images_per_second: in wall time, without loading the encoder.
+        encoder_id: of the encoder.
+    """
+
+    shard: str
+    images: int
+    failed: int
+    images_per_second: float
+    encoder_id: str
+
+    def __str__(self) -> str:
+        return shards.summary(self.images, self.failed)
+
+
+def extract(name: str, *, store: Bucket) -> Extraction:
+    """Encode the images of a shard and write their features, unless they are written already."""
+    from pipeline.features import encoder as encoders
+
+    shard = shards.read(name, store)
+    encoder_id, source = shard.spec["encoder_id"], shard.spec["source"]
+    if store.exists(shard.result_key):
+        log.info("%s exists: nothing to do", store.url(shard.result_key))
+        return Extraction(name, 0, 0, 0.0, encoder_id)
+    stopwatch = Stopwatch()
+    with stopwatch.section("load"):
+        encoder = encoders.load(encoder_id, store)
+    start = time.monotonic()
+    images = list(zip(*(shard.images[column].to_pylist() for column in IDENTITY), strict=True))
+    with Decoders(encoder.size) as decoders:
+        read = partial(
+            read_picture,
+            open_source(source, store),
+            decoders,
+            stopwatch=stopwatch,
+            check_etag=not is_in_store(source),
+        )
+        vectors, errors = encode(images, read, encoder, stopwatch)
+    with stopwatch.section("write"):
+        feature_store.write(shard.images, vectors, errors, shard.result_key, store)
+    rate = len(images) / max(time.monotonic() - start, 1e-9)
+    shards.write_stats(name, shards.ShardStats(seconds=stopwatch.seconds), store)
+    failed = sum(error is not None for error in errors)
+    done = Extraction(name, len(images), failed, round(rate, 2), encoder_id)
+    log.info("%s: %s, %.1f a second", name, done, rate)
+    log.info("seconds, summed over all threads: %s", stopwatch)
+    return done
+
+
+Picture = npt.NDArray[np.uint8] | str
+"""A decoded picture, (height, width, 3), or the error if it can't be read."""
+
+
+def read_picture(
+    bucket: Bucket,
+    decoders: Decoders,
+    image: tuple[str, str],
+    *,
+    stopwatch: Stopwatch,
+    check_etag: bool = True,
+) -> Picture:
+    """Read and decode an image.
+
+    Args:
+        bucket: the bucket of the image.
+        decoders: decode it.
+        image: its key and its etag.
+        stopwatch: the time is added to its sections read and decode.
+        check_etag: whether another etag is an error; not for images in the store, whose etags differ in a copy of it.
+
+    Returns:
+        The picture, or the error.
+    """
+    key, etag = image
+    try:
+        with stopwatch.section("read"):
+            data = bucket.get(key, etag=etag if check_etag else None, limit=MAX_BYTES)
+        with stopwatch.section("decode"):
+            return decoders.decode(data)
+    except (BadImageError, BadKeyError) as error:
+        return str(error)
+    except ObjectDeniedError:
+        return "access denied; grant read access to it"
+    except ObjectTooLargeError:
+        return TOO_LARGE
+    except (ObjectNotFoundError, ObjectChangedError):
+        # With a new etag it is another image, which the next listing finds.
+        return GONE
+
+
+def encode(
+    rows: list[tuple[str, str]],
+    read: Callable[[tuple[str, str]], Picture],
+    encoder: "Encoder",
+    stopwatch: Stopwatch,
+) -> tuple[npt.NDArray[np.float16], list[str | None]]:
+    """Encode pictures in batches while others are read.
+
+    Args:
+        rows: the images, as ``read`` takes them.
+        read: returns the decoded picture of an image, or the error; called from several threads.
+        encoder: the encoder.
+        stopwatch: the time is added to its section encode.
+
+    Returns:
+        The vectors, (N, D) or (N, C, D) of C crops, float16, zero if there is no picture; and for each image the
+        error, or None.
+    """
+    vectors = np.zeros((len(rows), *encoder.shape), np.float16)
+    errors: list[str | None] = [None] * len(rows)
+
+    def batches() -> Iterator[dict[int, npt.NDArray[np.uint8]]]:
+        batch = {}
+        pictures = _map_ahead(read, rows, threads=READERS, window=4 * encoder.threads * encoder.batch_size)
+        for row, picture in enumerate(track(pictures, total=len(rows), unit="images", log=log)):
+            if isinstance(picture, str):
+                errors[row] = picture
+                log.warning("%s: %s", rows[row][0], picture)
+            else:
+                batch[row] = picture
+            if len(batch) == encoder.batch_size:
+                yield batch
+                batch = {}
+        if batch:
+            yield batch
+
+    def run(batch: dict[int, npt.NDArray[np.uint8]]) -> tuple[list[int], npt.NDArray[np.float32]]:
+        with stopwatch.section("encode"):
+            return list(batch), encoder.encode(np.stack(list(batch.values())))
+
+    for positions, encoded in _map_ahead(run, batches(), threads=encoder.threads, window=2 * encoder.threads):
+        with np.errstate(over="ignore"):
+            vectors[positions] = encoded
+        for position in positions:
+            if not np.isfinite(vectors[position]).all():
+                errors[position] = "its features are not finite in 16 bits"
+    return vectors, errors
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def _map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], *, threads: int, window: int
+) -> Iterator[Result]:
+    """``map`` in threads, in the order of the items, at most ``window`` items ahead of the consumer."""
+    with ThreadPoolExecutor(threads) as pool:
+        pending: deque[Future[Result]] = deque()
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) >= window:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

@@ -1,0 +1,119 @@
+"""Encoders on CPUs: Keras models converted to OpenVINO networks, in 32-bit floats or in 8-bit integers.
+
+On a CPU, OpenVINO is faster than the backends of Keras (see benchmarks/), agrees with them to the rounding of float32,
+and starts without loading them.
+"""
+
+import contextlib
+import logging
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+from openvino.frontend import OpConversionFailure
+
+from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    import keras
+
+log = logging.getLogger(__name__)
+
+_ADVICE = "Register the encoder again with `captioning register-encoder`."
+
+
+class Network(NamedTuple):
+    """A network as bytes; OpenVINO stores a model in two files."""
+
+    structure: bytes
+    weights: bytes
+
+
+def convert(model: "keras.Model") -> Network:
+    """Convert a Keras model. Raises ``PipelineError`` if OpenVINO does not support an operation."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "network.xml")
+        level = logging.root.level
+        try:
+            model.export(str(path), format="openvino", verbose=False)
+        except OpConversionFailure as error:
+            raise PipelineError(
+                f"The encoder {model.name} can't be converted to OpenVINO, build it from other layers: {error}"
+            ) from error
+        finally:
+            # When the conversion fails, OpenVINO leaves the root logger at the level of errors.
+            logging.root.setLevel(level)
+        return _files(path)
+
+
+def quantize(network: Network, pictures: npt.NDArray[np.uint8]) -> Network:
+    """Quantize the convolutions of a network to 8-bit integers (Jacob et al. 2018, https://arxiv.org/abs/1712.05877).
+
+    Args:
+        network: in 32-bit floats.
+        pictures: (N, H, W, 3) uint8, typical ones: their activations determine the range of the integers.
+    """
+    import nncf
+
+    nncf.set_log_level(logging.WARNING)
+    samples = nncf.Dataset([picture[None].astype(np.float32) for picture in pictures])
+    # Its progress bar goes to standard output, where a command's result is expected.
+    with contextlib.redirect_stdout(sys.stderr):
+        quantized = nncf.quantize(_read(network), samples, subset_size=len(pictures))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "network.xml")
+        ov.save_model(quantized, path, compress_to_fp16=False)
+        return _files(path)
+
+
+class CompiledNetwork:
+    """A network compiled for the CPU of this machine. Calls from several threads run in parallel.
+
+    Attributes:
+        size: (height, width) of its pictures; ``None`` if any size is accepted.
+        shape: of the features of a picture, (D,) or (C, D).
+        threads: the best number of threads to call it from.
+    """
+
+    def __init__(self, network: Network) -> None:
+        model = _read(network)
+        _, *size, _ = model.input(0).partial_shape
+        self.size = tuple(None if side.is_dynamic else side.get_length() for side in size)
+        self.shape = tuple(side.get_length() for side in list(model.output(0).partial_shape)[1:])
+        pictures = ov.preprocess.PrePostProcessor(model)
+        pictures.input().tensor().set_element_type(ov.Type.u8)
+        # One stream per core, so that cores do not wait for each other. On a CPU with 16-bit floats OpenVINO would
+        # compute in them by default.
+        settings = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
+        # OpenVINO looks up NumPy on first use, and threads that do so at the same time deadlock: do it here.
+        ov.Type.u8.to_dtype()
+        self._compiled = ov.Core().compile_model(pictures.build(), "CPU", settings)
+        self.threads: int = self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        self._of_thread = threading.local()
+
+    def __call__(self, pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Features of a batch: (N, H, W, 3) RGB 0..255 to (N, D) or (N, C, D) float32."""
+        if not hasattr(self._of_thread, "request"):
+            self._of_thread.request = self._compiled.create_infer_request()
+        features: npt.NDArray[np.float32] = self._of_thread.request.infer([pictures], share_inputs=True)[0]
+        return features
+
+
+def _read(network: Network) -> ov.Model:
+    # OpenVINO detects other formats by their content. ONNX may refer to external files, which it would read from the
+    # working directory.
+    if not network.structure.startswith(b"<?xml"):
+        raise PipelineError(f"A stored network is not OpenVINO XML. {_ADVICE}")
+    try:
+        return ov.Core().read_model(network.structure, network.weights)
+    except RuntimeError as error:
+        raise PipelineError(f"A stored network can't be read: {error}. {_ADVICE}") from error
+
+
+def _files(path: Path) -> Network:
+    return Network(path.read_bytes(), path.with_suffix(".bin").read_bytes())

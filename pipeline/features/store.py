@@ -1,0 +1,121 @@
+"""The feature store: one row per image and attempt, with the feature vector that the encoder computed.
+
+Each image is encoded only once. The features of a shard of images are one Parquet file.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.errors import PipelineError
+from pipeline.storage import Bucket, layout, parquet
+from pipeline.work.listing import IMAGES
+from pipeline.work.outcomes import IDENTITY, latest_outcome
+
+ROWS = pa.schema([*IMAGES, ("attempt", pa.int32()), ("status", pa.string()), ("error", pa.string())])
+"""A row without its vector; ``attempt`` counts the failures before it. ``status`` is ok or failed."""
+
+INDEX = pa.schema([*ROWS, ("shard", pa.string())])
+"""The feature store without its vectors: the outcome of each attempt, and the shard that holds it."""
+
+
+def schema(shape: tuple[int, ...]) -> pa.Schema:
+    """The schema of a file of features of this shape. In a failed row, ``feature`` is null and ``error`` says why."""
+    feature = pa.float16()
+    for size in reversed(shape):
+        feature = pa.list_(feature, size)
+    return pa.schema([*ROWS, ("feature", feature)])
+
+
+def write(
+    images: pa.Table, vectors: npt.NDArray[np.float16], errors: list[str | None], key: str, store: Bucket
+) -> None:
+    """Write the features of a shard.
+
+    Args:
+        images: the columns ``IDENTITY`` and ``attempt``, N rows.
+        vectors: (N, D) or (N, C, D) float16.
+        errors: why an image has no vector, or None.
+        key: of the file.
+        store: the store.
+    """
+    failed = [error is not None for error in errors]
+    table = pa.table(
+        [
+            *images.select([*IDENTITY, "attempt"]),
+            pa.array(["failed" if each else "ok" for each in failed], pa.string()),
+            pa.array(errors, pa.string()),
+            _column(vectors, null=failed),
+        ],
+        schema=schema(vectors.shape[1:]),
+    )
+    parquet.write(table, key, store)
+
+
+def index(encoder_id: str, store: Bucket) -> pa.Table:
+    """Every row of an encoder's features without the vectors, as a table of schema ``INDEX``."""
+    parts = [INDEX.empty_table()]
+    for item in store.list(f"{layout.features_folder(encoder_id)}/"):
+        table = parquet.read(item.key, store, columns=ROWS.names)
+        shard = layout.shard_of_result(item.key)
+        parts.append(table.append_column("shard", pa.array([shard] * len(table), pa.string())))
+    return pa.concat_tables(parts)
+
+
+def look_up(images: pa.Table, *, encoder_id: str, store: Bucket) -> pa.Table:
+    """The rows of the index that count for these images: one per image, in the order of the images.
+
+    Raises:
+        PipelineError: an image has no row.
+    """
+    order = images.select(IDENTITY).append_column("position", pa.array(range(len(images)), pa.int64()))
+    # A join holds its right side in memory, which is the smaller one here.
+    attempts = index(encoder_id, store).join(order, keys=IDENTITY, join_type="inner")
+    found = latest_outcome(attempts, by="attempt").sort_by("position").select(INDEX.names)
+    if len(found) < len(images):
+        raise PipelineError(
+            f"{len(images) - len(found)} of {len(images)} images have no features of {encoder_id} in {store.uri}: "
+            "run `captioning plan-extraction` and `captioning extract` first."
+        )
+    return found
+
+
+def read_vectors(rows: pa.Table, *, encoder_id: str, store: Bucket) -> npt.NDArray[np.float32]:
+    """The features of index rows whose status is ok, in their order: float32, (rows, D) or (rows, C, D) of C crops.
+
+    Raises:
+        PipelineError: there are no rows.
+    """
+    wanted: dict[str, dict[tuple[str, str], int]] = {}
+    for position, (key, etag, shard) in enumerate(
+        zip(*(rows[name].to_pylist() for name in (*IDENTITY, "shard")), strict=True)
+    ):
+        wanted.setdefault(shard, {})[key, etag] = position
+    vectors: npt.NDArray[np.float32] | None = None
+    for shard, positions in wanted.items():
+        key = layout.shard_result(layout.features_folder(encoder_id), shard)
+        table = parquet.read(key, store, columns=[*IDENTITY, "feature"])
+        identities = zip(*(table[name].to_pylist() for name in IDENTITY), strict=True)
+        in_shard = [(row, positions[identity]) for row, identity in enumerate(identities) if identity in positions]
+        taken = table["feature"].combine_chunks().take(pa.array([row for row, _ in in_shard]))
+        shape = []
+        while isinstance(taken, pa.FixedSizeListArray):
+            shape.append(taken.type.list_size)
+            taken = taken.flatten()
+        values = np.asarray(taken).reshape(len(in_shard), *shape)
+        if vectors is None:
+            vectors = np.zeros((len(rows), *shape), np.float32)
+        vectors[[position for _, position in in_shard]] = values
+    if vectors is None:
+        raise PipelineError(
+            f"There are no images to read features of {encoder_id} for: all of them failed, or there are none."
+        )
+    return vectors
+
+
+def _column(vectors: npt.NDArray[np.float16], *, null: list[bool]) -> pa.Array:
+    """Vectors, (N, D) or (N, C, D), as a column of fixed-size lists."""
+    column = pa.array(vectors.reshape(-1))
+    for size in reversed(vectors.shape[2:]):
+        column = pa.FixedSizeListArray.from_arrays(column, size)
+    return pa.FixedSizeListArray.from_arrays(column, vectors.shape[1], mask=pa.array(null))

@@ -1,0 +1,1 @@
+"""The nightly run: captions for the new images of the inbox."""

@@ -1,0 +1,117 @@
+"""The table of captions: written shard by shard from stored features, one row per image and attempt."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.captioner.bundle import load
+from pipeline.captioner.captioner import Caption
+from pipeline.config import DecodingConfig
+from pipeline.evaluation.drift import Profile
+from pipeline.features import store as feature_store
+from pipeline.storage import Bucket, json, layout, parquet
+from pipeline.timing import Stopwatch
+from pipeline.work import shards
+from pipeline.work.outcomes import IDENTITY
+
+log = logging.getLogger(__name__)
+
+SCHEMA = pa.schema(
+    [
+        ("image_key", pa.string()),
+        ("image_etag", pa.string()),
+        ("caption", pa.string()),
+        ("log_prob", pa.float32()),
+        ("status", pa.string()),
+        ("error", pa.string()),
+        ("model_version", pa.string()),
+        ("encoder_id", pa.string()),
+        ("captioned_at", pa.timestamp("us", tz="UTC")),
+    ]
+)
+"""A row of captions. ``status`` is ok or failed; in a failed row ``caption`` is null and ``error`` says why.
+``log_prob`` is the mean natural logarithm of the probabilities of the words."""
+
+OUTCOME = [*IDENTITY, "status", "error", "captioned_at"]
+"""The columns that tell the outcome of an attempt."""
+
+
+def caption_shard(name: str, *, store: Bucket, decoding: DecodingConfig, sidecars: bool) -> dict[str, Any]:
+    """Write the captions of a shard, unless they are written already.
+
+    Returns:
+        The name of the ``shard``, how many ``images`` it has, and a ``summary``.
+    """
+    shard = shards.read(name, store)
+    if store.exists(shard.result_key):
+        log.info("%s exists: nothing to do", store.url(shard.result_key))
+        return {"shard": name, "images": 0, "summary": shards.summary(0, 0)}
+    version, encoder_id = shard.spec["version"], shard.spec["encoder_id"]
+    stopwatch = Stopwatch()
+    readable = shard.images.filter(pc.field("status") == "ok")
+    failed = len(shard.images) - len(readable)
+    captions: dict[str, Caption] = {}
+    profile = None
+    if len(readable):
+        with stopwatch.section("load"):
+            captioner, _ = load(version, store)
+        with stopwatch.section("read"):
+            vectors = feature_store.read_vectors(readable, encoder_id=encoder_id, store=store)
+        with stopwatch.section("caption"):
+            found = captioner.caption(vectors, decoding)
+        captions = dict(zip(readable["image_key"].to_pylist(), found, strict=True))
+        profile = Profile.of(captioner.standardized(vectors), found, failed=failed, decoding=decoding)
+    table = _table(shard, captions)
+    with stopwatch.section("write"):
+        if sidecars:
+            for row in table.to_pylist():
+                json.write(row, layout.sidecar(row["image_key"]), store)
+        # The shard comes last: once it exists, its images are done.
+        parquet.write(table, shard.result_key, store)
+    stats = shards.ShardStats(seconds=stopwatch.seconds, profile=profile and profile.model_dump(mode="json"))
+    shards.write_stats(name, stats, store)
+    log.info("seconds: %s", stopwatch)
+    summary = shards.summary(len(shard.images), failed)
+    log.info("%s: %s", store.url(shard.result_key), summary)
+    return {
+        "shard": name,
+        "images": len(shard.images),
+        "captioned": len(captions),
+        "failed": failed,
+        "summary": summary,
+    }
+
+
+def _table(shard: shards.Shard, captions: dict[str, Caption]) -> pa.Table:
+    """The rows of a shard, with the captions of the images that have one."""
+    now = datetime.now(UTC)
+    rows = []
+    for image in shard.images.to_pylist():
+        caption = captions.get(image["image_key"])
+        rows.append(
+            {
+                **{name: image[name] for name in (*IDENTITY, "status", "error")},
+                "caption": caption and caption.text,
+                "log_prob": caption and caption.log_prob,
+                "model_version": shard.spec["version"],
+                "encoder_id": shard.spec["encoder_id"],
+                "captioned_at": now,
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def read(keys: Iterable[str], store: Bucket, *, columns: Sequence[str] = OUTCOME) -> pa.Table:
+    """Some columns of all rows in these objects; by default those that tell the outcomes."""
+    schema = pa.schema([SCHEMA.field(name) for name in columns])
+    parts = (parquet.read(key, store, columns=columns) for key in keys)
+    return pa.concat_tables([schema.empty_table(), *parts])
+
+
+def keys_of_model(version: str, store: Bucket) -> list[str]:
+    """The keys of all captions by a model."""
+    return [item.key for item in store.list(layout.captions_of_model(version))]

@@ -1,0 +1,147 @@
+"""The nightly run: every new image in the inbox gets its caption, and every image is accounted for.
+
+A night has these steps, each of which can be repeated: list the inbox and fix the champion for the whole night; plan
+and extract the features that are missing; plan and write the captions that are missing (see ``captions``); reconcile,
+which counts the images and compares the night with earlier ones (see ``reconcile``).
+"""
+
+import logging
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+import pyarrow as pa
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from pipeline.captioner.metadata import load_metadata
+from pipeline.captioner.registry import read_champion
+from pipeline.data.images import is_image
+from pipeline.features import extraction
+from pipeline.features import store as feature_store
+from pipeline.nightly import captions
+from pipeline.storage import Bucket, layout, open_bucket, parquet
+from pipeline.work import runs, shards
+from pipeline.work.listing import tabulate
+from pipeline.work.outcomes import latest_outcome, pending
+from pipeline.work.runs import NightRecord
+
+log = logging.getLogger(__name__)
+
+SHARD_FACTOR = 5
+"""Shards of captions are this many times larger than shards of features: captioning is faster by about as much, and
+each of its processes loads Keras."""
+
+
+class Archive(StrEnum):
+    """The images that a new champion captions: all that are listed, or only those that no model has captioned yet."""
+
+    ALL = "all"
+    NEW = "new"
+
+
+class Night(BaseModel):
+    """The facts that are fixed for the whole night when the inbox is listed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    inbox: str
+    version: str = Field(description="of the champion")
+    encoder_id: str
+    archive: Archive
+    retry_failed: bool = Field(description="whether images that failed in earlier nights are tried again")
+    listed_at: AwareDatetime
+
+    @property
+    def captions_prefix(self) -> str:
+        """Prefix of the captions that make an image done."""
+        return layout.CAPTIONS if self.archive is Archive.NEW else layout.captions_of_model(self.version)
+
+
+def list_inbox(
+    run: str, *, inbox: str, store: Bucket, archive: Archive = Archive.ALL, retry_failed: bool = False
+) -> dict[str, Any]:
+    """List the photographs in the inbox, fix the model that captions them, and begin the record of the run.
+
+    Returns:
+        The number of images ``listed``, and the ``version`` of the champion.
+
+    Raises:
+        PipelineError: there is no champion yet.
+    """
+    version = read_champion(store).version
+    night = Night(
+        inbox=inbox,
+        version=version,
+        encoder_id=load_metadata(version, store).encoder_id,
+        archive=archive,
+        retry_failed=retry_failed,
+        listed_at=datetime.now(UTC),
+    )
+    table = list_photographs(inbox)
+    for stage in (runs.EXTRACTION, runs.CAPTIONS):
+        runs.forget_shards(run, stage, store)
+    parquet.write(table, layout.run_listing(run), store, metadata={"night": night.model_dump_json()})
+    runs.write_record(begin_record(run, night, listed=len(table)), store)
+    log.info("%d images in %s, to be captioned by %s", len(table), inbox, version)
+    return {"listed": len(table), "version": version}
+
+
+def plan_extraction(run: str, *, store: Bucket, shard_size: int) -> list[str]:
+    """The shards of images to be captioned that have no features of the champion's encoder yet."""
+    images, night = read_listing(run, store)
+    return extraction.plan_extraction(
+        _not_done(images, night, store),
+        run=run,
+        source=night.inbox,
+        encoder_id=night.encoder_id,
+        store=store,
+        shard_size=shard_size,
+        retry_failed=night.retry_failed,
+    )
+
+
+def plan_captions(run: str, *, store: Bucket, date: str, shard_size: int) -> list[str]:
+    """The shards of images to be captioned; ``date`` (YYYY-MM-DD) names the partition of new ones.
+
+    A repeated call finds the images that are still to be captioned; the shards recorded before still belong to the run.
+    """
+    images, night = read_listing(run, store)
+    names = shards.claim(
+        lambda: feature_store.look_up(_not_done(images, night, store), encoder_id=night.encoder_id, store=store),
+        {
+            "folder": layout.captions_folder(night.version, date),
+            "version": night.version,
+            "encoder_id": night.encoder_id,
+        },
+        product=f"captions-{night.version}",
+        # Images of the same features shard stay together, so that it is read only once.
+        order=["shard", "image_key"],
+        store=store,
+        shard_size=SHARD_FACTOR * shard_size,
+    )
+    runs.record_shards(run, runs.CAPTIONS, names, store)
+    log.info("%d images: %d shards of captions of %s to write", len(images), len(names), night.version)
+    return names
+
+
+def list_photographs(inbox: str) -> pa.Table:
+    """The photographs in an inbox, as a listing of schema ``IMAGES``."""
+    return tabulate(item for item in open_bucket(inbox).list() if is_image(item.key))
+
+
+def read_listing(run: str, store: Bucket) -> tuple[pa.Table, Night]:
+    """The listing that a night works on, and the facts that are fixed for it."""
+    table = parquet.read(layout.run_listing(run), store)
+    return table, Night.model_validate_json(parquet.metadata(table)["night"])
+
+
+def begin_record(run: str, night: Night, *, listed: int) -> NightRecord:
+    """The record of a night that has begun."""
+    facts = night.model_dump(exclude={"listed_at"})
+    return NightRecord(run=run, started_at=night.listed_at, listed=listed, **facts)
+
+
+def _not_done(images: pa.Table, night: Night, store: Bucket) -> pa.Table:
+    """The listed images that are still to be captioned."""
+    attempts = captions.read((item.key for item in store.list(night.captions_prefix)), store)
+    return pending(images, latest_outcome(attempts, by="captioned_at"), retry_failed=night.retry_failed)

@@ -1,0 +1,1 @@
+"""Operations on a store: status, pruning, backup, and the queries of the gallery."""

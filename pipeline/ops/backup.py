@@ -1,0 +1,70 @@
+"""Backups: a store is copied to another bucket while it is in use, to back it up, to restore it, or to move it.
+
+Nearly all objects of a store are written once, after the objects that they point to. All objects that exist at one
+moment are therefore consistent. The few mutable ones are read before that moment, and written last. Only ``prune``,
+which removes objects, must not run at the same time.
+"""
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.errors import PipelineError
+from pipeline.progress import track
+from pipeline.storage import Bucket, StoredObject, layout
+
+log = logging.getLogger(__name__)
+
+WORKERS = 16
+
+
+class Copied(BaseModel):
+    """The result of a backup."""
+
+    model_config = ConfigDict(frozen=True)
+
+    objects: int = Field(description="in the store when the backup began")
+    copied: int = Field(description="objects that the target lacked")
+    bytes: int = Field(description="bytes copied")
+
+
+def back_up(source: Bucket, target: Bucket) -> Copied:
+    """Copy the objects that the target lacks, or has with another size or an older time. Nothing is removed there.
+
+    After an interruption, it can be repeated.
+
+    Raises:
+        PipelineError: source and target are the same, or one is inside the other.
+    """
+    if f"{source.uri}/".startswith(f"{target.uri}/") or f"{target.uri}/".startswith(f"{source.uri}/"):
+        raise PipelineError(
+            f"The backup of {source.uri} must not be in the same place, or inside it. Received: {target.uri}"
+        )
+    mutable = {
+        item.key: source.get(item.key)
+        for prefix in layout.MUTABLE_PREFIXES
+        for item in source.list(prefix)
+        if layout.is_mutable(item.key)
+    }
+    began = datetime.now(UTC)
+    immutable = [item for item in source.list() if item.modified <= began and item.key not in mutable]
+    known = {item.key: item for item in target.list()}
+    wanted = [item for item in immutable if _differs(item, known.get(item.key))]
+
+    def carry(item: StoredObject) -> int:
+        data = source.get(item.key)
+        target.put(item.key, data)
+        return len(data)
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        size = sum(track(pool.map(carry, wanted), total=len(wanted), unit="objects", log=log))
+    for key, data in mutable.items():
+        target.put(key, data)
+        size += len(data)
+    return Copied(objects=len(immutable) + len(mutable), copied=len(wanted) + len(mutable), bytes=size)
+
+
+def _differs(item: StoredObject, known: StoredObject | None) -> bool:
+    return known is None or known.size != item.size or known.modified < item.modified

@@ -1,0 +1,132 @@
+"""The state of a store: champion, models, coverage of the inbox, last runs, and captions, as tables for a terminal."""
+
+from collections.abc import Mapping
+from itertools import islice
+
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from pipeline.captioner.metadata import list_models
+from pipeline.captioner.registry import read_champion
+from pipeline.data import corrections
+from pipeline.errors import PipelineError
+from pipeline.evaluation.promotion_gate import describe
+from pipeline.evaluation.results import latest_metrics
+from pipeline.nightly import captions
+from pipeline.nightly.coverage import Coverage, coverage
+from pipeline.storage import Bucket, layout
+from pipeline.work import runs
+from pipeline.work.outcomes import latest_outcome
+from pipeline.work.runs import NightRecord, RetrainingRecord
+
+WIDTH = 1000
+"""Columns if the output is not a terminal: enough that no line is wrapped, for searching."""
+
+RUNS = 5
+"""Runs of each kind that are shown."""
+
+
+def show(store: Bucket, *, inbox: str, limit: int, under: str) -> None:
+    """Print the state of a store, and some of the champion's captions.
+
+    Args:
+        store: the store.
+        inbox: URI of the inbox.
+        limit: number of captions to print.
+        under: print only captions of images whose key begins with this.
+    """
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH
+    try:
+        champion = read_champion(store).version
+    except PipelineError as error:
+        champion = None
+        _print(console, str(error))
+    report = _show_models(console, store, champion)
+    if champion:
+        _show_coverage(console, coverage(champion, inbox=inbox, store=store), inbox)
+    _show_runs(console, store)
+    if champion and limit:
+        _show_captions(console, store, champion, limit, under)
+    _print(console, f"captions:    {store.url(layout.CAPTIONS)}")
+    if corrected := corrections.count(store):
+        _print(console, f"corrections: {corrected} better captions in {store.url(layout.CORRECTIONS)}")
+    if report:
+        _print(console, f"report:      {report}")
+
+
+def _show_models(console: Console, store: Bucket, champion: str | None) -> str | None:
+    """Print the models; return the address of the champion's report, if there is one."""
+    columns = (Column("model", no_wrap=True), "", "encoder", "CIDEr", "BLEU-4")
+    table = Table(*columns, title="Models (scores on the test split)")
+    report = None
+    for model in list_models(store):
+        metrics = latest_metrics(model, store)
+        numbers = ("not evaluated", "")
+        if metrics:
+            numbers = (f"{metrics.summary['CIDEr']:.3f}", f"{metrics.summary['BLEU-4']:.3f}")
+            if model.version == champion:
+                report = store.url(layout.evaluation(champion, metrics.dataset, metrics.decoding).report)
+        table.add_row(model.version, "champion" if model.version == champion else "", model.encoder_id, *numbers)
+    if table.row_count:
+        console.print(table)
+    return report
+
+
+def _show_coverage(console: Console, found: Coverage, inbox: str) -> None:
+    _print(
+        console,
+        f"{inbox}: {found.listed} images = {found.captioned} captioned by the champion + "
+        f"{sum(found.errors.values())} failed + {found.pending} pending",
+    )
+    _show_errors(console, found.errors)
+
+
+def _show_errors(console: Console, errors: Mapping[str, int]) -> None:
+    for error, count in errors.items():
+        _print(console, f"    {count} × {error}")
+
+
+def _show_runs(console: Console, store: Bucket) -> None:
+    for kind in (runs.RETRAINING, runs.NIGHT):
+        for record in islice(runs.list_records(kind, store), RUNS):
+            _show_run(console, record)
+
+
+def _show_run(console: Console, record: NightRecord | RetrainingRecord) -> None:
+    name = f"{record.kind} {record.run}"
+    if record.status == "running":
+        _print(console, f"{name}: running since {record.started_at:%Y-%m-%d %H:%M} UTC")
+        return
+    if record.status == "failed":
+        _print(console, f"{name}: failed: {record.message}")
+    elif isinstance(record, RetrainingRecord):
+        _print(console, f"{name}: features of {record.extracted} images extracted; {describe(record)}")
+    if isinstance(record, NightRecord) and record.listed:
+        if record.status == "succeeded":
+            _print(console, f"{name}: {record}")
+        spent = ", ".join(f"{section} {seconds:.1f}" for section, seconds in record.seconds.items())
+        if spent:
+            _print(console, f"    {record.images_per_second} images a second; seconds: {spent}")
+        _show_errors(console, record.errors)
+        for warning in record.warnings:
+            _print(console, f"    warning: {warning}")
+
+
+def _show_captions(console: Console, store: Bucket, version: str, limit: int, under: str) -> None:
+    table = Table("image", "caption", title=f"Captions by {version}")
+    columns = [*captions.OUTCOME, "caption"]
+    attempts = captions.read(captions.keys_of_model(version, store), store, columns=columns)
+    rows = latest_outcome(attempts, by="captioned_at").to_pylist()
+    shown = [row for row in rows if row["image_key"].startswith(under)]
+    for row in shown[:limit]:
+        # As text: Rich would interpret square brackets in a key as markup.
+        caption = row["caption"] if row["status"] == "ok" else f"failed: {row['error']}"
+        table.add_row(Text(row["image_key"]), Text(caption))
+    console.print(table)
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(line, markup=False, soft_wrap=True)

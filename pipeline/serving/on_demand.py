@@ -1,0 +1,169 @@
+"""Captions on demand: pictures are captioned immediately, in this process, and nothing is written to the store."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.captioner import bundle
+from pipeline.captioner.captioner import Caption, Captioner
+from pipeline.captioner.registry import read_champion
+from pipeline.config import DecodingConfig
+from pipeline.data.decoders import Decoders
+from pipeline.data.images import MAX_BYTES, is_image
+from pipeline.errors import PipelineError
+from pipeline.features import encoder as encoders
+from pipeline.features import extraction
+from pipeline.features.encoder import Encoder
+from pipeline.features.extraction import Picture
+from pipeline.storage import Bucket, LocalBucket, ObjectNotFoundError, open_bucket, open_object
+from pipeline.timing import Stopwatch
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """A picture by its given name, and its captions, the best first; or the error."""
+
+    picture: str
+    captions: Sequence[Caption]
+    error: str | None = None
+
+    def to_text(self) -> str:
+        """A line with picture and caption; alternatives are indented below it, all with their probability."""
+        picture = _printable(self.picture)
+        if self.error is not None:
+            return f"error: {picture}: {_printable(self.error)}"
+        if len(self.captions) == 1:
+            return f"{picture}: {self.captions[0].text}"
+        best, *others = (f"{caption.text} (p = {caption.probability:.2g})" for caption in self.captions)
+        return "\n    ".join([f"{picture}: {best}", *others])
+
+    def to_json(self) -> str:
+        """A line of JSON: picture, caption, log_prob, probability and alternatives, or picture and error."""
+        if self.error is not None:
+            return json.dumps({"picture": self.picture, "error": self.error})
+        best, *others = (
+            {"caption": caption.text, "log_prob": caption.log_prob, "probability": caption.probability}
+            for caption in self.captions
+        )
+        return json.dumps({"picture": self.picture, **best, "alternatives": others})
+
+
+def caption(
+    pictures: Sequence[str], *, version: str | None, decoding: DecodingConfig, alternatives: int, store: Bucket
+) -> list[Captioned]:
+    """Caption pictures, in their order; a picture that can't be read does not affect the others.
+
+    Args:
+        pictures: paths or URIs of pictures, or of folders, whose pictures are captioned in the order of their names. On
+            S3, a folder ends in ``/``.
+        version: of the model; by default the champion.
+        decoding: how captions are decoded.
+        alternatives: further captions of each picture.
+        store: the store of models and encoders.
+
+    Raises:
+        PipelineError: there is no such model or no champion, or the beam is too narrow for the alternatives.
+    """
+    if alternatives >= decoding.beam_width:
+        raise PipelineError(
+            f"A beam of width {decoding.beam_width} gives the best caption and {decoding.beam_width - 1} alternatives, "
+            f"not {alternatives}: raise --beam-width, or lower --alternatives."
+        )
+    model = load(version or read_champion(store).version, store)
+    sources = [source for picture in pictures for source in _find(picture)]
+    by_name = {source.picture: source for source in sources}
+    with Decoders(model.encoder.size) as decoders:
+        return model.caption(
+            [(source.picture, source.key) for source in sources],
+            lambda row: by_name[row[0]].read(decoders),
+            decoding=decoding,
+            alternatives=alternatives,
+        )
+
+
+@dataclass(frozen=True)
+class Model:
+    """A captioner with its encoder."""
+
+    version: str
+    captioner: Captioner
+    encoder: Encoder
+
+    def caption(
+        self,
+        rows: list[tuple[str, str]],
+        read: Callable[[tuple[str, str]], Picture],
+        *,
+        decoding: DecodingConfig,
+        alternatives: int,
+    ) -> list[Captioned]:
+        """Caption pictures, in their order.
+
+        Args:
+            rows: the name of each picture, and another string for ``read``.
+            read: returns the decoded picture of a row, or the error; called from several threads.
+            decoding: how captions are decoded.
+            alternatives: further captions of each picture.
+        """
+        vectors, errors = extraction.encode(rows, read, self.encoder, Stopwatch())
+        readable = np.array([error is None for error in errors], bool)
+        beams = iter(self.captioner.alternatives(vectors[readable].astype(np.float32), decoding))
+        return [
+            Captioned(name, next(beams)[: 1 + alternatives] if error is None else [], error)
+            for (name, _), error in zip(rows, errors, strict=True)
+        ]
+
+
+def load(version: str, store: Bucket) -> Model:
+    """Load a model and its encoder. Raises ``PipelineError`` if one of them is missing or incomplete."""
+    captioner, metadata = bundle.load(version, store)
+    return Model(version, captioner, encoders.load(metadata.encoder_id, store))
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The location of a picture or, without a bucket, the error."""
+
+    picture: str
+    bucket: Bucket | None = None
+    key: str = ""
+    error: str = ""
+
+    def read(self, decoders: Decoders) -> Picture:
+        if self.bucket is None:
+            return self.error
+        try:
+            return decoders.decode(self.bucket.get(self.key, limit=MAX_BYTES))
+        except ObjectNotFoundError:
+            return "there is no such file"
+        except (PipelineError, OSError, ValueError) as error:  # a bad image, or an impossible file name
+            return str(error)
+
+
+def _find(picture: str) -> list[_Source]:
+    """The picture or, for a folder, all pictures in it."""
+    try:
+        if (folder := _folder(picture)) is None:
+            return [_Source(picture, *open_object(picture))]
+        keys = [item.key for item in folder.list() if is_image(item.key)]
+    except (PipelineError, OSError, ValueError, RuntimeError) as error:  # the last two: impossible file names
+        return [_Source(picture, error=str(error))]
+    if not keys:
+        return [_Source(picture, error="there is no picture in this folder")]
+    names = (folder.url(key) if "://" in picture else f"{picture.rstrip('/')}/{key}" for key in keys)
+    return [_Source(name, folder, key) for name, key in zip(names, keys, strict=True)]
+
+
+def _folder(picture: str) -> Bucket | None:
+    """The folder as a bucket; ``None`` if the name is not that of a folder."""
+    bucket = open_bucket(picture) if "://" in picture else LocalBucket(Path(picture).resolve())
+    is_folder = bucket.root.is_dir() if isinstance(bucket, LocalBucket) else picture.endswith("/")
+    return bucket if is_folder else None
+
+
+def _printable(name: str) -> str:
+    """The name on one line, with unprintable characters and bytes that are not UTF-8 escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

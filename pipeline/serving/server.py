@@ -1,0 +1,190 @@
+"""The captioning server: a process that captions pictures with the champion, one at a time.
+
+``client.CaptionClient`` starts it. Pictures arrive as messages on standard input, and the answers are messages on
+standard output, each of a kind and a text; its log goes to standard error. Only the process itself loads the heavy
+libraries; other importers of this module get the types of its answers.
+"""
+
+import io
+import json
+import logging
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline import pipes
+from pipeline.config import DecodingConfig
+from pipeline.errors import PipelineError
+from pipeline.settings import read_settings
+
+if TYPE_CHECKING:
+    from pipeline.data.decoders import Decoders
+    from pipeline.features.extraction import Picture
+    from pipeline.serving.on_demand import Model
+    from pipeline.storage.bucket import Bucket
+
+log = logging.getLogger(__name__)
+
+DECODE_SECONDS = 10
+"""Limit for decoding a picture: shorter than the client's, so that a slow picture only ends its decoder."""
+
+
+class Kind(StrEnum):
+    """The kind of a message."""
+
+    READY = "ready"  # the server has started and waits for pictures
+    LOADING = "loading"  # the answer will take longer, because there is a new champion
+    ANSWER = "answer"  # the captions of the picture
+    BAD_PICTURE = "bad picture"  # the picture can't be decoded, and why
+    UNAVAILABLE = "unavailable"  # no picture can be captioned, and why: there is no champion, for example
+
+
+class ScoredCaption(BaseModel):
+    """A caption, the mean log probability of its words (its end among them), and the probability of the whole."""
+
+    model_config = ConfigDict(frozen=True)
+
+    caption: str
+    log_prob: float
+    probability: float
+
+
+class Answer(BaseModel):
+    """The captions of a picture."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: str = Field(description="of the model")
+    captions: list[ScoredCaption] = Field(description="the best first")
+
+
+def serve(alternatives: int, send: Callable[[Kind, str], None]) -> None:
+    """Caption the pictures that arrive on standard input; the process ends when standard input does.
+
+    Args:
+        alternatives: further captions of each picture; fewer if the nightly beam is narrower.
+        send: sends a message.
+    """
+    from pipeline.storage import open_bucket
+
+    pictures = _pictures()
+    try:
+        settings = read_settings()
+        store = open_bucket(settings.store)
+    except PipelineError as error:
+        send(Kind.UNAVAILABLE, str(error))
+        return
+    alternatives = min(alternatives, settings.beam_width - 1)
+    champion = _Champion(store, decoding=settings.decoding, alternatives=alternatives)
+    try:
+        champion.refresh()
+    except PipelineError as error:  # also the answer to each picture, until a person has fixed it
+        log.warning("%s", error)
+    send(Kind.READY, "")
+    for picture in pictures:
+        try:
+            champion.refresh(lambda: send(Kind.LOADING, ""))
+            send(*champion.caption(picture))
+        except PipelineError as error:
+            log.warning("%s", error)
+            send(Kind.UNAVAILABLE, str(error))
+
+
+class _Champion:
+    """The loaded champion."""
+
+    def __init__(self, store: "Bucket", *, decoding: DecodingConfig, alternatives: int) -> None:
+        self.store, self.decoding, self.alternatives = store, decoding, alternatives
+        self._etag = ""
+        self._loaded: tuple[Model, Decoders] | None = None
+
+    def refresh(self, before_loading: Callable[[], None] = lambda: None) -> None:
+        """Load the champion unless it is loaded. Raises ``PipelineError`` if that is not possible."""
+        from pipeline.captioner.registry import read_champion
+        from pipeline.data.decoders import Decoders
+        from pipeline.serving import on_demand
+        from pipeline.storage import layout
+
+        etag = self.store.etag(layout.CHAMPION)
+        if etag == self._etag:
+            return
+        version = read_champion(self.store).version
+        if self._loaded is None or self._loaded[0].version != version:
+            before_loading()
+            self._unload()
+            model = on_demand.load(version, self.store)
+            self._loaded = model, Decoders(model.encoder.size, seconds=DECODE_SECONDS)
+            # The first picture compiles the decoding and starts the first decoder process.
+            self.caption(_blank())
+        self._etag = etag
+
+    def caption(self, data: bytes) -> tuple[Kind, str]:
+        """The answer to a picture."""
+        from pipeline.data.images import BadImageError
+
+        assert self._loaded is not None  # noqa: S101 - for type checkers
+        model, decoders = self._loaded
+
+        def read(_: tuple[str, str]) -> "Picture":
+            try:
+                return decoders.decode(data)
+            except BadImageError as error:
+                return str(error)
+
+        row = ("a picture", "")
+        [captioned] = model.caption([row], read, decoding=self.decoding, alternatives=self.alternatives)
+        if captioned.error is not None:
+            return Kind.BAD_PICTURE, captioned.error
+        captions = [
+            ScoredCaption(caption=caption.text, log_prob=caption.log_prob, probability=caption.probability)
+            for caption in captioned.captions
+        ]
+        return Kind.ANSWER, Answer(version=model.version, captions=captions).model_dump_json()
+
+    def _unload(self) -> None:
+        """Release the memory of the loaded model."""
+        if self._loaded is not None:
+            self._loaded[1].close()
+        self._loaded = None
+
+
+def _blank() -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def _pictures() -> Iterator[bytes]:
+    """The pictures on standard input. When it ends, the process exits at once, even during other work."""
+    arrived: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def read() -> None:
+        while (data := pipes.receive(sys.stdin.buffer)) is not None:
+            arrived.put(data)
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    return iter(arrived.get, None)
+
+
+def _main() -> None:
+    # The output of libraries must not get between the messages.
+    messages = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # A single picture is quick on a CPU, and the memory of an accelerator is for nights and trainings.
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    serve(int(sys.argv[1]), lambda kind, text: pipes.send(json.dumps([kind, text]).encode(), messages))
+
+
+if __name__ == "__main__":
+    _main()

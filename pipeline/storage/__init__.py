@@ -1,0 +1,93 @@
+"""Buckets, opened by their URI: a local folder (``file://``) or S3 (``s3://bucket/prefix``)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import unquote
+
+from pipeline.errors import PipelineError
+from pipeline.storage.bucket import (
+    ABSENT,
+    BadKeyError,
+    Bucket,
+    ObjectChangedError,
+    ObjectDeniedError,
+    ObjectNotFoundError,
+    ObjectTooLargeError,
+    StoredObject,
+)
+from pipeline.storage.local import LocalBucket
+from pipeline.storage.s3 import S3Bucket
+
+__all__ = [
+    "ABSENT",
+    "BadKeyError",
+    "Bucket",
+    "LocalBucket",
+    "ObjectChangedError",
+    "ObjectDeniedError",
+    "ObjectNotFoundError",
+    "ObjectTooLargeError",
+    "S3Bucket",
+    "StoredObject",
+    "is_in_store",
+    "open_bucket",
+    "open_object",
+    "open_source",
+    "source_name",
+]
+
+_IN_STORE = "store:"
+"""Begins the name of a source that is inside the store."""
+
+
+def open_bucket(uri: str, environment: Mapping[str, str] | None = None) -> Bucket:
+    """The bucket at ``file:///folder`` (created on the first write), ``s3://bucket[/prefix]`` or a plain path.
+
+    ``environment`` configures access to S3 and takes precedence over the environment of this process (see
+    ``S3Bucket``).
+    """
+    scheme, separator, rest = uri.partition("://")
+    if scheme == "s3" and rest.partition("/")[0]:
+        return S3Bucket(uri, environment)
+    if scheme == "file" and rest.removeprefix("localhost").startswith("/"):
+        return LocalBucket(Path(unquote(rest.removeprefix("localhost"))))
+    if uri and not separator and not uri.startswith(("s3:", "file:")):
+        return LocalBucket(Path(uri))
+    raise PipelineError(f"Not a bucket: expected file:///folder, s3://bucket/prefix or a path. Received: {uri!r}")
+
+
+def open_object(uri: str) -> tuple[Bucket, str]:
+    """Split the URI or path of an object into its bucket and its key."""
+    start = uri.rfind("/") + 1
+    if not uri[start:]:
+        raise PipelineError(
+            f"Not an object: expected file:///folder/name, s3://bucket/key or a path. Received: {uri!r}"
+        )
+    name = unquote(uri[start:]) if uri.startswith("file://") else uri[start:]
+    return open_bucket(uri[:start] or "."), name
+
+
+def source_name(bucket: Bucket, store: Bucket) -> str:
+    """The name under which the store refers to a bucket of photographs.
+
+    It is the URI of the bucket, or ``store:<folder>`` for a folder of the store: the store does not hold its own
+    address, so a copy of it works elsewhere.
+    """
+    inside = f"{bucket.uri}/".removeprefix(f"{store.uri}/")
+    if inside == f"{bucket.uri}/":
+        return bucket.uri
+    folder = inside.rstrip("/")
+    return f"{_IN_STORE}{unquote(folder) if bucket.uri.startswith('file://') else folder}"
+
+
+def is_in_store(source: str) -> bool:
+    """Whether a source is a folder of the store. The etags of its objects differ in a copy of the store."""
+    return source.startswith(_IN_STORE)
+
+
+def open_source(name: str, store: Bucket) -> Bucket:
+    """The bucket that ``source_name`` named."""
+    if is_in_store(name):
+        folder = name.removeprefix(_IN_STORE)
+        return open_bucket(store.url(folder) if folder else store.uri)
+    return open_bucket(name)

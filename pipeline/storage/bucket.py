@@ -1,0 +1,142 @@
+"""The contract of a bucket, the same for all kinds of storage.
+
+Keys are relative to the bucket's URI and use ``/``. Every write is atomic: a reader sees either the old object or the
+new one, complete. An error that a person has to fix, or that concerns a single object, is a ``PipelineError``; all
+others (a network failure, a full disk) keep their type and carry a note that names the object.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import IO
+
+from pipeline.errors import PipelineError
+
+ABSENT = "absent"
+"""The etag to pass as ``if_match`` for an object that must not exist yet."""
+
+
+class ObjectNotFoundError(PipelineError):
+    """There is no object with this key."""
+
+
+class ObjectChangedError(PipelineError):
+    """The etag of the object is not the expected one: it was written or removed in the meantime."""
+
+
+class ObjectDeniedError(PipelineError):
+    """Access to this object is denied; other objects of the bucket may be accessible."""
+
+
+class ObjectTooLargeError(PipelineError):
+    """The object has more bytes than the reader allows."""
+
+
+class BadKeyError(PipelineError):
+    """No object in this bucket can have this key."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class StoredObject:
+    """One row of a listing.
+
+    Attributes:
+        key: relative to the bucket's URI.
+        etag: changes whenever the object's bytes do.
+        size: in bytes.
+        modified: when it was written, in UTC.
+    """
+
+    key: str
+    etag: str
+    size: int
+    modified: datetime
+
+
+class Bucket(ABC):
+    """A flat namespace of immutable-looking objects."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri.rstrip("/")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.uri!r})"
+
+    def url(self, key: str) -> str:
+        """The full URI of the object, for logs and records."""
+        return f"{self.uri}/{key}"
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+        """The objects whose key begins with ``prefix``, by key (UTF-8 byte order).
+
+        Folder markers, unfinished writes, and the hidden files and folders of a local folder are left out.
+        """
+
+    @abstractmethod
+    def get(self, key: str, *, etag: str | None = None, limit: int | None = None) -> bytes:
+        """The object's bytes.
+
+        Raises:
+            ObjectNotFoundError: there is no such object.
+            ObjectChangedError: ``etag`` was given and the object has another one, or is gone.
+            ObjectTooLargeError: it has more than ``limit`` bytes, and was not read.
+            ObjectDeniedError: this object may not be read.
+            BadKeyError: no object can have this key.
+        """
+
+    @abstractmethod
+    def open(self, key: str) -> IO[bytes]:
+        """A seekable reader that fetches only the bytes that are read. It and its reads raise the errors of ``get``."""
+
+    @abstractmethod
+    def put(self, key: str, data: bytes, *, if_match: str | None = None) -> str:
+        """Write the object at once and return its new etag.
+
+        With ``if_match``, only if the object still has that etag (``ABSENT``: only if there is none).
+
+        Raises:
+            ObjectChangedError: ``if_match`` does not hold.
+            ObjectDeniedError: this object may not be written.
+            BadKeyError: no object can have this key.
+        """
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Remove the object, if there is one. Raises ``ObjectDeniedError`` and ``BadKeyError``."""
+
+    @abstractmethod
+    def etag(self, key: str) -> str:
+        """The object's etag, or ``ABSENT``."""
+
+    def exists(self, key: str) -> bool:
+        """Whether there is an object under this key."""
+        return self.etag(key) != ABSENT
+
+    @abstractmethod
+    def clean(self, older_than: datetime) -> Sequence[str]:
+        """Remove the remains of writes that were interrupted before ``older_than``; return their names."""
+
+    def _not_found(self, key: str) -> ObjectNotFoundError:
+        return ObjectNotFoundError(
+            f"There is no object {self.url(key)}: check the URI, or run the step that writes it."
+        )
+
+    def _changed(self, key: str, expected: str) -> ObjectChangedError:
+        return ObjectChangedError(f"{self.url(key)} was written or removed in the meantime (its etag was {expected}).")
+
+    def _too_large(self, key: str, size: int, limit: int) -> ObjectTooLargeError:
+        return ObjectTooLargeError(f"{self.url(key)} has {size} bytes, more than the limit of {limit}.")
+
+    def _bad_key(self, key: str, why: str) -> BadKeyError:
+        return BadKeyError(f"{key!r} is not a valid key in {self.uri}: it {why}. Rename the object.")
+
+
+def is_utf8(key: str) -> bool:
+    """Whether the key can be encoded as UTF-8, which not every file name can."""
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,46 @@
+"""Typed JSON documents in a bucket."""
+
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from pipeline.errors import PipelineError
+from pipeline.storage import Bucket
+
+T = TypeVar("T")
+
+
+def write(document: Any, key: str, bucket: Bucket, *, if_match: str | None = None) -> None:
+    """Write a pydantic model, or a structure of plain values, as indented JSON.
+
+    Raises:
+        ObjectChangedError: the object's etag is not ``if_match``.
+    """
+    model = type(document) if isinstance(document, BaseModel) else Any
+    bucket.put(key, TypeAdapter(model).dump_json(document, indent=2), if_match=if_match)
+
+
+def read(kind: type[T], key: str, bucket: Bucket, *, etag: str | None = None, advice: str = "") -> T:
+    """Read a document of a type that pydantic knows.
+
+    Args:
+        kind: the type, such as a pydantic model or ``dict[str, str]``.
+        key: of the object.
+        bucket: where it is.
+        etag: the version that is expected.
+        advice: what to do if the document is invalid; ends the error message.
+
+    Raises:
+        ObjectNotFoundError: there is no such object.
+        ObjectChangedError: it does not have this etag any more.
+        PipelineError: it is not a valid document of this type.
+    """
+    data = bucket.get(key, etag=etag)
+    try:
+        return TypeAdapter(kind).validate_json(data)
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']}" if e["loc"] else e["msg"] for e in error.errors()
+        )
+        message = f"{bucket.url(key)} is not a valid document: {wrong}."
+        raise PipelineError(f"{message} {advice}".rstrip()) from error

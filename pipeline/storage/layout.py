@@ -1,0 +1,295 @@
+"""The layout of the store: the only module that knows the key of any object in it.
+
+Keys are relative to the store. No object in the store holds the address of the store itself, so a copy of the store
+works wherever it is.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+from pipeline.config import DecodingConfig
+
+DATASETS = "datasets/"
+ENCODERS = "encoders/"
+FEATURES = "features/"
+SHARDS = "shards/"
+OPEN_SHARDS = "shards/open/"
+CAPTIONS = "captions/"
+SIDECARS = "sidecars/"
+CORRECTIONS = "corrections/"
+MODELS = "models/"
+RUNS = "runs/"
+TRAINING = "training/"
+
+CHAMPION = "models/champion.json"
+"""The pointer to the model that captions the nights, and its history."""
+
+CORRECTION_PICTURES = "pictures/"
+"""Copies of corrected pictures, relative to ``CORRECTIONS``."""
+
+DATASET_ID = re.compile(r"\w[\w.-]*/[0-9a-f]{16}", re.ASCII)
+"""The id of a dataset: its name and the fingerprint of its content."""
+
+NAME_BYTES = 900
+"""Maximum bytes of a safe name; with a bucket's prefix and a suffix it stays below the 1,024 bytes of an S3 key."""
+
+PART_BYTES = 240
+"""Maximum bytes between two slashes of a safe name; with a suffix it stays below the 255 bytes of a file name."""
+
+_MODEL_METADATA = "metadata.json"
+_ENCODER_FILES = "files.json"
+_CAPTION_SHARD = re.compile(r"captions/model=(?P<version>[^/]+)/date=(?P<date>\d{4}-\d\d-\d\d)/[^/]+\.parquet")
+
+_UNSAFE = re.compile(
+    r"[\x00-\x1f\x7f]"  # control characters, which file names or log lines can't hold
+    r"|(?<![^/])\."  # hidden files, and the way out of a folder
+    r"|(?<![^/])/|/\Z"  # empty parts
+    r"|%(?=[0-9A-Fa-f]{2})"  # what would be read as an escape
+    r"|\.(?=json/)"  # a folder with the name of a file beside it
+)
+
+
+def dataset_folder(dataset_id: str) -> str:
+    """Folder of a dataset."""
+    return f"{DATASETS}{dataset_id}"
+
+
+def dataset_table(dataset_id: str) -> str:
+    """The dataset itself, one row per image; written last."""
+    return f"{dataset_folder(dataset_id)}/dataset.parquet"
+
+
+def dataset_of_table(key: str) -> str | None:
+    """The id of the dataset whose table has this key; ``None`` for other keys."""
+    dataset_id, _, name = key.removeprefix(DATASETS).rpartition("/")
+    return dataset_id if name == "dataset.parquet" else None
+
+
+def ingest_report(dataset_id: str) -> str:
+    """The report of the ingest that wrote the dataset."""
+    return f"{dataset_folder(dataset_id)}/ingest.json"
+
+
+def vocabulary(dataset_id: str, min_count: int) -> str:
+    """The words seen at least ``min_count`` times in the training captions of a dataset."""
+    return f"{dataset_folder(dataset_id)}/vocabulary-{min_count}.json"
+
+
+def human_baseline(dataset_id: str, tokenizer: str) -> str:
+    """The scores of the human captions of the test split against each other, with one of the tokenizers."""
+    return f"{dataset_folder(dataset_id)}/human-baseline-{tokenizer}.json"
+
+
+def encoder_folder(encoder_id: str) -> str:
+    """Folder of a registered encoder."""
+    return f"{ENCODERS}{encoder_id}"
+
+
+def encoder_files(encoder_id: str) -> str:
+    """The checksums of an encoder's files; written last, which registers it."""
+    return f"{encoder_folder(encoder_id)}/{_ENCODER_FILES}"
+
+
+def features_folder(encoder_id: str) -> str:
+    """Folder of the features of an encoder, one Parquet file per shard."""
+    return f"{FEATURES}{encoder_id}"
+
+
+def shard(name: str) -> str:
+    """The images of a shard of work."""
+    return f"{SHARDS}{name}.parquet"
+
+
+def shard_stats(name: str) -> str:
+    """The time and statistics of a finished shard."""
+    return f"{SHARDS}{name}.stats.json"
+
+
+def shard_of_key(key: str) -> str | None:
+    """The shard to which an object in ``SHARDS`` belongs; ``None`` for the lists of open shards."""
+    name = key.removeprefix(SHARDS)
+    return None if "/" in name else name.partition(".")[0]
+
+
+def open_shards(product: str) -> str:
+    """The claimed shards of a product that may have no result yet."""
+    return f"{OPEN_SHARDS}{product}.json"
+
+
+def shard_result(folder: str, name: str) -> str:
+    """The result of a shard in the folder of its product."""
+    return f"{folder}/{name}.parquet"
+
+
+def shard_of_result(key: str) -> str:
+    """The shard whose result has this key."""
+    return key.rpartition("/")[2].removesuffix(".parquet")
+
+
+def captions_of_model(version: str) -> str:
+    """Prefix of all captions by a model."""
+    return f"{CAPTIONS}model={version}/"
+
+
+def captions_folder(version: str, date: str) -> str:
+    """Folder of the captions by a model of one night, ``date`` as YYYY-MM-DD."""
+    return f"{captions_of_model(version)}date={date}"
+
+
+def parse_caption_shard(key: str) -> tuple[str, str] | None:
+    """Model version and date of a shard of captions; ``None`` for other keys."""
+    match = _CAPTION_SHARD.fullmatch(key)
+    return None if match is None else (match["version"], match["date"])
+
+
+def sidecar(image_key: str) -> str:
+    """The caption of one image as JSON."""
+    return f"{SIDECARS}{safe_name(image_key)}.json"
+
+
+def correction(date: str, name: str) -> str:
+    """One correction, ``date`` as YYYY-MM-DD."""
+    return f"{CORRECTIONS}{date}/{name}.parquet"
+
+
+def correction_picture(content_hash: str, suffix: str) -> str:
+    """The copy of a corrected picture, relative to ``CORRECTIONS``."""
+    return f"{CORRECTION_PICTURES}{content_hash}{suffix}"
+
+
+def model_folder(version: str) -> str:
+    """Folder of a model's files."""
+    return f"{MODELS}{version}"
+
+
+def model_metadata(version: str) -> str:
+    """The metadata of a model; written last, which makes it a model."""
+    return f"{model_folder(version)}/{_MODEL_METADATA}"
+
+
+def model_of_metadata(key: str) -> str | None:
+    """The version of the model whose metadata has this key; ``None`` for other keys."""
+    version, _, name = key.removeprefix(MODELS).rpartition("/")
+    return version if name == _MODEL_METADATA else None
+
+
+@dataclass(frozen=True)
+class EvaluationKeys:
+    """The objects of one evaluation; ``metrics`` is written last."""
+
+    folder: str
+
+    @property
+    def captions(self) -> str:
+        """The captions of the test split, beside the references."""
+        return f"{self.folder}/captions.parquet"
+
+    @property
+    def report(self) -> str:
+        """The HTML report."""
+        return f"{self.folder}/report.html"
+
+    @property
+    def profile(self) -> str:
+        """Statistics of the captions and features, for the detection of drift."""
+        return f"{self.folder}/profile.json"
+
+    @property
+    def metrics(self) -> str:
+        """The scores."""
+        return f"{self.folder}/metrics.json"
+
+
+def evaluations(version: str) -> str:
+    """Prefix of all evaluations of a model."""
+    return f"{model_folder(version)}/evaluations/"
+
+
+def evaluation(version: str, dataset_id: str, decoding: DecodingConfig) -> EvaluationKeys:
+    """The evaluation of a model on the test split of a dataset."""
+    return EvaluationKeys(f"{evaluations(version)}{dataset_id.replace('/', '-')}-{decoding.slug}")
+
+
+def evaluation_of_metrics(key: str) -> EvaluationKeys | None:
+    """The evaluation whose metrics have this key; ``None`` for other keys."""
+    keys = EvaluationKeys(key.rpartition("/")[0])
+    return keys if keys.metrics == key else None
+
+
+def run_record(run: str) -> str:
+    """The record of a run."""
+    return f"{run_folder(run)}.json"
+
+
+def run_of_record(key: str) -> bool:
+    """Whether the key is that of a run's record, and not of an object in the folder of a run."""
+    return key.removeprefix(RUNS).count("/") == 0 and key.endswith(".json")
+
+
+def run_folder(run: str) -> str:
+    """Folder of the intermediate objects of a run.
+
+    The run ids of Airflow contain colons and pluses, which some tools reject in names.
+    """
+    return f"{RUNS}{re.sub(r'[^A-Za-z0-9_.-]', '-', run)}"
+
+
+def run_listing(run: str) -> str:
+    """The listing of the inbox that a night works on."""
+    return f"{run_folder(run)}/listing.parquet"
+
+
+def run_profile(run: str) -> str:
+    """Statistics of a night's captions and features, for the detection of drift."""
+    return f"{run_folder(run)}/profile.json"
+
+
+def run_shards(run: str, stage: str) -> str:
+    """The shards that a stage of a run works on."""
+    return f"{run_folder(run)}/{stage}.json"
+
+
+def is_run_intermediate(key: str) -> bool:
+    """Whether an object in ``RUNS`` is needed only until its run ends."""
+    return not run_of_record(key) and not key.endswith("/profile.json")
+
+
+def checkpoint(digest: str) -> str:
+    """The checkpoint of a training phase, by a hash of all that its result depends on."""
+    return f"{TRAINING}{digest}.npz"
+
+
+def training_version(digest: str) -> str:
+    """The version reserved for the model of a training, by a hash of its inputs."""
+    return f"{TRAINING}{digest}.version"
+
+
+def is_completion_marker(key: str) -> bool:
+    """Whether the object was written last and makes a model or an encoder complete."""
+    return key.rpartition("/")[2] in (_MODEL_METADATA, _ENCODER_FILES)
+
+
+def is_mutable(key: str) -> bool:
+    """Whether the object is written again under its old key, and points to other objects."""
+    return (
+        key == CHAMPION
+        or key.startswith(OPEN_SHARDS)
+        or (key.startswith(ENCODERS) and key.rpartition("/")[2] == _ENCODER_FILES)
+    )
+
+
+MUTABLE_PREFIXES = (CHAMPION, OPEN_SHARDS, ENCODERS)
+"""Listing these prefixes finds all mutable objects."""
+
+
+def safe_name(key: str) -> str:
+    """The key of an image as part of another key, with everything that some bucket would refuse percent-encoded.
+
+    ``unquote`` gives the key back, and no two keys share a name. A key that is too long becomes its SHA-256 after
+    ``%23``, which no other key does. ``f"{name}.json"`` is not a folder in any other such name.
+    """
+    name = _UNSAFE.sub(lambda match: f"%{ord(match[0]):02X}", key)
+    if len(name.encode()) > NAME_BYTES or any(len(part.encode()) > PART_BYTES for part in name.split("/")):
+        return f"%23{hashlib.sha256(key.encode()).hexdigest()}"
+    return name

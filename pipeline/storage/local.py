@@ -1,0 +1,216 @@
+"""A local folder as a bucket."""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import stat
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+from urllib.parse import quote
+
+from pipeline.errors import PipelineError
+from pipeline.storage.bucket import ABSENT, Bucket, ObjectDeniedError, ObjectNotFoundError, StoredObject, is_utf8
+
+
+class LocalBucket(Bucket):
+    """A folder. An etag is the file's modification time and size: cheap, and it changes with each write.
+
+    Reading and listing follow links, even out of the folder, because the photographs of a dataset are often on another
+    disk. Nothing is written or removed outside the folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.expanduser().resolve()
+        super().__init__(self.root.as_uri())
+
+    def url(self, key: str) -> str:
+        return f"{self.uri}/{quote(key, safe='/=+@,')}"
+
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+        # Walk only the folder in the prefix, and sort the keys as S3 does, by their UTF-8 bytes.
+        folder, _, _ = prefix.rpartition("/")
+        top = self._path(folder) if folder else self.root
+        found = []
+        for directory, folders, names in os.walk(top, onerror=_raise_unless_missing, followlinks=True):
+            here = Path(directory)
+            folders[:] = [name for name in folders if not name.startswith(".") and not _is_cycle(here / name)]
+            for name in names:
+                path = here / name
+                key = path.relative_to(self.root).as_posix()
+                if key.startswith(prefix) and not _is_hidden(key):
+                    status = _status(path)
+                    if status is not None:
+                        _require_utf8(key, self.root)
+                        modified = datetime.fromtimestamp(status.st_mtime, UTC)
+                        found.append(StoredObject(key, _local_etag(status), status.st_size, modified))
+        yield from sorted(found, key=lambda item: item.key.encode())
+
+    def get(self, key: str, *, etag: str | None = None, limit: int | None = None) -> bytes:
+        try:
+            file = self.open(key)
+        except ObjectNotFoundError as error:
+            if etag is None:
+                raise
+            raise self._changed(key, etag) from error
+        with file, self._translate_errors(key):
+            before = os.fstat(file.fileno())
+            if limit is not None and before.st_size > limit:
+                raise self._too_large(key, before.st_size, limit)
+            data = file.read()
+            # Checked after reading: another program may have overwritten the file in place meanwhile.
+            if etag is not None and _local_etag(os.fstat(file.fileno())) != etag:
+                raise self._changed(key, etag)
+            return data
+
+    def open(self, key: str) -> IO[bytes]:
+        path = self._path(key)
+        with self._translate_errors(key):
+            try:
+                return path.open("rb")
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+                raise self._not_found(key) from error
+
+    def put(self, key: str, data: bytes, *, if_match: str | None = None) -> str:
+        path = self._path_to_write(key)
+        temporary = path.parent / f".tmp-{uuid.uuid4().hex}"
+        with self._translate_errors(key):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with temporary.open("xb") as file:
+                    file.write(data)
+                    file.flush()
+                    # The file system's own clock advances only every few milliseconds, so two writes could get the same
+                    # etag.
+                    now = time.time_ns()
+                    os.utime(file.fileno(), ns=(now, now))
+                    os.fsync(file.fileno())
+                    etag = _local_etag(os.fstat(file.fileno()))
+                with _locked(path) if if_match is not None else contextlib.nullcontext():
+                    if if_match is not None and self.etag(key) != if_match:
+                        raise self._changed(key, if_match)
+                    os.replace(temporary, path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+        return etag
+
+    def delete(self, key: str) -> None:
+        path = self._path_to_write(key)
+        absent = contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError)
+        # Under the lock, so that a conditional put that has just checked the etag can't restore the object.
+        with self._translate_errors(key), absent, _locked(path):
+            path.unlink()
+
+    def etag(self, key: str) -> str:
+        path = self._path(key)
+        with self._translate_errors(key):
+            status = _status(path)
+        return ABSENT if status is None else _local_etag(status)
+
+    def clean(self, older_than: datetime) -> Sequence[str]:
+        removed = []
+        for directory, _, names in os.walk(self.root, onerror=_raise_unless_missing):
+            for name in names:
+                path = Path(directory, name)
+                # Locks are kept: the next writer that acquires one removes it.
+                if re.fullmatch(r"\.tmp-[0-9a-f]{32}", name):
+                    with contextlib.suppress(FileNotFoundError):  # its writer has renamed or removed it
+                        if path.stat().st_mtime < older_than.timestamp():
+                            path.unlink()
+                            removed.append(path.relative_to(self.root).as_posix())
+        return sorted(removed)
+
+    def _path(self, key: str) -> Path:
+        if "\0" in key or not {"", ".", ".."}.isdisjoint(key.split("/")):
+            raise self._bad_key(key, "is not a valid path")
+        return self.root / key
+
+    def _path_to_write(self, key: str) -> Path:
+        path = self._path(key)
+        if _is_hidden(key):
+            raise self._bad_key(key, "would be a hidden file, which is not listed")
+        if not is_utf8(key):
+            raise self._bad_key(key, "is not UTF-8")
+        if not Path(os.path.realpath(path.parent)).is_relative_to(self.root):
+            raise self._bad_key(key, "would be written through a link that leads out of the folder")
+        return path
+
+    @contextlib.contextmanager
+    def _translate_errors(self, key: str) -> Iterator[None]:
+        """Translate errors that concern this object alone; add its name to all others."""
+        try:
+            yield
+        except PermissionError as error:
+            raise ObjectDeniedError(
+                f"{self.url(key)}: {error.strerror}. Check the modes of the file and of its folders."
+            ) from error
+        except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+            raise self._bad_key(key, "is a folder, or has a file as one of its folders") from error
+        except OSError as error:
+            if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+                raise self._bad_key(key, f"can't be resolved by the file system ({error})") from error
+            error.add_note(f"while accessing {self.url(key)}")
+            raise
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Lock an object during a conditional write, since file systems have no compare-and-swap."""
+    lock = path.parent / f".lock-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]}"
+    while True:
+        with lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # The previous holder removes the lock file, so this may be a deleted one, and another process may hold the
+            # new one.
+            status = _status(lock)
+            if status is not None and os.path.samestat(status, os.fstat(file.fileno())):
+                try:
+                    yield
+                finally:
+                    lock.unlink(missing_ok=True)
+                return
+
+
+def _local_etag(status: os.stat_result) -> str:
+    return f"{status.st_mtime_ns:x}-{status.st_size:x}"
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """The status of a regular file; ``None`` if there is none."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself is treated as a broken link
+            return None
+        raise
+    return status if stat.S_ISREG(status.st_mode) else None
+
+
+def _is_cycle(folder: Path) -> bool:
+    """Whether this is a link to one of its parent folders, which would be walked without end."""
+    return folder.is_symlink() and any(folder.samefile(parent) for parent in folder.parents)
+
+
+def _is_hidden(key: str) -> bool:
+    return "/." in f"/{key}"
+
+
+def _raise_unless_missing(error: OSError) -> None:
+    # A missing folder is an empty listing, as on S3. An unreadable one is an error: its objects would be left out
+    # silently.
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
+
+
+def _require_utf8(key: str, root: Path) -> None:
+    if not is_utf8(key):
+        raise PipelineError(f"{root}: the file name {os.fsencode(key)!r} is not UTF-8. Rename or remove it.")

@@ -1,0 +1,270 @@
+"""A bucket on S3 or an S3-compatible service."""
+
+import contextlib
+import io
+import logging
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import IO, TYPE_CHECKING
+
+from pipeline.errors import PipelineError
+from pipeline.storage.bucket import (
+    ABSENT,
+    Bucket,
+    ObjectChangedError,
+    ObjectDeniedError,
+    ObjectNotFoundError,
+    StoredObject,
+    is_utf8,
+)
+
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
+    from types_boto3_s3.type_defs import GetObjectOutputTypeDef
+
+log = logging.getLogger(__name__)
+
+_S3_ADVICE = (
+    "Check the bucket's name, and the endpoint and the credentials in the environment (AWS_ENDPOINT_URL, AWS_…)."
+)
+
+KEY_BYTES = 1024
+"""Maximum length of an S3 key, in bytes."""
+
+READ_ATTEMPTS = 4
+"""Maximum number of requests for an object, or a range of one, if responses break off."""
+
+READ_PAUSE = 1.0
+"""Seconds before the first retry; they double with each further one."""
+
+READ_TIMEOUT = 60.0
+"""Seconds without data after which a read times out."""
+
+READ_SECONDS = 600.0
+"""Limit for reading an object or a range, all attempts together, even if data keeps arriving slowly."""
+
+
+class S3Bucket(Bucket):
+    """S3 or an S3-compatible service.
+
+    Args:
+        uri: ``s3://bucket[/prefix]``.
+        environment: endpoint, region and credentials, under the names of boto3's environment variables; boto3 looks
+            for missing ones in its usual places.
+    """
+
+    def __init__(self, uri: str, environment: Mapping[str, str] | None = None) -> None:
+        super().__init__(uri)
+        self.name, _, prefix = self.uri.removeprefix("s3://").partition("/")
+        self.prefix = f"{prefix}/" if prefix else ""
+        self.client = _s3_client(environment or {})
+
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=self.prefix + prefix)
+        with self._translate_errors(prefix, None, denied=PipelineError):
+            for page in pages:
+                for item in page.get("Contents", []):
+                    if not item["Key"].endswith("/"):
+                        key = item["Key"].removeprefix(self.prefix)
+                        modified = item["LastModified"].astimezone(UTC)
+                        yield StoredObject(key, item["ETag"].strip('"'), item["Size"], modified)
+
+    def get(self, key: str, *, etag: str | None = None, limit: int | None = None) -> bytes:
+        return self._read(key, etag, limit=limit)
+
+    def open(self, key: str) -> IO[bytes]:
+        with self._translate_errors(key, None):
+            head = self.client.head_object(Bucket=self.name, Key=self._full(key))
+        reader = _RangeReader(self, key, head["ETag"].strip('"'), head["ContentLength"])
+        return io.BufferedReader(reader, buffer_size=1 << 16)
+
+    def put(self, key: str, data: bytes, *, if_match: str | None = None) -> str:
+        condition = {}
+        if if_match == ABSENT:
+            condition = {"IfNoneMatch": "*"}
+        elif if_match is not None:
+            condition = {"IfMatch": f'"{if_match}"'}
+        try:
+            with self._translate_errors(key, if_match):
+                response = self.client.put_object(Bucket=self.name, Key=self._full(key), Body=data, **condition)  # type: ignore[arg-type]
+        except ObjectChangedError as error:
+            if (etag := self._etag_if_ours(key, data, error)) is None:
+                raise
+            return etag
+        return response["ETag"].strip('"')
+
+    def delete(self, key: str) -> None:
+        with self._translate_errors(key, None):
+            self.client.delete_object(Bucket=self.name, Key=self._full(key))
+
+    def etag(self, key: str) -> str:
+        try:
+            with self._translate_errors(key, None):
+                return self.client.head_object(Bucket=self.name, Key=self._full(key))["ETag"].strip('"')
+        except ObjectNotFoundError:
+            return ABSENT
+
+    def clean(self, older_than: datetime) -> Sequence[str]:
+        return []  # unfinished writes are not visible on S3
+
+    def _full(self, key: str) -> str:
+        """The object's key in the S3 bucket, with the prefix."""
+        if not key or key.endswith("/"):
+            raise self._bad_key(key, "is a folder")
+        if not is_utf8(key):
+            raise self._bad_key(key, "is not UTF-8")
+        if (size := len(f"{self.prefix}{key}".encode())) > KEY_BYTES:
+            raise self._bad_key(key, f"has {size} bytes with the bucket's prefix, more than S3's {KEY_BYTES}")
+        return self.prefix + key
+
+    def _range(self, key: str, etag: str, start: int, stop: int) -> bytes:
+        return self._read(key, etag, Range=f"bytes={start}-{stop - 1}")
+
+    def _read(self, key: str, etag: str | None, *, limit: int | None = None, **request: str) -> bytes:
+        """The body of a GET, retried if it breaks off: botocore itself retries only until the body begins."""
+        from botocore.exceptions import IncompleteReadError
+        from urllib3.exceptions import HTTPError
+
+        if etag is not None:
+            request["IfMatch"] = f'"{etag}"'
+        deadline = time.monotonic() + READ_SECONDS
+        attempt = 0
+        with self._translate_errors(key, etag):
+            while True:
+                attempt += 1
+                try:
+                    response = self.client.get_object(Bucket=self.name, Key=self._full(key), **request)  # type: ignore[arg-type]
+                    return self._body(key, response, limit=limit, deadline=deadline)
+                except (HTTPError, IncompleteReadError) as error:
+                    if attempt == READ_ATTEMPTS:
+                        raise
+                    log.warning("%s: %s; attempt %d of %d", self.url(key), error, attempt, READ_ATTEMPTS)
+                    time.sleep(READ_PAUSE * 2 ** (attempt - 1) * random.uniform(0.5, 1))
+
+    def _body(self, key: str, response: "GetObjectOutputTypeDef", *, limit: int | None, deadline: float) -> bytes:
+        from botocore.exceptions import IncompleteReadError
+
+        size = response["ContentLength"]
+        data = io.BytesIO()
+        with response["Body"] as stream:
+            if limit is not None and size > limit:
+                raise self._too_large(key, size, limit)
+            # The raw urllib3 stream returns the data that has arrived; botocore's read would block until the chunk is
+            # full. botocore disables urllib3's length check, hence the one below.
+            while chunk := stream.read1(1 << 16):  # type: ignore[attr-defined]
+                data.write(chunk)
+                if time.monotonic() > deadline:
+                    raise TimeoutError(
+                        f"{self.url(key)}: {data.tell()} of {size} bytes came within {READ_SECONDS:.0f} s. "
+                        "Check the connection."
+                    )
+        if data.tell() != size:
+            raise IncompleteReadError(actual_bytes=data.tell(), expected_bytes=size)
+        return data.getvalue()
+
+    def _etag_if_ours(self, key: str, data: bytes, error: ObjectChangedError) -> str | None:
+        """The object's etag if the conditional put failed only because an earlier attempt had succeeded, else ``None``.
+
+        If the response to a put is lost, botocore retries it, and the retry finds the object that the first one wrote.
+        """
+        from botocore.exceptions import ClientError
+
+        cause = error.__cause__
+        if not isinstance(cause, ClientError) or not cause.response["ResponseMetadata"].get("RetryAttempts"):
+            return None
+        etag = self.etag(key)
+        return etag if etag != ABSENT and self.get(key, etag=etag) == data else None
+
+    @contextlib.contextmanager
+    def _translate_errors(
+        self, key: str, etag: str | None, *, denied: type[PipelineError] = ObjectDeniedError
+    ) -> Iterator[None]:
+        """Translate errors that concern this object or the settings; add its name to all others."""
+        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ParamValidationError
+        from urllib3.exceptions import HTTPError
+
+        try:
+            yield
+        except (NoCredentialsError, ParamValidationError) as error:
+            raise PipelineError(f"{self.url(key)}: {error}. {_S3_ADVICE}") from error
+        except ClientError as error:
+            code = error.response.get("Error", {}).get("Code", "")
+            if etag is not None and code in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
+                raise self._changed(key, etag) from error
+            if code in ("NoSuchKey", "404"):
+                # With a condition, a missing object was removed in the meantime.
+                raise (self._not_found(key) if etag is None else self._changed(key, etag)) from error
+            if code in ("AccessDenied", "403", "InvalidObjectState"):  # the last: it is archived
+                raise denied(f"{self.url(key)}: {error}. {_S3_ADVICE}") from error
+            if code in ("NoSuchBucket", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"):
+                raise PipelineError(f"{self.url(key)}: {error}. {_S3_ADVICE}") from error
+            error.add_note(f"while accessing {self.url(key)}")
+            raise
+        except (BotoCoreError, HTTPError) as error:
+            error.add_note(f"while accessing {self.url(key)}")
+            raise
+
+
+class _RangeReader(io.RawIOBase):
+    """Seekable reads by range requests, so that reading one Parquet column does not fetch the others."""
+
+    def __init__(self, bucket: S3Bucket, key: str, etag: str, size: int) -> None:
+        # The etag ensures that all ranges are of one version: a write in between raises ObjectChangedError.
+        self._bucket, self._key, self._etag, self._size, self._position = bucket, key, etag, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = origin + offset
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        stop = min(self._position + len(buffer), self._size)
+        if stop <= self._position:
+            return 0
+        data = self._bucket._range(self._key, self._etag, self._position, stop)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def readall(self) -> bytes:
+        # The inherited method would send a request for every few KiB.
+        data = bytearray(max(self._size - self._position, 0))
+        self.readinto(memoryview(data))
+        return bytes(data)
+
+
+def _s3_client(environment: Mapping[str, str]) -> "S3Client":
+    import boto3
+    from botocore.config import Config
+
+    # Some S3-compatible services reject the checksums that boto3 adds by default since 1.36, or store them inside the
+    # object. Adaptive mode retries throttling, timeouts and lost connections with backoff; only `_read` retries, too.
+    config = Config(
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        retries={"mode": "adaptive", "max_attempts": 8},
+        max_pool_connections=32,
+        connect_timeout=10,
+        read_timeout=READ_TIMEOUT,
+    )
+    # boto3 looks for values that are None in its usual places.
+    return boto3.client(
+        "s3",
+        aws_access_key_id=environment.get("AWS_ACCESS_KEY_ID"),
+        aws_secret_access_key=environment.get("AWS_SECRET_ACCESS_KEY"),
+        aws_session_token=environment.get("AWS_SESSION_TOKEN"),
+        region_name=environment.get("AWS_DEFAULT_REGION"),
+        endpoint_url=environment.get("AWS_ENDPOINT_URL"),
+        config=config,
+    )

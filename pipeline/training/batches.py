@@ -1,0 +1,138 @@
+"""Training data: the features and the encoded captions of a dataset, in batches."""
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.data import dataset as datasets
+from pipeline.data.vocabulary import PAD, Vocabulary
+from pipeline.features.crops import mean_crop, sample_crop
+from pipeline.features.splits import SplitFeatures, read_split
+from pipeline.storage import Bucket
+
+log = logging.getLogger(__name__)
+
+MAX_LENGTH_PERCENTILE = 99.5
+"""Percentile of the lengths of the training captions at which captions are cut: a few run-on sentences would otherwise
+pad their batches and determine the maximum length of generated captions."""
+
+
+Batch = tuple[dict[str, npt.NDArray[np.generic]], npt.NDArray[np.int32], npt.NDArray[np.float32]]
+"""Inputs (``features`` (B, D) float32, ``words`` (B, T) int32), the next words (B, T), and their weights (B, T): 0 for
+padding."""
+
+
+@dataclass(frozen=True)
+class EncodedCaptions:
+    """Captions as ids of words, each with the row of its image.
+
+    Attributes:
+        features: (N, D), or (N, C, D) of C crops, float32, one row per image.
+        image: (M,) the row of each caption's image.
+        ids: the ids of each caption, from ``<start>`` to ``<end>``.
+    """
+
+    features: npt.NDArray[np.float32]
+    image: npt.NDArray[np.intp]
+    ids: Sequence[Sequence[int]]
+
+    def training_batches(self, size: int, rng: np.random.Generator) -> Iterator[Batch]:
+        """All captions once, shuffled, in batches of similar length, each caption with a random crop of its image."""
+        lengths = self._lengths
+        order = rng.permutation(len(lengths))
+        groups = _groups(order[np.argsort(lengths[order], kind="stable")], size)
+        rng.shuffle(groups)
+        for group in groups:
+            yield self._batch(group, sample_crop(self.features[self.image[group]], rng))
+
+    def evaluation_batches(self, size: int) -> Iterator[Batch]:
+        """All captions once, in the order of their length, with the mean crop of their images."""
+        features = mean_crop(self.features)
+        for group in _groups(np.argsort(self._lengths, kind="stable"), size):
+            yield self._batch(group, features[self.image[group]])
+
+    @property
+    def _lengths(self) -> npt.NDArray[np.intp]:
+        return np.array([len(ids) for ids in self.ids])
+
+    def _batch(self, captions: npt.NDArray[np.intp], features: npt.NDArray[np.float32]) -> Batch:
+        """A batch of these captions; features (B, D)."""
+        width = pad_length(max(len(self.ids[caption]) for caption in captions) - 1) + 1
+        ids = np.full((len(captions), width), PAD, np.int32)
+        for row, caption in enumerate(captions):
+            ids[row, : len(self.ids[caption])] = self.ids[caption]
+        inputs: dict[str, npt.NDArray[np.generic]] = {"features": features, "words": ids[:, :-1]}
+        return inputs, ids[:, 1:], (ids[:, 1:] != PAD).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Everything that a training learns from and chooses the best epoch by.
+
+    Attributes:
+        vocabulary: the words that the captioner can write.
+        train: the images to train on.
+        train_captions: their captions.
+        dev: the images by which the best epoch is chosen.
+        dev_captions: their captions.
+        max_length: words of the longest caption.
+    """
+
+    vocabulary: Vocabulary
+    train: SplitFeatures
+    train_captions: EncodedCaptions
+    dev: SplitFeatures
+    dev_captions: EncodedCaptions
+    max_length: int
+
+    @classmethod
+    def read(
+        cls, dataset_id: str, vocabulary_key: str, *, encoder_id: str, store: Bucket, max_failed_fraction: float
+    ) -> "TrainingData":
+        """Read the splits train and dev of a dataset. Raises ``PipelineError`` as ``read_split`` does."""
+        vocabulary = Vocabulary.from_json(store.get(vocabulary_key), origin=store.url(vocabulary_key))
+        dataset = datasets.load(dataset_id, store)
+        train, dev = (
+            read_split(dataset, split, encoder_id=encoder_id, store=store, max_failed_fraction=max_failed_fraction)
+            for split in ("train", "dev")
+        )
+        train_captions, max_length = encode_captions(train, vocabulary)
+        dev_captions, _ = encode_captions(dev, vocabulary, max_length)
+        log.info(
+            "training on %d captions of %d images, %d words",
+            len(train_captions.ids),
+            len(train.vectors),
+            len(vocabulary),
+        )
+        return cls(vocabulary, train, train_captions, dev, dev_captions, max_length)
+
+
+def pad_length(words: float) -> int:
+    """The length to which captions of ``words`` words are padded: one of few, to limit the number of compilations."""
+    return math.ceil(words / 2) * 2
+
+
+def encode_captions(
+    split: SplitFeatures, vocabulary: Vocabulary, max_length: int | None = None
+) -> tuple[EncodedCaptions, int]:
+    """Encode the captions of a split, cut to ``max_length`` words.
+
+    Returns:
+        The captions, and ``max_length``; by default it is the percentile ``MAX_LENGTH_PERCENTILE`` of their lengths.
+    """
+    ids, image = [], []
+    for row, captions in enumerate(split.table["captions"].to_pylist()):
+        ids += [vocabulary.encode(caption) for caption in captions]
+        image += [row] * len(captions)
+    if max_length is None:
+        max_length = math.ceil(float(np.percentile([len(caption) - 2 for caption in ids], MAX_LENGTH_PERCENTILE)))
+    ids = [caption if len(caption) - 2 <= max_length else caption[: max_length + 1] for caption in ids]
+    return EncodedCaptions(split.vectors, np.array(image), ids), max_length
+
+
+def _groups(order: npt.NDArray[np.intp], size: int) -> list[npt.NDArray[np.intp]]:
+    return [order[start : start + size] for start in range(0, len(order), size)]

@@ -1,0 +1,147 @@
+"""Training of captioners: each model of an ensemble by cross-entropy on whole captions, then self-critically (SCST)."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pipeline import __version__
+from pipeline.captioner.bundle import save
+from pipeline.captioner.captioner import Captioner
+from pipeline.captioner.merge_model import build
+from pipeline.captioner.metadata import EnsembleMember, Epoch, ModelMetadata, list_models
+from pipeline.config import TrainingConfig
+from pipeline.data.vocabulary import embedding_matrix
+from pipeline.storage import Bucket, layout
+from pipeline.training import loop, scst
+from pipeline.training import mlflow as tracking
+from pipeline.training.batches import TrainingData
+
+if TYPE_CHECKING:
+    import keras
+
+log = logging.getLogger(__name__)
+
+
+def train_captioner(
+    dataset_id: str,
+    vocabulary_key: str,
+    *,
+    encoder_id: str,
+    config: TrainingConfig,
+    store: Bucket,
+    max_failed_fraction: float,
+    tracking_uri: str = "",
+) -> ModelMetadata:
+    """Train a captioner on the features of a dataset, and put it in the store as a candidate.
+
+    A model that was trained from the same inputs before is returned unchanged. An interrupted training continues after
+    its last epoch, with the same result, and phases that another training shares are not repeated.
+
+    Args:
+        dataset_id: of the dataset.
+        vocabulary_key: key of the vocabulary in the store.
+        encoder_id: encoder of the features, which must have been extracted.
+        config: sizes and schedule.
+        store: the store.
+        max_failed_fraction: share of the images that may have no features because their extraction failed.
+        tracking_uri: where MLflow records the training; empty for no tracking.
+
+    Raises:
+        PipelineError: too many images without features, an empty split, or a loss that is not finite.
+    """
+    inputs = (dataset_id, vocabulary_key, encoder_id)
+    digest = _hash(*inputs, config.model_dump_json())
+    if (known := _find(digest, store)) is not None:
+        log.info("model %s was trained from the same inputs: nothing to do (another seed gives another)", known.version)
+        return known
+    version = _version(digest, store)
+    models: list[keras.Model] = []
+    ensemble: list[EnsembleMember] = []
+    with tracking.Run(tracking_uri, version) as run:
+        run.parameters(tracking.inputs(dataset_id, encoder_id, config))
+        data = TrainingData.read(
+            dataset_id, vocabulary_key, encoder_id=encoder_id, store=store, max_failed_fraction=max_failed_fraction
+        )
+        for single in config.single_models:
+            log.info("model %d of %d: seed %d", len(models) + 1, config.ensemble_size, single.seed)
+            model, member = _train_model(
+                single, data, inputs=inputs, store=store, report=partial(_record, run, config, single.seed)
+            )
+            models.append(model)
+            ensemble.append(member)
+    metadata = ModelMetadata(
+        version=version,
+        created_at=datetime.now(UTC),
+        encoder_id=encoder_id,
+        dataset=dataset_id,
+        max_length=data.max_length,
+        config=config,
+        ensemble=ensemble,
+    )
+    metadata = save(Captioner(models, data.vocabulary, max_length=data.max_length), metadata, store)
+    log.info("model %s is in %s", version, store.url(layout.model_folder(version)))
+    return metadata
+
+
+def _train_model(
+    config: TrainingConfig,
+    data: TrainingData,
+    *,
+    inputs: tuple[str, ...],
+    store: Bucket,
+    report: Callable[[Sequence[Epoch]], None],
+) -> tuple["keras.Model", EnsembleMember]:
+    """Train one model through all phases."""
+    embeddings = None
+    if config.embedding != "learned":
+        embeddings, covered = embedding_matrix(
+            data.vocabulary, config.embedding, seed=config.seed, size=config.embedding_size
+        )
+        log.info("GloVe has vectors for %.1f %% of the words of the vocabulary", 100 * covered)
+    model = build(len(data.vocabulary), data.train.vectors, config, embeddings)
+    # The name of a phase's checkpoint is a hash of all that its result depends on, and no more: trainings that begin in
+    # the same way share it.
+    phases: list[tuple[Callable[[TrainingConfig, TrainingData], loop.Phase], str]] = [
+        (loop.cross_entropy, config.model_dump_json(exclude={"scst_epochs", "scst_learning_rate"}))
+    ]
+    if config.scst_epochs:
+        phases.append((partial(scst.phase, model), config.model_dump_json()))
+    epochs: list[Epoch] = []
+    for make_phase, depends_on in phases:
+        epochs = loop.train_phase(
+            model,
+            make_phase(config, data),
+            checkpoint_key=layout.checkpoint(_hash(*inputs, depends_on)),
+            seed=config.seed,
+            data=data,
+            earlier=epochs,
+            store=store,
+            report=report,
+        )
+    # The state of the optimizer would triple the size of the file, and nothing uses it.
+    model.compile(optimizer=None)
+    return model, EnsembleMember(seed=config.seed, best_epoch=loop.best_epoch(epochs).epoch, epochs=epochs)
+
+
+def _record(run: tracking.Run, config: TrainingConfig, seed: int, epochs: Sequence[Epoch]) -> None:
+    run.curves(tracking.points(config, seed, epochs))
+
+
+def _version(digest: str, store: Bucket) -> str:
+    """The version of the model: chosen when its training starts, and kept when it is started again."""
+    key = layout.training_version(digest)
+    if not store.exists(key):
+        store.put(key, f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{digest}".encode())
+    return store.get(key).decode()
+
+
+def _find(digest: str, store: Bucket) -> ModelMetadata | None:
+    """The model that was trained from the same inputs, if there is one."""
+    return next((model for model in list_models(store) if model.version.endswith(f"-{digest}")), None)
+
+
+def _hash(*inputs: str) -> str:
+    return hashlib.sha256(repr((__version__, *inputs)).encode()).hexdigest()[:8]

@@ -1,0 +1,1 @@
+"""Shards of work, records of runs, and the outcomes of images."""

@@ -1,0 +1,91 @@
+"""The outcome of an image: which of several attempts counts, what is settled, and what is tried again (the retry rule).
+
+Features, captions, nights and reports all use this module. An attempt is a row with the columns ``IDENTITY``,
+``status`` (ok or failed) and ``error``.
+
+The retry rule: an image that succeeded is settled. One that failed is settled too, because the same bytes fail in the
+same way, unless it was gone when it was read, or a person asks for a retry of the failed ones.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import PipelineError
+
+IDENTITY = ["image_key", "image_etag"]
+"""The columns that identify an image and its version."""
+
+GONE = "removed or replaced after it was listed"
+"""The error of an image that was gone when it was read. If the same version comes back, it is tried again."""
+
+REPORTED = 5
+"""Kinds of failure, and keys of each, that an error message lists."""
+
+
+def latest_outcome(attempts: pa.Table, *, by: str) -> pa.Table:
+    """The attempt that counts for each image: the last that succeeded, or the last failure if none did.
+
+    Args:
+        attempts: rows in any order.
+        by: the column that orders the attempts at an image.
+
+    Returns:
+        The rows that count, with all their columns, ordered by ``IDENTITY``.
+    """
+    # "ok" sorts after "failed". The error breaks ties, so that the result never depends on the order of the input.
+    order = [(name, "ascending") for name in IDENTITY]
+    order += [("status", "descending"), (by, "descending"), ("error", "ascending")]
+    ordered = attempts.sort_by(order).combine_chunks()
+    if len(ordered) < 2:
+        return ordered
+    differs = [pc.not_equal(ordered[name][1:], ordered[name][:-1]) for name in IDENTITY]
+    first = pa.concat_arrays([pa.array([True]), *pc.or_(*differs).chunks])
+    return ordered.filter(first)
+
+
+def settled_images(outcomes: pa.Table, *, retry_failed: bool) -> pa.Table:
+    """The images, as ``IDENTITY`` columns, that need no further attempt.
+
+    Args:
+        outcomes: one row per image, as ``latest_outcome`` returns them.
+        retry_failed: whether failed images are tried again.
+    """
+    done = pc.field("status") == "ok"
+    if not retry_failed:
+        done |= pc.field("error") != GONE
+    return outcomes.filter(done).select(IDENTITY)
+
+
+def pending(images: pa.Table, outcomes: pa.Table, *, retry_failed: bool) -> pa.Table:
+    """The rows of ``images`` that are not settled by ``outcomes``; arguments as for ``settled_images``."""
+    return images.join(settled_images(outcomes, retry_failed=retry_failed), keys=IDENTITY, join_type="left anti")
+
+
+def check_failures(failed: Sequence[tuple[str, str]], total: int, *, allowed_fraction: float) -> None:
+    """Raise ``PipelineError`` if more images failed than allowed.
+
+    The allowed number is rounded up, so that one bad picture in a handful of new ones does not fail a run.
+
+    Args:
+        failed: key and error of each failed image.
+        total: images in all.
+        allowed_fraction: share of the images that may fail.
+    """
+    if len(failed) <= math.ceil(total * allowed_fraction):
+        return
+    keys = defaultdict(list)
+    for key, error in failed:
+        keys[error].append(key)
+    most_frequent = sorted(keys.items(), key=lambda item: len(item[1]), reverse=True)[:REPORTED]
+    kinds = "; ".join(
+        f"{len(of_kind)} × {error} ({', '.join(of_kind[:REPORTED])}{', …' if len(of_kind) > REPORTED else ''})"
+        for error, of_kind in most_frequent
+    )
+    raise PipelineError(
+        f"{len(failed)} of {total} images failed, more than the allowed {allowed_fraction:.0%}: {kinds}. "
+        "Fix or remove them, or raise max_failed_fraction."
+    )

@@ -1,0 +1,152 @@
+"""Records of runs: what a night or a retraining did, and how it ended.
+
+A record is written when the run begins, with the status ``running``, and again when it ends, whether it succeeded or
+failed. The shards that a run works on are stored in its folder until then.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from pipeline.storage import Bucket, ObjectNotFoundError, json, layout
+from pipeline.work import shards
+from pipeline.work.shards import ShardStats
+
+EXTRACTION, CAPTIONS = "extraction", "captions"
+"""The stages of a run that work on shards."""
+
+NIGHT, RETRAINING = "night", "retraining"
+"""The kinds of run."""
+
+Status = Literal["running", "succeeded", "failed"]
+
+
+class RunRecord(BaseModel):
+    """The part that the records of all runs share."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run: str = Field(description="name of the run; the run id of Airflow, for example")
+    status: Status = "running"
+    message: str = Field("", description="why it failed")
+    started_at: AwareDatetime
+    finished_at: AwareDatetime | None = None
+    extracted: int = Field(0, description="images whose features were extracted")
+    seconds: dict[str, float] = Field({}, description="seconds by section, summed over all processes and threads")
+
+
+class NightRecord(RunRecord):
+    """The record of a nightly run."""
+
+    kind: Literal["night"] = "night"
+    inbox: str = Field("", description="URI of the bucket that was listed")
+    version: str = Field("", description="model that captioned the images")
+    encoder_id: str = ""
+    archive: str = Field("", description="which images were captioned: all, or only new ones")
+    retry_failed: bool = Field(False, description="whether images that failed in earlier nights were tried again")
+    listed: int = 0
+    already_done: int = Field(0, description="images that had a caption, or had failed, before the run")
+    captioned: int = 0
+    failed: int = 0
+    errors: dict[str, int] = Field({}, description="failed images by error, the most frequent first")
+    drift: dict[str, dict[str, float]] = Field(
+        {}, description="differences from the model's test and from earlier nights, in standard deviations"
+    )
+    warnings: list[str] = []
+    images_per_second: float = 0.0
+
+    def __str__(self) -> str:
+        warnings = f"; warnings: {len(self.warnings)}" if self.warnings else ""
+        return (
+            f"{self.listed:,} images listed = {self.captioned:,} captioned + {self.failed:,} failed + "
+            f"{self.already_done:,} done before; features of {self.extracted:,} extracted; "
+            f"model {self.version}{warnings}"
+        )
+
+
+class RetrainingRecord(RunRecord):
+    """The record of a retraining."""
+
+    kind: Literal["retraining"] = "retraining"
+    dataset: str = Field("", description="the source of its captioned photographs, then the id of the dataset")
+    encoder: str = Field("", description="the requested encoder")
+    version: str = Field("", description="the model that it trained")
+    promoted: bool = False
+    reason: str = Field("", description="why the model was promoted or not")
+    scores: dict[str, float] = Field({}, description="on the test split, by their usual names")
+
+
+AnyRecord = Annotated[NightRecord | RetrainingRecord, Field(discriminator="kind")]
+
+RECORDS: dict[str, type[NightRecord] | type[RetrainingRecord]] = {NIGHT: NightRecord, RETRAINING: RetrainingRecord}
+
+
+def write_record(record: NightRecord | RetrainingRecord, store: Bucket) -> None:
+    """Write the record of a run, in place of an earlier one."""
+    json.write(record, layout.run_record(record.run), store)
+
+
+def read_record(run: str, store: Bucket) -> NightRecord | RetrainingRecord:
+    """The record of a run. Raises ``ObjectNotFoundError`` if it has not begun."""
+    return json.read(AnyRecord, layout.run_record(run), store)  # type: ignore[arg-type]
+
+
+def list_records(kind: str, store: Bucket) -> Iterator[NightRecord | RetrainingRecord]:
+    """The records of the runs of one kind, the newest first."""
+    keys = [item.key for item in store.list(layout.RUNS) if layout.run_of_record(item.key)]
+    records: list[NightRecord | RetrainingRecord] = [json.read(AnyRecord, key, store) for key in keys]  # type: ignore[arg-type]
+    of_kind = (record for record in records if record.kind == kind)
+    yield from sorted(of_kind, key=lambda record: record.started_at, reverse=True)
+
+
+def end_run(kind: str, run: str, message: str, store: Bucket) -> bool:
+    """Write a run as failed, unless its record says that it has ended; return whether it did.
+
+    This is for runs that can't write the end of their record themselves, because a step failed or was killed.
+    """
+    now = datetime.now(UTC)
+    try:
+        record = read_record(run, store)
+    except ObjectNotFoundError:
+        record = RECORDS[kind](run=run, started_at=now)
+    if record.status != "running":
+        return False
+    write_record(record.model_copy(update={"status": "failed", "message": message, "finished_at": now}), store)
+    return True
+
+
+def record_shards(run: str, stage: str, names: Sequence[str], store: Bucket) -> None:
+    """Record the shards that a stage of the run works on, in addition to those recorded before."""
+    known = recorded_shards(run, stage, store)
+    json.write(list(dict.fromkeys([*known, *names])), layout.run_shards(run, stage), store)
+
+
+def recorded_shards(run: str, stage: str, store: Bucket) -> list[str]:
+    """The shards that a stage of the run works on; empty if none were recorded."""
+    try:
+        return json.read(list[str], layout.run_shards(run, stage), store)
+    except ObjectNotFoundError:
+        return []
+
+
+def forget_shards(run: str, stage: str, store: Bucket) -> None:
+    """Remove the recorded shards of a stage of the run."""
+    store.delete(layout.run_shards(run, stage))
+
+
+def extraction_stats(run: str, store: Bucket) -> tuple[int, dict[str, float]]:
+    """How many images the run extracted features from, and the seconds by section that this took."""
+    names = recorded_shards(run, EXTRACTION, store)
+    images = sum(len(shards.read(name, store).images) for name in names)
+    return images, total_seconds(shards.read_stats(names, store))
+
+
+def total_seconds(stats: Iterable[ShardStats]) -> dict[str, float]:
+    """Seconds by section, summed over shards."""
+    total: Counter[str] = Counter()
+    for each in stats:
+        total.update(each.seconds)
+    return dict(total)

@@ -1,0 +1,1 @@
+"""Everything of Airflow's that the DAGs and the API server use. The plugins folder is on Airflow's import path."""

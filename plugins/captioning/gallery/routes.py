@@ -1,0 +1,302 @@
+"""The gallery's routes: pages of captions, images, nights and models, and captions on demand.
+
+Every route requires Airflow's login. URLs in pages are relative, so that they work behind any proxy.
+"""
+
+import logging
+import math
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+from airflow.api_fastapi.core_api.security import GetUserDep
+from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response, status
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic import BaseModel, Field, field_validator
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from captioning.gallery import access, dependencies
+from captioning.gallery.plots import plot
+from pipeline.data import corrections
+from pipeline.data.decoders import Thumbnails
+from pipeline.data.images import MAX_BYTES, BadImageError
+from pipeline.errors import PipelineError
+from pipeline.ops import browse
+from pipeline.ops.browse import Filters
+from pipeline.serving.client import BadPictureError, BusyError, CaptionClient, CaptioningError, TimeLimitError
+from pipeline.settings import read_settings
+from pipeline.storage import Bucket
+
+log = logging.getLogger(__name__)
+
+FOLDER = Path(__file__).parent
+
+PAGE_SIZE = 24
+"""Captions per page."""
+
+NIGHTS = 60
+"""Maximum nights that are listed and plotted."""
+
+STATIC = {
+    "gallery.css": "text/css",
+    "gallery.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+    "icon-dark.svg": "image/svg+xml",
+}
+
+UNSURE = (0.2, 0.3, 0.4, 0.5, 0.6)
+"""Thresholds for the mean probability of a word, to choose from."""
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; img-src 'self' blob:; style-src 'self'; script-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'self'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+DRIFT_TITLES = {
+    "features": "Image features",
+    "failed": "Share of failed images",
+    "words": "Caption length",
+    "log_prob": "Word probability",
+}
+"""Titles of the drift measures (see ``pipeline.evaluation.drift``)."""
+
+app = FastAPI(
+    title="Captions",
+    dependencies=[access.can_view],
+    docs_url=None,
+    redoc_url=None,
+    openapi_url=None,
+)
+
+worker = CaptionClient(environment=dependencies.environment)
+
+small, large = Thumbnails(320, seconds=10), Thumbnails(1280, seconds=10)
+"""For pages with many pictures, and for a picture's own page."""
+
+pages = Environment(loader=FileSystemLoader(FOLDER / "templates"), autoescape=True, undefined=StrictUndefined)
+pages.filters["probability"] = lambda log_prob: f"{math.exp(log_prob):.2f}"
+pages.filters["query"] = lambda values: urlencode({name: value for name, value in values.items() if value})
+
+Store = Annotated[Bucket, Depends(dependencies.store)]
+Inbox = Annotated[Bucket, Depends(dependencies.inbox)]
+
+
+@app.middleware("http")
+async def add_headers(request: Request, call_next: Any) -> Response:
+    """Restrict what the browser lets a page do."""
+    response: Response = await call_next(request)
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+    return response
+
+
+class CaptionQuery(Filters):
+    """The filters as the form sends them, and where the page starts."""
+
+    after: str = Field("", max_length=2000)
+
+    @field_validator("unsure", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: str) -> str | None:
+        return value or None
+
+
+@app.get("/")
+def show_captions(request: Request, store: Store, query: Annotated[CaptionQuery, Query()]) -> HTMLResponse:
+    """A page of the newest captions that match the filters."""
+    shards = browse.shards(store)
+    found = browse.page(shards, query, store=store, size=PAGE_SIZE, after=query.after)
+    return page(
+        request,
+        "captions.html",
+        filters=query,
+        chosen=query.model_dump(exclude_defaults=True, exclude={"after"}),
+        found=found,
+        empty=not shards,
+        nights=list(dict.fromkeys(shard.night for shard in shards)),
+        versions=list(dict.fromkeys(shard.version for shard in shards)),
+        unsure=UNSURE,
+    )
+
+
+@app.get("/image")
+def show_image(
+    request: Request, store: Store, user: GetUserDep, key: Annotated[str, Query(min_length=1, max_length=1024)]
+) -> HTMLResponse:
+    """A picture and all its captions."""
+    rows = browse.image_captions(key, store=store)
+    if not rows:
+        raise HTTPException(status.HTTP_404_NOT_FOUND, "There are no captions of this picture.")
+    return page(request, "image.html", key=key, rows=rows, can_trigger=access.user_can_trigger(user))
+
+
+@app.get("/nights")
+def show_nights(request: Request, store: Store) -> HTMLResponse:
+    """The last nights: how they ended, their counts, and their drift."""
+    records = browse.nights(store, limit=NIGHTS)
+    limit = read_settings().drift_limit
+    plots = {title: plot(measure, records[::-1], limit=limit) for measure, title in DRIFT_TITLES.items()}
+    written = {shard.night for shard in browse.shards(store)}
+    return page(request, "nights.html", records=records, plots=plots, nights=written)
+
+
+@app.get("/models")
+def show_models(request: Request, store: Store) -> HTMLResponse:
+    """All models, their scores, and which is the champion."""
+    return page(request, "models.html", models=browse.models(store))
+
+
+@app.get("/models/{version}/report")
+def show_report(version: str, store: Store) -> HTMLResponse:
+    """The report of a model's newest evaluation."""
+    try:
+        report = browse.report(version, store)
+    except PipelineError as error:
+        raise HTTPException(status.HTTP_404_NOT_FOUND, str(error)) from error
+    # The report contains its styles and pictures, and needs no scripts.
+    policy = "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'self'"
+    return HTMLResponse(report, headers={"Content-Security-Policy": policy})
+
+
+@app.get("/try")
+def show_try(request: Request, user: GetUserDep) -> HTMLResponse:
+    """The page that captions uploads; the model starts to load when the page is opened."""
+    can_trigger = access.user_can_trigger(user)
+    if can_trigger:
+        worker.warm()
+    return page(request, "try.html", can_trigger=can_trigger, megabytes=MAX_BYTES // 1_000_000)
+
+
+@app.get("/thumbnail")
+def thumbnail(
+    inbox: Inbox,
+    key: Annotated[str, Query(min_length=1, max_length=1024)],
+    etag: Annotated[str, Query(max_length=200)] = "",
+    whole: bool = False,
+) -> Response:
+    """A picture of the inbox as a small JPEG."""
+    try:
+        data = inbox.get(key, etag=etag or None, limit=MAX_BYTES)
+        picture = (large if whole else small).thumbnail(data)
+    except (PipelineError, BadImageError):
+        raise HTTPException(status.HTTP_404_NOT_FOUND, "The picture was removed, or can't be shown.") from None
+    # The content of an etag never changes.
+    age = {"Cache-Control": "private, max-age=604800, immutable"} if etag else {}
+    return Response(picture, media_type="image/jpeg", headers=age)
+
+
+@app.get("/static/{name}")
+def static(name: str) -> FileResponse:
+    """A static file of the pages."""
+    if name not in STATIC:
+        raise HTTPException(status.HTTP_404_NOT_FOUND, "There is no file of this name.")
+    return FileResponse(FOLDER / "static" / name, media_type=STATIC[name], headers={"Cache-Control": "no-cache"})
+
+
+@app.post("/caption", dependencies=[access.can_trigger, Depends(access.require_same_origin)])
+async def caption(picture: Annotated[bytes, Depends(access.read_upload)]) -> JSONResponse:
+    """The champion's captions of the picture in the request's body, the best first."""
+    try:
+        answer = await run_in_threadpool(worker.caption, picture)
+    except CaptioningError as error:
+        raise HTTPException(_STATUS.get(type(error), status.HTTP_503_SERVICE_UNAVAILABLE), str(error)) from error
+    return JSONResponse(answer.model_dump())
+
+
+_STATUS = {
+    BadPictureError: status.HTTP_422_UNPROCESSABLE_CONTENT,
+    BusyError: status.HTTP_503_SERVICE_UNAVAILABLE,
+    TimeLimitError: status.HTTP_504_GATEWAY_TIMEOUT,
+}
+
+
+class CorrectionForm(BaseModel):
+    """A generated caption, and the better one that a person wrote."""
+
+    caption: str = Field(max_length=1000)
+    wrong_caption: str = Field("", max_length=4096)
+    model_version: str = Field("", max_length=200)
+    image_key: str = Field("", max_length=1024, description="empty where the picture is the request's body")
+    image_etag: str = Field("", max_length=200)
+
+
+@app.post(
+    "/corrections",
+    dependencies=[access.can_trigger, Depends(access.require_same_origin)],
+    status_code=status.HTTP_201_CREATED,
+)
+async def correct(
+    picture: Annotated[bytes, Depends(access.read_upload)],
+    user: GetUserDep,
+    store: Store,
+    inbox: Inbox,
+    form: Annotated[CorrectionForm, Query()],
+) -> JSONResponse:
+    """Store a better caption of a picture in the inbox, or of the picture in the request's body."""
+
+    def add() -> corrections.Correction:
+        key, etag = form.image_key or None, form.image_etag or None
+        return corrections.add(
+            inbox.get(key, etag=etag, limit=MAX_BYTES) if key else picture,
+            caption=form.caption,
+            wrong_caption=form.wrong_caption,
+            model_version=form.model_version,
+            corrected_by=user.get_name(),
+            store=store,
+            image_key=key,
+            image_etag=etag,
+        )
+
+    try:
+        added = await run_in_threadpool(add)
+    except PipelineError as error:
+        raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, str(error)) from error
+    return JSONResponse(added.model_dump(mode="json"), status_code=status.HTTP_201_CREATED)
+
+
+@app.exception_handler(StarletteHTTPException)
+async def show_error(request: Request, error: StarletteHTTPException) -> Response:
+    """An error as a page for a person, and as JSON for a program."""
+    headers = dict(error.headers or {})
+    if error.status_code == status.HTTP_503_SERVICE_UNAVAILABLE:
+        headers.setdefault("Retry-After", "10")
+    if "text/html" not in request.headers.get("accept", ""):
+        return JSONResponse({"detail": error.detail}, error.status_code, headers)
+    response = page(request, "error.html", status=error.status_code, detail=error.detail, next=str(request.url))
+    response.status_code = error.status_code
+    response.headers.update(headers)
+    return response
+
+
+@app.exception_handler(RequestValidationError)
+async def show_invalid_values(request: Request, error: RequestValidationError) -> Response:
+    """The same for invalid parameters."""
+    wrong = "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
+    return await show_error(request, HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, wrong))
+
+
+@app.exception_handler(PipelineError)
+async def show_pipeline_error(request: Request, error: PipelineError) -> Response:
+    """The same for errors in the store or the settings that a person has to fix."""
+    log.warning("%s: %s", request.url.path, error)
+    return await show_error(request, HTTPException(status.HTTP_409_CONFLICT, str(error)))
+
+
+@app.exception_handler(Exception)
+async def show_unexpected_error(request: Request, error: Exception) -> Response:
+    """The same for unexpected errors, such as a store that is down; the log has the details."""
+    detail = f"The store is not readable at the moment, or an unexpected error occurred ({type(error).__name__})."
+    return await show_error(request, HTTPException(status.HTTP_500_INTERNAL_SERVER_ERROR, f"{detail} Try again later."))
+
+
+def page(request: Request, template: str, **values: Any) -> HTMLResponse:
+    """A rendered page; ``root`` is the relative URL of the gallery."""
+    path = request.url.path.removeprefix(request.scope.get("root_path", ""))
+    root = "../" * max(0, path.count("/") - 1) or "./"
+    return HTMLResponse(pages.get_template(template).render(root=root, path=path, **values))

@@ -1,0 +1,145 @@
+"""The operators of both DAGs: tasks that run a command of ``python -m pipeline`` in a child process."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+from airflow.providers.standard.hooks.subprocess import SubprocessHook, SubprocessResult
+from airflow.sdk import BaseOperator, Context, XComArg
+from airflow.sdk.definitions.mappedoperator import MappedOperator
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from captioning.assets import FEATURES
+from captioning.connections import aws_environment
+from captioning.failures import describe_failures
+from captioning.links import PageLink
+from captioning.names import END_RUN, ERROR, SUMMARY
+from pipeline.settings import PROJECT
+
+GPU = "gpu"
+"""Pool and queue of the tasks that use the accelerator, or all CPU cores where there is none."""
+
+DEFAULT_ARGS = {
+    "retries": 3,
+    "retry_delay": timedelta(seconds=30),
+    "retry_exponential_backoff": True,
+    "max_retry_delay": timedelta(minutes=10),
+    "execution_timeout": timedelta(hours=1),
+}
+
+MAP_INDEX_TEMPLATE = "{{ ti.map_index + 1 }}: {{ task.summary or task.shard[:8] }}"
+"""The name of a mapped task in the UI: its shard until it has succeeded, then its summary."""
+
+BAD_INPUT = 2
+"""Exit status of a command whose error no retry can fix."""
+
+
+class PipelineOperator(BaseOperator):
+    """Run ``python -m pipeline ARGUMENTS`` and return the JSON in its last line of output.
+
+    Keras runs in a child process because the task's own process is a fork: a lock held by another thread of the parent
+    would stay locked in it forever, and a GPU's memory is only released when a process ends. The command in the task's
+    log can be pasted into a shell.
+
+    If the result is a dictionary, each key is also pushed as an XCom, and the dictionary becomes the extra of the
+    outlets' asset events. If the command fails, the last line of its output is pushed as the XCom ``error``.
+
+    :param arguments: the command and its options, templated; a mapped task may get ``shard`` in addition
+    :param shard: the last argument, which also names a mapped task in the UI
+    :param pages: the pages that the task links to, as paths on Airflow's server by label, templated
+    """
+
+    template_fields: Sequence[str] = ("arguments", "shard", "pages")
+    ui_color = "#e8f1fb"
+
+    def __init__(
+        self,
+        *,
+        arguments: Sequence[Any],
+        shard: str | None = None,
+        pages: Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.arguments = arguments
+        self.shard = shard
+        self.pages = pages or {}
+        self.operator_extra_links = [PageLink(name) for name in self.pages]
+        self.summary: str | None = None
+        self.hook = SubprocessHook()
+
+    def execute(self, context: Context) -> Any:
+        """Run the command and copy its output to the task's log."""
+        arguments = [str(argument) for argument in self.arguments] + ([self.shard] if self.shard else [])
+        environment = {**os.environ, **aws_environment(), "PYTHONUNBUFFERED": "1"}
+        command = [sys.executable, "-m", "pipeline", *arguments]
+        finished = self.hook.run_command(command, env=environment, cwd=str(PROJECT))
+        if finished.exit_code != 0:
+            raise self._error(finished, context)
+        result = json.loads(finished.output)
+        if isinstance(result, dict):
+            self.summary = result.get(SUMMARY)
+            for outlet in self.outlets:
+                context["outlet_events"][outlet].extra = result
+            for key, value in result.items():
+                context["ti"].xcom_push(key, value)
+        return result
+
+    def _error(self, finished: SubprocessResult, context: Context) -> AirflowException:
+        """The error of a failed command, which is also pushed for the run note and the notifications."""
+        error: AirflowException
+        if finished.exit_code == BAD_INPUT:
+            error = AirflowFailException(finished.output)
+        else:
+            error = AirflowException(f"The command exited with status {finished.exit_code}: {finished.output}")
+        context["ti"].xcom_push(ERROR, str(error))
+        return error
+
+    def result(self, key: str) -> XComArg:
+        """The value of a key of the result, as an argument of another task."""
+        return XComArg(self, key=key)
+
+    def on_kill(self) -> None:
+        """Stop the command when Airflow stops the task."""
+        self.hook.send_sigterm()  # type: ignore[no-untyped-call]
+
+
+class EndRunOperator(PipelineOperator):
+    """Write the record of a run that failed, with the error messages of its failed tasks.
+
+    The record of a run that succeeded exists by then, and stays as it is.
+
+    :param kind: ``night`` or ``retraining``
+    """
+
+    def __init__(self, *, kind: str, **kwargs: Any) -> None:
+        super().__init__(arguments=["end-run", kind, "{{ run_id }}"], **kwargs)
+
+    def execute(self, context: Context) -> Any:
+        """Run the command with the messages of the tasks that have failed."""
+        if errors := describe_failures(context):
+            self.arguments = [*self.arguments, f"--error={errors}"]
+        return super().execute(context)
+
+
+def extract_features(shards: XComArg) -> MappedOperator:
+    """The task that extracts the features of planned shards, one instance per shard; it is the same in both DAGs."""
+    return PipelineOperator.partial(
+        task_id="extract",
+        arguments=["extract"],
+        pool=GPU,
+        queue=GPU,
+        outlets=[FEATURES],
+        map_index_template=MAP_INDEX_TEMPLATE,
+    ).expand(shard=shards)
+
+
+def end_run(kind: str) -> EndRunOperator:
+    """The teardown task of a DAG: it runs however the run went, and does not decide whether the run failed."""
+    teardown: EndRunOperator = EndRunOperator(
+        task_id=END_RUN, kind=kind, execution_timeout=timedelta(minutes=10)
+    ).as_teardown()
+    return teardown

@@ -1,0 +1,81 @@
+"""A listener that writes the notes of our runs and of their tasks: one line on what was done, or the error message.
+
+A task of Airflow 3.3 can't write a note (apache/airflow#64890), but it can leave the text as an XCom. When a run has
+ended, Airflow calls this listener in the process that noticed it, the scheduler, with the run as it is about to be
+written to the database.
+"""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from airflow.listeners import hookimpl
+
+from captioning.failures import FailedTask
+from captioning.names import END_RUN, ERROR, NIGHT_DAG, RETRAINING_DAG, SUMMARY
+
+if TYPE_CHECKING:
+    from airflow.models import DagRun, TaskInstance
+
+LENGTH = 1000
+"""Maximum characters of a note: Airflow's column holds no more."""
+
+
+class Message(NamedTuple):
+    """The text that a task has left for its note."""
+
+    task_id: str
+    map_index: int
+    key: str
+    text: str
+
+
+@hookimpl
+def on_dag_run_success(dag_run: "DagRun") -> None:
+    """Note the last task's summary at the run."""
+    if dag_run.dag_id in (RETRAINING_DAG, NIGHT_DAG):
+        run, messages = note_tasks(dag_run)
+        summaries = [each.text for each in messages if each.key == SUMMARY and each.task_id != END_RUN]
+        write_note(run, "dag_run_note", summaries[-1] if summaries else "")
+
+
+@hookimpl
+def on_dag_run_failed(dag_run: "DagRun") -> None:
+    """Note the error messages of the failed tasks at the run."""
+    if dag_run.dag_id in (RETRAINING_DAG, NIGHT_DAG):
+        run, messages = note_tasks(dag_run)
+        errors = [f"{FailedTask(each.task_id, each.map_index)}: {each.text}" for each in messages if each.key == ERROR]
+        write_note(run, "dag_run_note", "\n".join(errors))
+
+
+def note_tasks(ended: "DagRun") -> tuple["DagRun", list[Message]]:
+    """Note each task's message at the task, except at mapped tasks, whose names show it.
+
+    Returns:
+        The run as the database knows it, and the messages in the order in which they were left.
+    """
+    from airflow import settings
+    from airflow.models import DagRun
+    from airflow.models.xcom import XComModel
+    from sqlalchemy import select
+    from sqlalchemy.orm import object_session
+
+    # `airflow dags test` passes a run that belongs to no session; this thread's session is committed all the same.
+    session = object_session(ended) or settings.Session()  # type: ignore[misc]
+    run = session.get_one(DagRun, ended.id)
+    columns = (XComModel.task_id, XComModel.map_index, XComModel.key, XComModel.value)
+    left = select(*columns).where(XComModel.dag_run_id == run.id, XComModel.key.in_((SUMMARY, ERROR)))
+    messages = [Message(*row) for row in session.execute(left.order_by(XComModel.timestamp))]
+    texts = {each.task_id: each.text for each in messages if each.map_index < 0}
+    for instance in run.task_instances:
+        if instance.map_index < 0 and instance.task_id in texts:
+            write_note(instance, "task_instance_note", texts[instance.task_id])
+    return run, messages
+
+
+def write_note(target: "DagRun | TaskInstance", relation: str, text: str) -> None:
+    """Write a note, unless the text is empty or a person has written a note."""
+    if text and ((existing := getattr(target, relation)) is None or existing.user_id is None):
+        text = text if len(text) <= LENGTH else f"{text[: LENGTH - 1]}…"
+        if existing is None:
+            target.note = text
+        else:
+            existing.content = text

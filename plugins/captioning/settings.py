@@ -1,0 +1,34 @@
+"""Settings that only Airflow uses, read from environment variables with the prefix ``CAPTION_``."""
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from pipeline.errors import PipelineError
+from pipeline.settings import describe_invalid_settings
+
+
+class AirflowSettings(BaseSettings):
+    """Who is notified of runs, and when a night is late."""
+
+    # A wrong value may be an address with a password in it.
+    model_config = SettingsConfigDict(env_prefix="CAPTION_", hide_input_in_errors=True)
+
+    notify_email: str = Field(
+        "",
+        description="addresses that get mail about failures, late nights and warnings, separated by commas; the mail "
+        "server is Airflow's connection smtp_default",
+    )
+    notify_webhook: str = Field(
+        "",
+        description="Airflow connection of a webhook that gets the same messages; its password is the secret end of "
+        "the address",
+    )
+    night_deadline: float = Field(5, gt=0, description="hours after it was queued at which a night is late")
+
+
+def read_settings() -> AirflowSettings:
+    """The settings of this process. Raises ``PipelineError`` where the environment holds invalid ones."""
+    try:
+        return AirflowSettings()
+    except ValidationError as error:
+        raise PipelineError(describe_invalid_settings(error)) from error

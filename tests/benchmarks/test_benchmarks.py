@@ -1,0 +1,71 @@
+"""The documents report the measured speeds, and the benchmarks run where they have to."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from benchmarks import __main__ as benchmarks
+from benchmarks import table
+from benchmarks.gallery import NEW, OLD, RARE, prepare
+from benchmarks.plot import log_log
+from pipeline.ops import browse
+from pipeline.storage import open_bucket, parquet
+from tests.support.paths import PROJECT
+
+
+@pytest.fixture
+def results():
+    """The last results."""
+    return json.loads(benchmarks.RESULTS.read_text())
+
+
+def test_the_table_is_of_what_was_measured(results, tmp_path, monkeypatch):
+    """The README beside the benchmarks shows the figures of results.json, all of them, and would not change."""
+    assert {name for _, _, name, _ in table.ROWS} <= results.keys()
+    copy = tmp_path / "README.md"
+    copy.write_text(table.README.read_text())
+    monkeypatch.setattr(table, "README", copy)
+    table.write(results)
+    assert copy.read_text() == (benchmarks.RESULTS.parent / "README.md").read_text()
+    table.write(results | {"training_over_prefix_expansion": 987})
+    assert "**987**" in copy.read_text()
+
+
+def test_a_plot_has_all_points():
+    """Each panel has its name, a mark for each point, and the points' values."""
+    drawn = log_log({"seconds": [(10, 1), (100, 5), (1000, 50)], "a < b": [(10, 2), (100, 2.5)]}, "keys")
+    assert drawn.count("<circle") == 5
+    assert drawn.count("<polyline") == 4
+    assert "a &lt; b" in drawn
+    assert ">1,000<" in drawn
+
+
+def test_an_archive_is_as_nights_leave_it(tmp_path):
+    """As many captions as were asked for, by two models, each picture of the first half by both; one word is rare."""
+    store = open_bucket(str(tmp_path))
+    prepare(store, 900)
+    rows = pa.concat_tables(parquet.read(shard.key, store) for shard in browse.shards(store)).to_pylist()
+    assert len(rows) == 900
+    said = Counter(row["image_key"] for row in rows)
+    assert Counter(said.values()) == {1: 300, 2: 300}
+    assert {row["model_version"] for row in rows} == {OLD, NEW}
+    assert sum(RARE in (row["caption"] or "") for row in rows) == 1
+    assert sum(row["status"] == "failed" for row in rows) == 9
+
+
+def test_the_machine_has_the_versions_of_installed_packages(monkeypatch):
+    """A package that is not installed is left out: on a GPU, benchmarks run without Airflow, OpenVINO or TensorFlow."""
+    monkeypatch.setattr(table, "PACKAGES", ("not-installed", "numpy", "not-installed-either"))
+    assert table.machine().endswith(f", numpy {np.__version__}")
+    assert "not-installed" not in table.machine()
+
+
+def test_the_gpu_is_measured_without_airflow_and_openvino():
+    """The measurement loads in a process that can import neither."""
+    script = "import sys; sys.modules.update(dict.fromkeys(['airflow', 'nncf', 'openvino'])); import benchmarks.gpu"
+    subprocess.run([sys.executable, "-c", script], cwd=PROJECT, check=True)

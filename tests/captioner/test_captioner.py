@@ -1,0 +1,96 @@
+"""The captioner: greedy search, beams, ensembles and batches."""
+
+import numpy as np
+import pytest
+
+from pipeline.captioner import captioner as captioners
+from pipeline.captioner.captioner import Captioner
+from pipeline.config import GREEDY, DecodingConfig
+from pipeline.data.vocabulary import END, PAD, START, UNKNOWN
+from pipeline.training.batches import EncodedCaptions
+from pipeline.training.loop import compile_for_training
+from tests.support.small_captioner import FEATURES, SENTENCES, VOCABULARY, build_model, next_probabilities
+
+
+@pytest.mark.parametrize("ensemble_size", [1, 2])
+def test_greedy_search_follows_the_models(model, other_model, ensemble_size):
+    """The captions are those of repeated calls of the whole models on the growing prefix, averaged over the models."""
+    models = [model, other_model][:ensemble_size]
+    captions = Captioner(models, VOCABULARY, max_length=6).caption(FEATURES, GREEDY)
+    for vector, caption in zip(FEATURES, captions, strict=True):
+        ids, probabilities = [START], []
+        while len(ids) <= 6 and ids[-1] != END:
+            allowed = next_probabilities(models, vector, ids)
+            again = [c for a, b, c in zip(ids, ids[1:], ids[2:], strict=False) if [a, b] == ids[-2:]]
+            allowed[[PAD, START, UNKNOWN, ids[-1], *again]] = 0
+            ids.append(int(allowed.argmax()))
+            probabilities.append(allowed[ids[-1]])
+        assert caption.text == VOCABULARY.decode(ids[1:])
+        assert caption.log_prob == pytest.approx(np.log(probabilities).mean(), rel=1e-4)
+        assert caption.probability == pytest.approx(np.prod(probabilities), rel=1e-4)
+
+
+def test_two_equal_models_caption_like_one(model):
+    """An ensemble of a model and itself writes the captions of the model alone."""
+    alone, twice = (
+        Captioner([model] * n, VOCABULARY, max_length=6).caption(FEATURES, DecodingConfig(beam_width=3)) for n in (1, 2)
+    )
+    assert [caption.text for caption in alone] == [caption.text for caption in twice]
+    np.testing.assert_allclose([c.log_prob for c in alone], [c.log_prob for c in twice], rtol=1e-5)
+
+
+def test_alternatives_come_best_first(model):
+    """The whole beam is returned in order; its first is the caption, and no two are the same."""
+    captioner = Captioner([model], VOCABULARY, max_length=6)
+    alternatives = captioner.alternatives(FEATURES, DecodingConfig(beam_width=4))
+    assert [best for best, *_ in alternatives] == captioner.caption(FEATURES, DecodingConfig(beam_width=4))
+    for captions in alternatives:
+        assert len({caption.text for caption in captions}) == len(captions) == 4
+        assert [c.log_prob for c in captions] == sorted((c.log_prob for c in captions), reverse=True)
+
+
+def test_the_batch_size_does_not_change_captions(model, monkeypatch):
+    """The captions are the same for any number of images per batch, with a last batch that is not full."""
+    captioner = Captioner([model], VOCABULARY, max_length=6)
+    together = captioner.caption(FEATURES, DecodingConfig(beam_width=2))
+    monkeypatch.setattr(captioners, "BATCH_SIZE", 2)
+    apart = captioner.caption(FEATURES, DecodingConfig(beam_width=2))
+    assert [caption.text for caption in apart] == [caption.text for caption in together]
+    np.testing.assert_allclose([c.log_prob for c in apart], [c.log_prob for c in together], rtol=1e-5)
+    assert captioner.caption(FEATURES[:0], DecodingConfig(beam_width=2)) == []
+
+
+def test_mbr_reorders_the_beam(model, other_model, monkeypatch):
+    """MBR decoding returns the captions of the beam in another order, which does not depend on the batches."""
+    captioner = Captioner([model, other_model], VOCABULARY, max_length=6)
+    beam, mbr = DecodingConfig(beam_width=4), DecodingConfig(beam_width=4, mbr_samples=20)
+    plain, reranked = (captioner.alternatives(FEATURES, decoding) for decoding in (beam, mbr))
+    for by_probability, by_score in zip(plain, reranked, strict=True):
+        assert {caption.text for caption in by_score} == {caption.text for caption in by_probability}
+    assert [best for best, *_ in reranked] != [best for best, *_ in plain]
+    for name, limit in (("BATCH_SIZE", 2), ("BATCH_ROWS", 20)):
+        monkeypatch.setattr(captioners, name, limit)
+        again = captioner.alternatives(FEATURES, mbr)
+        assert [[c.text for c in captions] for captions in again] == [[c.text for c in found] for found in reranked]
+
+
+def test_crops_are_averaged(model):
+    """The vectors of several crops are captioned as their mean."""
+    crops = np.stack([FEATURES - 1, FEATURES + 1], axis=1)
+    captioner = Captioner([model], VOCABULARY, max_length=6)
+    assert captioner.caption(crops, GREEDY) == captioner.caption(crops.mean(axis=1), GREEDY)
+
+
+def test_captions_follow_the_training():
+    """A captioner that has captioned before uses the weights that its model has now."""
+    model = build_model()
+    compile_for_training(model, 0.1)
+    captioner = Captioner([model], VOCABULARY, max_length=12)
+    before = captioner.caption(FEATURES, DecodingConfig(beam_width=2))
+    captions = EncodedCaptions(FEATURES, np.arange(3), [VOCABULARY.encode(text) for text in SENTENCES[:3]])
+    for _ in range(60):
+        for batch in captions.training_batches(3, np.random.default_rng(0)):
+            model.train_on_batch(*batch)
+    after = captioner.caption(FEATURES, DecodingConfig(beam_width=2))
+    assert [caption.text for caption in after] == SENTENCES[:3]
+    assert [caption.text for caption in before] != SENTENCES[:3]

@@ -1,0 +1,381 @@
+"""The DAGs as Airflow reads them, and the operator that both are made of."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.support.paths import PROJECT
+
+
+@pytest.fixture(scope="module")
+def dagbag(airflow_home):
+    """Both DAGs, loaded as the DAG processor does."""
+    from airflow.dag_processing.dagbag import DagBag
+
+    return DagBag(str(PROJECT / "dags"))
+
+
+@pytest.fixture
+def dag(dagbag, request):
+    """The DAG named by the parameter."""
+    return dagbag.dags[request.param]
+
+
+BOTH = pytest.mark.parametrize("dag", ["retrain_captioner", "caption_new_images"], indirect=True)
+
+
+def test_every_dag_loads(dagbag):
+    """There are two DAGs and no import errors."""
+    assert dagbag.import_errors == {}
+    assert set(dagbag.dags) == {"retrain_captioner", "caption_new_images"}
+
+
+def test_the_repository_is_a_bundle(airflow_home):
+    """Where the whole repository is a DAG bundle, Airflow parses the two DAG files and nothing else."""
+    from airflow.dag_processing.dagbag import DagBag
+    from airflow.utils.file import list_py_file_paths
+
+    dags = [PROJECT / "dags" / name for name in ("caption_new_images.py", "retrain_captioner.py")]
+    for bundle in (PROJECT, PROJECT / "dags"):
+        assert sorted(map(Path, list_py_file_paths(bundle, safe_mode=False))) == dags
+    assert DagBag(str(PROJECT)).import_errors == {}
+
+
+PARSE = """
+import os, socket, subprocess, sys
+
+def refuse(*arguments, **options):
+    raise AssertionError("parsing must not do this")
+
+from airflow.dag_processing.dagbag import DagBag  # which starts a child itself
+
+socket.socket.connect = socket.getaddrinfo = subprocess.Popen.__init__ = os.fork = refuse
+bag = DagBag("dags", safe_mode=False)
+assert not bag.import_errors, bag.import_errors
+heavy = ("keras", "tensorflow", "jax", "pandas", "pyarrow", "numpy", "boto3")
+print([name for name in heavy if name in sys.modules], len(bag.dags))
+"""
+
+
+def test_parsing_is_light(airflow_home):
+    """Parsing the DAG files imports neither Keras nor pandas, Arrow or boto3, and needs no network and no child."""
+    done = subprocess.run([sys.executable, "-c", PARSE], cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == ["[] 2"], done.stdout + done.stderr
+
+
+@BOTH
+def test_tasks_retry_with_backoff_and_end(dag):
+    """Every task of the pipeline is retried with growing pauses and has a time limit; one run is active at a time."""
+    tasks = [task for task in dag.tasks if task.task_id not in ("choose_approval", "approval", "emit_champion_event")]
+    assert all(task.retries >= 2 and task.retry_exponential_backoff and task.execution_timeout for task in tasks)
+    assert dag.max_active_runs == 1
+    assert not dag.catchup
+    assert dag.doc_md.strip().startswith("### ")
+
+
+@BOTH
+def test_keras_waits_for_the_accelerator(dag):
+    """Tasks that run Keras are in the pool and the queue of the accelerator, the others are not."""
+    heavy = {task.task_id for task in dag.tasks if task.pool == "gpu"}
+    assert heavy == {task.task_id for task in dag.tasks if task.queue == "gpu"}
+    expected = {"register_encoder", "extract", "train", "evaluate", "evaluate_champion"}
+    assert heavy == (expected if dag.dag_id == "retrain_captioner" else {"extract", "caption"})
+
+
+@BOTH
+def test_every_run_is_ended(dag):
+    """The last task runs whatever happened, once nothing else is running, and has no say in the state of the run."""
+    end_run = dag.task_dict["end_run"]
+    assert end_run.is_teardown
+    assert not end_run.on_failure_fail_dagrun
+    assert end_run.downstream_task_ids == set()
+    kind = {"retrain_captioner": "retraining", "caption_new_images": "night"}[dag.dag_id]
+    assert end_run.arguments == ["end-run", kind, "{{ run_id }}"]
+    # A task that can fail while others run must be waited for together with those.
+    waits = {"retrain_captioner": {"vocabulary", "extract", "emit_champion_event"}}
+    assert end_run.upstream_task_ids == waits.get(dag.dag_id, {"extract", "caption", "reconcile"})
+
+
+@pytest.mark.parametrize("dag", ["retrain_captioner"], indirect=True)
+def test_the_retraining_goes_from_data_to_champion(dag):
+    """Each task follows those whose results it takes; the extraction is mapped over shards and may be skipped."""
+    upstream = {task.task_id: task.upstream_task_ids for task in dag.tasks if task.task_id != "end_run"}
+    assert upstream == {
+        "resolve_inputs": set(),
+        "ingest": {"resolve_inputs"},
+        "register_encoder": {"resolve_inputs", "ingest"},
+        "vocabulary": {"ingest"},
+        "plan_extraction": {"ingest", "register_encoder"},
+        "extract": {"plan_extraction"},
+        "train": {"ingest", "vocabulary", "register_encoder", "extract"},
+        "evaluate": {"train"},
+        "evaluate_champion": {"train", "evaluate"},
+        "choose_approval": {"evaluate_champion"},
+        "compare": {"train", "choose_approval"},
+        "approval": {"compare"},
+        "gate": {"train", "choose_approval", "approval"},
+        "emit_champion_event": {"gate"},
+    }
+    assert dag.task_dict["extract"].is_mapped
+    assert dag.task_dict["train"].trigger_rule == "none_failed"
+    assert [asset.name for asset in dag.task_dict["emit_champion_event"].outlets] == ["champion_captioner"]
+
+
+@pytest.mark.parametrize("dag", ["retrain_captioner"], indirect=True)
+def test_evaluations_decode_alike(dag):
+    """Candidate and champion are decoded, compared and judged with the beam width and the MBR samples of the form."""
+    for task_id in ("evaluate", "evaluate_champion", "compare", "gate"):
+        arguments = dag.task_dict[task_id].arguments
+        assert arguments[2:4] == [
+            "--beam-width={{ params.beam_width }}",
+            "--mbr-samples={{ params.mbr_samples }}",
+        ]
+
+
+@pytest.mark.parametrize("dag", ["retrain_captioner"], indirect=True)
+@pytest.mark.parametrize(("int8", "argument"), [(True, "--int8=flickr8k/0123456789abcdef"), (False, "--int8=")])
+def test_quantization_is_calibrated_on_the_dataset(dag, int8, argument):
+    """If the form asks for 8-bit integers, the encoder is calibrated on the ingested dataset."""
+
+    class Instance:
+        def xcom_pull(self, task_ids, key):
+            return {("ingest", "dataset"): "flickr8k/0123456789abcdef"}[task_ids, key]
+
+    template = dag.get_template_env().from_string(dag.task_dict["register_encoder"].arguments[-1])
+    assert template.render(params={"int8": int8}, ti=Instance()) == argument
+
+
+@pytest.mark.parametrize("dag", ["retrain_captioner"], indirect=True)
+@pytest.mark.parametrize("empty", ["", None])
+def test_dataset_and_encoder_may_be_empty(dag, empty):
+    """Neither is required; without them `resolve-inputs` gets empty options, also where the form sends null."""
+    assert (dag.params["dataset"], dag.params["encoder"]) == ("", "")
+    for name in ("dataset", "encoder"):
+        dag.params.get_param(name).resolve(empty)
+    templates = map(dag.get_template_env().from_string, dag.task_dict["resolve_inputs"].arguments[-2:])
+    rendered = [template.render(params={"dataset": empty, "encoder": empty}) for template in templates]
+    assert rendered == ["--dataset=", "--encoder="]
+
+
+@pytest.mark.parametrize("dag", ["caption_new_images"], indirect=True)
+def test_the_night_is_a_chain(dag):
+    """List, plan, extract, plan, caption, reconcile; at two o'clock, and when there is a new champion."""
+    chain = ["list_inbox", "plan_extraction", "extract", "plan_captions", "caption", "reconcile"]
+    for before, after in itertools.pairwise(chain):
+        assert dag.task_dict[after].upstream_task_ids == {before}
+    assert all(dag.task_dict[name].is_mapped for name in ("extract", "caption"))
+    assert dag.timetable.timetable.expression == "0 2 * * *"
+    assert "champion_captioner" in str(dag.timetable.asset_condition)
+
+
+@pytest.mark.parametrize("dag", ["caption_new_images"], indirect=True)
+@pytest.mark.parametrize(
+    ("chosen", "options"),
+    [
+        ({}, ["--archive=all", "--no-retry-failed"]),
+        ({"archive": "new", "retry_failed": True}, ["--archive=new", "--retry-failed"]),
+    ],
+)
+def test_the_form_of_a_night(dag, chosen, options):
+    """The two choices of the form become options of the listing; other values are refused."""
+    from airflow.sdk.exceptions import ParamValidationError
+
+    params = {**dag.params.dump(), **chosen}
+    templates = map(dag.get_template_env().from_string, dag.task_dict["list_inbox"].arguments[-2:])
+    assert [template.render(params=params) for template in templates] == options
+    for name, wrong in {"archive": "old", "retry_failed": "maybe"}.items():
+        assert dag.params.get_param(name).description
+        with pytest.raises(ParamValidationError):
+            dag.params.get_param(name).resolve(wrong)
+
+
+@pytest.mark.parametrize("dag", ["retrain_captioner"], indirect=True)
+def test_the_form_shows_the_training_configuration(dag):
+    """Every field of the configuration is a parameter with its default and description; bad values are refused."""
+    from airflow.sdk.exceptions import ParamValidationError
+
+    from pipeline.config import TrainingConfig
+
+    for name, value in TrainingConfig().model_dump().items():
+        assert dag.params[name] == value
+    bounded = dag.params.get_param("learning_rate").description
+    assert bounded == f"{TrainingConfig.model_fields['learning_rate'].description} (above 0, at most 1)"
+    for name in dag.params:
+        param = dag.params.get_param(name)
+        assert param.description
+        assert param.schema["title"]
+        assert param.schema["section"]
+    refused = {"epochs": 0, "dropout": 1, "learning_rate": 0, "promotion": "maybe", "min_count": 1.5, "dataset": 1}
+    for name, wrong in refused.items():
+        with pytest.raises(ParamValidationError):
+            dag.params.get_param(name).resolve(wrong)
+
+
+@BOTH
+def test_choices_are_shown_in_words(dag):
+    """Each choice of a list has a text, which begins with the choice itself."""
+    for name in dag.params:
+        schema = dag.params.get_param(name).schema
+        if "enum" in schema:
+            words = schema["values_display"]
+            assert list(words) == schema["enum"]
+            assert all(text.startswith(f"{choice}: ") for choice, text in words.items())
+
+
+def test_lineage(dagbag):
+    """Each asset is an outlet of the tasks that produce it, and an inlet of those that read it."""
+    tasks = {f"{dag.dag_id}.{task.task_id}": task for dag in dagbag.dags.values() for task in dag.tasks}
+    made, read = (
+        {name: [asset.name for asset in getattr(task, kind)] for name, task in tasks.items() if getattr(task, kind)}
+        for kind in ("outlets", "inlets")
+    )
+    assert made == {
+        "retrain_captioner.ingest": ["captioning_dataset"],
+        "retrain_captioner.extract": ["image_features"],
+        "retrain_captioner.train": ["candidate_captioner"],
+        "retrain_captioner.evaluate": ["candidate_captioner"],
+        "retrain_captioner.emit_champion_event": ["champion_captioner"],
+        "caption_new_images.extract": ["image_features"],
+        "caption_new_images.reconcile": ["image_captions"],
+    }
+    assert read == {
+        "retrain_captioner.train": ["captioning_dataset", "image_features"],
+        "retrain_captioner.gate": ["candidate_captioner"],
+        "caption_new_images.reconcile": ["champion_captioner", "image_features"],
+    }
+
+
+class TestOperator:
+    """A task's handling of its command."""
+
+    @pytest.fixture
+    def run(self, airflow_home, monkeypatch):
+        """Runs an operator whose command is replaced by Python code; returns its result, XComs and asset events."""
+        from captioning import operators
+
+        monkeypatch.setattr(operators, "aws_environment", lambda: {"FROM_CONNECTION": "yes"})
+
+        def run(code, **kwargs):
+            operator = operators.PipelineOperator(task_id="t", arguments=["x"], **kwargs)
+            run.operators.append(operator)
+            real = operator.hook.run_command
+            monkeypatch.setattr(
+                operator.hook, "run_command", lambda command, **options: real([sys.executable, "-c", code], **options)
+            )
+            run.pushed = pushed = {}
+            events = {asset: SimpleNamespace(extra=None) for asset in operator.outlets}
+            context = {"ti": SimpleNamespace(xcom_push=pushed.__setitem__), "outlet_events": events}
+            return operator.execute(context), pushed, events
+
+        run.operators = []
+        return run
+
+    def test_returns_the_last_line(self, run):
+        """The JSON of the last line is the result; a dictionary is pushed key by key and becomes the assets' extra."""
+        from captioning.assets import DATASET
+
+        result, pushed, events = run(
+            'import sys; print(\'a log line\', file=sys.stderr); print(\'{"dataset": "toy/0", "images": 3}\')',
+            outlets=[DATASET],
+        )
+        assert result == pushed == events[DATASET].extra == {"dataset": "toy/0", "images": 3}
+
+    def test_a_mapped_task_is_named_by_its_summary(self, run):
+        """A mapped task is named by number and shard until it has succeeded, then by number and summary."""
+        from jinja2 import Template
+
+        from captioning.operators import MAP_INDEX_TEMPLATE
+
+        run('print(\'{"summary": "2,000 images, 3 failed"}\')', shard="0123456789abcdef")
+        [operator] = run.operators
+        instance = SimpleNamespace(map_index=11)
+        assert Template(MAP_INDEX_TEMPLATE).render(ti=instance, task=operator) == "12: 2,000 images, 3 failed"
+        operator.summary = None
+        assert Template(MAP_INDEX_TEMPLATE).render(ti=instance, task=operator) == "12: 01234567"
+
+    def test_links_lead_to_pages_of_the_server(self, run, monkeypatch):
+        """A task has a button for each of its pages, with a URL on Airflow's server, whatever its path."""
+        monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example.com/prefix/")
+        run("print(0)", pages={"Report": "captions/models/v1/report", "Models": "captions/models"})
+        [operator] = run.operators
+        assert {link.name: link.get_link(operator, ti_key=None) for link in operator.operator_extra_links} == {
+            "Report": "https://airflow.example.com/prefix/captions/models/v1/report",
+            "Models": "https://airflow.example.com/prefix/captions/models",
+        }
+        assert len({link.xcom_key for link in operator.operator_extra_links}) == 2
+
+    def test_runs_with_the_connection(self, run):
+        """The command's environment holds the connection's variables in addition to Airflow's own."""
+        result, _, _ = run("import os, json; print(json.dumps([os.environ['FROM_CONNECTION'], 'PATH' in os.environ]))")
+        assert result == ["yes", True]
+
+    def test_bad_input_is_not_retried(self, run):
+        """Status 2 fails the task at once with the command's message; any other status leaves it to the retries."""
+        from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+        with pytest.raises(AirflowFailException, match="no such bucket"):
+            run("import sys; sys.exit('no such bucket' and (print('error: no such bucket') or 2))")
+        with pytest.raises(AirflowException, match="status 1") as caught:
+            run("raise OSError('disk full')")
+        assert not isinstance(caught.value, AirflowFailException)
+        assert "disk full" in str(caught.value)
+
+    def test_pushes_the_error_of_a_failed_command(self, run):
+        """The error is an XCom, for the run note and the notifications."""
+        from airflow.sdk.exceptions import AirflowException
+
+        with pytest.raises(AirflowException):
+            run("raise OSError('disk full')")
+        assert run.pushed == {"error": "The command exited with status 1: OSError: disk full"}
+
+    def test_a_stopped_task_stops_its_command(self, run, tmp_path):
+        """When Airflow stops the task, the command ends before its time and the task with it."""
+        from airflow.sdk.exceptions import AirflowException
+
+        started = tmp_path / "started"
+
+        def stop():
+            while not started.exists():
+                time.sleep(0.05)
+            run.operators[0].on_kill()
+
+        stopper = threading.Thread(target=stop)
+        stopper.start()
+        with pytest.raises(AirflowException, match="status -15"):
+            run(f"import pathlib, time; pathlib.Path({str(started)!r}).touch(); time.sleep(600)")
+        stopper.join()
+
+    def test_connection_becomes_environment(self, airflow_home, monkeypatch):
+        """Login, password, endpoint and region of aws_default are what boto3 finds in the command's environment."""
+        from captioning.connections import aws_environment
+
+        monkeypatch.delenv("AIRFLOW_CONN_AWS_DEFAULT", raising=False)
+        assert aws_environment() == {}
+        connection = {
+            "conn_type": "aws",
+            "login": "key",
+            "password": "secret",
+            "extra": {"endpoint_url": "http://127.0.0.1:1", "region_name": "eu-west-1"},
+        }
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
+        assert aws_environment() == {
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "eu-west-1",
+            "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
+        }
+
+
+def test_the_environment_is_that_of_the_tests(airflow_home):
+    """Airflow keeps to the tests' own folder."""
+    from airflow.configuration import AIRFLOW_HOME
+
+    assert Path(AIRFLOW_HOME) == airflow_home == Path(os.environ["AIRFLOW_HOME"])

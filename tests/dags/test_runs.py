@@ -1,0 +1,157 @@
+"""Runs of both DAGs with commands that are replaced: what runs after what, and how runs end."""
+
+import json
+
+import pytest
+from airflow.providers.standard.hooks.subprocess import SubprocessResult
+from airflow.sdk.exceptions import AirflowFailException
+
+from tests.support.paths import PROJECT
+
+RESULTS = {
+    "resolve-inputs": {"dataset": "photos", "encoder": "random", "summary": "the champion's dataset and encoder"},
+    "ingest": {"dataset": "photos/0123456789abcdef"},
+    "vocabulary": {"vocabulary": "datasets/photos/0123456789abcdef/vocabulary-10.json"},
+    "register-encoder": {"encoder_id": "resnet50-1"},
+    "plan-extraction": ["shard0", "shard1", "shard2"],
+    "extract": {"images": 3, "summary": "3 images"},
+    "train": {"version": "m1", "summary": "m1: 3 epochs"},
+    "evaluate": {"version": "m1", "CIDEr": 0.5},
+    "evaluate-champion": {"champion": None, "summary": "there is no champion"},
+    "gate": {"version": "m1", "promoted": True, "reason": "the first champion", "summary": "m1 is the new champion"},
+    "end-run": {"summary": "the record stays"},
+    "list": {"listed": 9},
+    "plan-captions": ["shard3", "shard4"],
+    "caption": {"captioned": 4, "summary": "4 images"},
+    "reconcile": {"captioned": 8, "warnings": [], "summary": "9 images listed"},
+}
+"""The result of each command, of `night` by its second word."""
+
+
+class Runs:
+    """Runs DAGs; ``commands`` are the argument lists of the last run in their order."""
+
+    def __init__(self, dags):
+        self.dags = dags
+        self.commands = []
+        self.changed = {}
+
+    def run_command(self, command, **options):
+        """Stands in for the hook that runs a command: a result, or an error as the command line reports it."""
+        arguments = command[3:]
+        self.commands.append(arguments)
+        name = arguments[1] if arguments[0] == "night" else arguments[0]
+        result = self.changed.get(f"{name} {arguments[-1]}", self.changed.get(name, RESULTS[name]))
+        if isinstance(result, Exception):
+            raise result
+        if isinstance(result, str):
+            return SubprocessResult(exit_code=2, output=f"error: {result}")
+        return SubprocessResult(exit_code=0, output=json.dumps(result))
+
+    def run(self, dag_id, conf=None, **changed):
+        """Run a DAG; the state of the run, and the states of its tasks."""
+        self.commands.clear()
+        self.changed = {name.replace("_", "-"): result for name, result in changed.items()}
+        run = self.dags[dag_id].test(run_conf=conf or {})
+        states = {}
+        for instance in sorted(run.get_task_instances(), key=lambda each: each.map_index):
+            states.setdefault(instance.task_id, []).append(instance.state)
+        return run.state, {task_id: found[0] if len(found) == 1 else found for task_id, found in states.items()}
+
+    def error(self):
+        """The error message that the last command, which ends the run, gets; None without one."""
+        assert self.commands[-1][0] == "end-run"
+        assert [arguments[0] for arguments in self.commands].count("end-run") == 1
+        return self.commands[-1][3].removeprefix("--error=") if len(self.commands[-1]) > 3 else None
+
+
+@pytest.fixture
+def runs(airflow_home, monkeypatch):
+    """Both DAGs with replaced commands."""
+    from airflow.dag_processing.dagbag import DagBag
+
+    from captioning import operators
+
+    runs = Runs(DagBag(str(PROJECT / "dags")).dags)
+    monkeypatch.setattr(operators.SubprocessHook, "run_command", lambda hook, *args, **kwargs: runs.run_command(*args))
+    return runs
+
+
+def test_a_retraining_succeeds(runs):
+    """Each command gets the results of those before it, and the teardown no error."""
+    state, tasks = runs.run("retrain_captioner", {"dataset": None, "seed": 7})
+    assert state == "success"
+    skipped = {task_id for task_id, found in tasks.items() if found == "skipped"}
+    assert skipped == {"compare", "approval"}
+    commands = {arguments[0]: arguments[1:] for arguments in runs.commands}
+    dataset = RESULTS["ingest"]["dataset"]
+    decoding = ["--beam-width=5", "--mbr-samples=0"]
+    assert commands["resolve-inputs"][1:] == ["--dataset=", "--encoder="]
+    assert commands["ingest"] == ["photos", "--corrections"]
+    assert commands["register-encoder"] == ["random", "--no-crops", "--int8="]
+    assert commands["plan-extraction"][:2] == [dataset, "resnet50-1"]
+    assert commands["train"][:3] == [dataset, RESULTS["vocabulary"]["vocabulary"], "resnet50-1"]
+    assert "--set=seed=7" in commands["train"]
+    assert commands["evaluate"] == commands["evaluate-champion"] == ["m1", *decoding]
+    assert commands["gate"][:3] == ["m1", *decoding]
+    assert commands["end-run"] == ["retraining", commands["resolve-inputs"][0]]
+
+
+def test_a_candidate_that_is_not_promoted(runs):
+    """The run succeeds, and emits no event of a new champion."""
+    rejected = {**RESULTS["gate"], "promoted": False, "reason": "below the floor"}
+    state, tasks = runs.run("retrain_captioner", gate=rejected, plan_extraction=[])
+    assert (state, tasks["extract"], tasks["emit_champion_event"]) == ("success", "skipped", "skipped")
+    assert (tasks["end_run"], runs.error()) == ("success", None)
+
+
+def test_a_retraining_fails(runs):
+    """A failed task fails the run, and its message ends up in the record."""
+    state, tasks = runs.run("retrain_captioner", train="too few captions")
+    assert (state, tasks["train"], tasks["emit_champion_event"]) == ("failed", "failed", "upstream_failed")
+    assert (tasks["end_run"], runs.error()) == ("success", "train: error: too few captions")
+
+
+def test_parallel_failures(runs):
+    """The teardown waits for tasks beside the failed one, and reports all that failed."""
+    state, tasks = runs.run("retrain_captioner", vocabulary="no words", **{"extract shard1": "disk full"})
+    assert state == "failed"
+    assert (tasks["extract"], tasks["train"]) == (["success", "failed", "success"], "upstream_failed")
+    assert runs.error() == "extract[1]: error: disk full; vocabulary: error: no words"
+
+
+def test_a_night_succeeds(runs):
+    """List, plan, extract, plan, caption, reconcile, and the teardown without an error."""
+    state, tasks = runs.run("caption_new_images")
+    assert (state, tasks["extract"], tasks["caption"]) == ("success", ["success"] * 3, ["success"] * 2)
+    names = [arguments[1] if arguments[0] == "night" else arguments[0] for arguments in runs.commands]
+    assert list(dict.fromkeys(names)) == [
+        "list", "plan-extraction", "extract", "plan-captions", "caption", "reconcile", "end-run",
+    ]  # fmt: skip
+    assert (runs.commands[-1][1], runs.error()) == ("night", None)
+
+
+def test_a_killed_shard(runs):
+    """A mapped task without a message is named with its index, after its siblings have ended."""
+    state, tasks = runs.run("caption_new_images", **{"caption shard3": AirflowFailException("killed")})
+    assert (state, tasks["caption"]) == ("failed", ["failed", "success"])
+    assert runs.error().startswith("caption[0]: no error message: the task was killed or exceeded its time limit")
+
+
+def test_a_teardown_that_fails(runs):
+    """It fails neither a run that succeeded, nor hides that another failed."""
+    state, tasks = runs.run("caption_new_images", end_run="the store is down")
+    assert (state, tasks["end_run"]) == ("success", "failed")
+    state, tasks = runs.run("caption_new_images", list="no champion", end_run="the store is down")
+    assert (state, tasks["end_run"], tasks["reconcile"]) == ("failed", "failed", "upstream_failed")
+    assert runs.error() == "list_inbox: error: no champion"
+
+
+def test_many_failures_are_counted(runs):
+    """Ten messages are enough for a record."""
+    failing = {f"extract shard{number}": "disk full" for number in range(12)}
+    shards = [f"shard{number}" for number in range(12)]
+    state, _ = runs.run("caption_new_images", plan_extraction=shards, **failing)
+    assert state == "failed"
+    assert runs.error().count("disk full") == 10
+    assert runs.error().endswith("; and 2 more failed tasks")

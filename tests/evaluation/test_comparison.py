@@ -1,0 +1,92 @@
+"""The page by which a person decides on a candidate."""
+
+import pytest
+
+from pipeline.captioner.registry import promote
+from pipeline.config import GREEDY
+from pipeline.errors import PipelineError
+from pipeline.evaluation import comparison
+from pipeline.storage import layout
+from tests.support.models import BEAM, DATASET, write_evaluation, write_model
+
+CAPTIONS_1 = {"a.jpg": "a dog", "b.jpg": "a yellow | square"}
+CAPTIONS_2 = {"a.jpg": "a cat", "b.jpg": "a purple square"}
+
+
+@pytest.fixture
+def store(bucket):
+    """A store with two evaluated models."""
+    for version, cider, captions in (("v1", 0.4, CAPTIONS_1), ("v2", 0.5, CAPTIONS_2)):
+        write_model(version, bucket)
+        write_evaluation(version, bucket, cider=cider, captions=captions)
+    return bucket
+
+
+def compare(version, store, decoding=BEAM):
+    """The lines of the page."""
+    return comparison.compare(version, decoding=decoding, store=store).splitlines()
+
+
+def test_the_first_candidate(store):
+    """Without a champion, the page has the candidate's scores, its captions, the human ones, and its report."""
+    lines = compare("v1", store)
+    assert "| CIDEr | 0.400 |" in lines
+    assert "| BLEU-4 | 0.200 |" in lines
+    assert "| photograph | candidate | human |" in lines
+    assert "| a.jpg | a dog | a human caption |" in lines
+    # A vertical bar in a caption does not divide cells.
+    assert "| b.jpg | a yellow \\| square | a human caption |" in lines
+    report = store.url(layout.evaluation("v1", DATASET, BEAM).report)
+    assert f"Report of the candidate: {report}" in lines
+    assert lines[-1] == "There is no champion yet."
+
+
+def test_a_candidate_beside_the_champion(store):
+    """Scores and captions of both models are side by side."""
+    promote("v1", store)
+    lines = compare("v2", store)
+    assert "|  | candidate v2 | champion v1 |" in lines
+    assert "| CIDEr | 0.500 | 0.400 |" in lines
+    assert "| photograph | candidate | champion | human |" in lines
+    assert "| a.jpg | a cat | a dog | a human caption |" in lines
+
+
+@pytest.mark.parametrize(
+    "other", [{"decoding": GREEDY}, {"dataset": "other/0123456789abcdef"}], ids=["another decoding", "another dataset"]
+)
+def test_a_champion_that_was_not_evaluated_so(store, other):
+    """Scores that can't be compared are not shown; the page says which command evaluates the champion."""
+    write_model("v0", store, dataset=other.get("dataset", DATASET))
+    write_evaluation("v0", store, cider=0.45, **other)
+    promote("v0", store)
+    lines = compare("v2", store)
+    assert "| CIDEr | 0.500 |" in lines
+    assert lines[-1] == (
+        "The champion v0 was not evaluated on these photographs with beam 3: "
+        "`captioning evaluate-champion v2 --beam-width 3 --mbr-samples 0` does so."
+    )
+    write_evaluation("v0", store, cider=0.3)
+    assert "| CIDEr | 0.500 | 0.300 |" in compare("v2", store)
+
+
+def test_the_evaluation_with_the_given_decoding_is_shown(store):
+    """Of several evaluations of a model, the page shows the one with this decoding."""
+    write_evaluation("v1", store, cider=0.123, decoding=GREEDY)
+    assert "| CIDEr | 0.123 |" in compare("v1", store, GREEDY)
+    assert "| CIDEr | 0.400 |" in compare("v1", store)
+
+
+def test_the_champion_itself(store):
+    """The page of the champion says that this model is the champion."""
+    promote("v1", store)
+    assert compare("v1", store)[-1] == "This model is the champion already."
+
+
+def test_a_candidate_without_evaluation(store):
+    """The error says which command evaluates it."""
+    write_model("v3", store)
+    command = "captioning evaluate v3 --beam-width 3 --mbr-samples 0"
+    with pytest.raises(PipelineError, match=f"v3 was not evaluated with beam 3: run `{command}` first"):
+        compare("v3", store)
+    with pytest.raises(PipelineError, match="no model 'v9'"):
+        compare("v9", store)

@@ -1,0 +1,186 @@
+"""The extraction of features and the feature store: planning, extraction, and reading back."""
+
+import io
+import threading
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from PIL import Image
+
+from pipeline.errors import PipelineError
+from pipeline.features import encoder, extraction
+from pipeline.features import store as feature_store
+from pipeline.storage import parquet
+from pipeline.timing import Stopwatch
+from pipeline.work import outcomes, runs, shards
+from pipeline.work.listing import IMAGES, tabulate
+
+
+def jpeg(seed, side=16):
+    """A small picture of one random colour, as JPEG."""
+    colour = tuple(int(c) for c in np.random.default_rng(seed).integers(0, 256, 3))
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side), colour).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def photographs(new_bucket):
+    """A bucket of twelve pictures, one of them in a folder with a difficult name, and one that is no picture."""
+    bucket = new_bucket()
+    for number in range(10):
+        bucket.put(f"{number:02}.jpg", jpeg(number))
+    bucket.put("a folder/naïve + 100%.jpg", jpeg(99))
+    bucket.put("broken.jpg", jpeg(5)[:100])
+    return bucket
+
+
+@pytest.fixture
+def store(new_bucket):
+    """An empty store."""
+    return new_bucket()
+
+
+def plan(images, source, encoder_id, store, *, shard_size=5, run="r", **options):
+    """Plan an extraction with small shards."""
+    return extraction.plan_extraction(
+        images, run=run, source=source.uri, encoder_id=encoder_id, store=store, shard_size=shard_size, **options
+    )
+
+
+def statuses(rows):
+    """The status of each image by its key."""
+    return dict(zip(rows["image_key"].to_pylist(), rows["status"].to_pylist(), strict=True))
+
+
+def test_extracts_every_image_once(photographs, store, toy_encoder):
+    """Each image gets one row, a broken one a failed row with its error, and then nothing is pending."""
+    encoder_id = encoder.register(str(toy_encoder), store)
+    images = tabulate(photographs.list())
+    names = plan(images, photographs, encoder_id, store)
+    done = [extraction.extract(name, store=store) for name in names]
+    assert [d.images for d in done] == [5, 5, 2]
+    assert sum(d.failed for d in done) == 1
+
+    rows = feature_store.look_up(images, encoder_id=encoder_id, store=store)
+    assert rows["image_key"].to_pylist() == images["image_key"].to_pylist()
+    assert [key for key, status in statuses(rows).items() if status == "failed"] == ["broken.jpg"]
+    [error] = [row["error"] for row in rows.to_pylist() if row["status"] == "failed"]
+    assert "cannot be decoded" in error
+
+    assert plan(images, photographs, encoder_id, store, run="again") == []
+    assert runs.extraction_stats("r", store)[0] == 12
+    assert runs.extraction_stats("again", store) == (0, {})
+
+
+def test_vectors_are_those_of_their_images(photographs, store, toy_encoder):
+    """Read back in any order and over several shards, each vector is its own picture's mean colour."""
+    encoder_id = encoder.register(str(toy_encoder), store)
+    images = tabulate(photographs.list())
+    for shard in plan(images, photographs, encoder_id, store):
+        extraction.extract(shard, store=store)
+    rows = feature_store.look_up(images, encoder_id=encoder_id, store=store)
+    rows = rows.filter(pc.equal(rows["status"], "ok")).take(pa.array([7, 0, 10, 3]))
+    vectors = feature_store.read_vectors(rows, encoder_id=encoder_id, store=store)
+    for key, vector in zip(rows["image_key"].to_pylist(), vectors, strict=True):
+        pixels = np.asarray(Image.open(io.BytesIO(photographs.get(key))))
+        np.testing.assert_allclose(vector, pixels.reshape(-1, 3).mean(axis=0), atol=1.0)
+
+
+def test_a_changed_image_is_a_new_image(photographs, store, toy_encoder):
+    """Written again, an image is pending under its new etag; replaced before it was read, it fails."""
+    encoder_id = encoder.register(str(toy_encoder), store)
+    before = tabulate(photographs.list())
+    names = plan(before, photographs, encoder_id, store, shard_size=100)
+    photographs.put("03.jpg", jpeg(1234))
+    extraction.extract(names[0], store=store)
+    rows = feature_store.look_up(before, encoder_id=encoder_id, store=store).to_pylist()
+    [changed] = [row for row in rows if row["image_key"] == "03.jpg"]
+    assert (changed["status"], changed["error"]) == ("failed", outcomes.GONE)
+
+    [name] = plan(tabulate(photographs.list()), photographs, encoder_id, store)
+    assert shards.read(name, store).images["image_key"].to_pylist() == ["03.jpg"]
+    assert extraction.extract(name, store=store).failed == 0
+
+
+def test_a_repeated_shard_is_not_extracted_again(photographs, store, toy_encoder):
+    """A retry finds its object and leaves it; planning again before extraction takes the same shards over."""
+    encoder_id = encoder.register(str(toy_encoder), store)
+    images = tabulate(photographs.list())
+    names = plan(images, photographs, encoder_id, store)
+    assert plan(images, photographs, encoder_id, store) == names
+    extraction.extract(names[0], store=store)
+    etag = store.etag(f"features/{encoder_id}/{names[0]}.parquet")
+    assert extraction.extract(names[0], store=store).images == 0
+    assert store.etag(f"features/{encoder_id}/{names[0]}.parquet") == etag
+
+
+def test_the_table_is_as_documented(photographs, store, toy_encoder):
+    """Features are a fixed-size list of 16-bit floats, null where an image failed."""
+    encoder_id = encoder.register(str(toy_encoder), store)
+    [shard] = plan(tabulate(photographs.list()), photographs, encoder_id, store, shard_size=100)
+    extraction.extract(shard, store=store)
+    table = parquet.read(f"features/{encoder_id}/{shard}.parquet", store)
+    assert table.schema == feature_store.schema((3,))
+    assert [row["image_key"] for row in table.to_pylist() if row["feature"] is None] == ["broken.jpg"]
+
+
+def test_failed_images_are_tried_again_when_asked(photographs, store, toy_encoder):
+    """Otherwise they are settled. Each attempt is a row, numbered from 0, and a success counts."""
+    encoder_id = encoder.register(str(toy_encoder), store)
+    images = tabulate(photographs.list())
+    for name in plan(images, photographs, encoder_id, store, shard_size=100):
+        extraction.extract(name, store=store)
+    assert plan(images, photographs, encoder_id, store) == []
+    for attempt in (1, 2):
+        [name] = plan(images, photographs, encoder_id, store, retry_failed=True)
+        assert shards.read(name, store).images.select(["image_key", "attempt"]).to_pylist() == [
+            {"image_key": "broken.jpg", "attempt": attempt}
+        ]
+        assert extraction.extract(name, store=store).failed == 1
+    found = feature_store.look_up(images, encoder_id=encoder_id, store=store)
+    assert found.num_rows == len(images)
+    assert found.filter(pc.field("status") == "failed").select(["image_key", "attempt"]).to_pylist() == [
+        {"image_key": "broken.jpg", "attempt": 2}
+    ]
+
+
+def test_an_image_that_was_gone_is_tried_again(photographs, store, toy_encoder):
+    """If the same version comes back, it gets its features; the earlier failure no longer counts."""
+    encoder_id = encoder.register(str(toy_encoder), store)
+    images = tabulate(photographs.list())
+    lost = pa.table([["lost.jpg"], ["1-1"]], schema=IMAGES)
+    [name] = plan(lost, photographs, encoder_id, store)
+    extraction.extract(name, store=store)
+    [row] = feature_store.look_up(lost, encoder_id=encoder_id, store=store).to_pylist()
+    assert (row["status"], row["error"], row["attempt"]) == ("failed", outcomes.GONE, 0)
+    [again] = plan(lost, photographs, encoder_id, store)
+    assert shards.read(again, store).images["attempt"].to_pylist() == [1]
+    assert len(images) == 12
+
+
+def test_missing_features_are_an_error(photographs, store):
+    """The error for images that were never extracted says how many, of which encoder, and what to do."""
+    with pytest.raises(PipelineError, match=r"12 of 12 images have no features of nobody.*extract"):
+        feature_store.look_up(tabulate(photographs.list()), encoder_id="nobody", store=store)
+
+
+def test_reading_goes_on_while_the_encoder_computes():
+    """Pictures of later batches are read while the first one is encoded, and every vector is that of its picture."""
+    later = threading.Event()
+
+    def read(row):
+        if row[0] == "9":
+            later.set()
+        return np.full((4, 4, 3), int(row[0]), np.uint8)
+
+    def run(pictures):
+        assert later.wait(10), "nothing was read meanwhile"
+        return pictures.mean(axis=(1, 2))
+
+    loaded = encoder.Encoder("e", (4, 4), (3,), batch_size=4, threads=1, run=run)
+    vectors, errors = extraction.encode([(str(number), "") for number in range(14)], read, loaded, Stopwatch())
+    assert errors == [None] * 14
+    np.testing.assert_array_equal(vectors, np.repeat(np.arange(14), 3).reshape(14, 3))

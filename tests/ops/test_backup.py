@@ -1,0 +1,239 @@
+"""Backups: a store is copied, wiped and restored, in its place or elsewhere."""
+
+import io
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.captioner import bundle, registry
+from pipeline.config import GREEDY
+from pipeline.data import corrections
+from pipeline.data import dataset as datasets
+from pipeline.errors import PipelineError
+from pipeline.evaluation.evaluate import evaluate_model
+from pipeline.evaluation.promotion_gate import GateConfig, run_gate
+from pipeline.features import encoder
+from pipeline.features.extraction import extract_missing
+from pipeline.features.splits import read_split
+from pipeline.ops import backup
+from pipeline.storage import LocalBucket, layout
+from pipeline.training import inputs
+from tests.support import toy
+from tests.support.nights import night
+from tests.support.training import short
+
+
+@pytest.fixture
+def worked_on(trained, new_bucket):
+    """A store with a champion that has captioned eight photographs of an inbox, and the inbox."""
+    store, inbox = new_bucket(), new_bucket()
+    toy.copy(trained.store, store, "")
+    registry.promote(trained.model.version, store)
+    for number in range(8):
+        inbox.put(f"{number}-red.jpg", toy.picture("red", number))
+    night("n1", inbox, store, max_failed_fraction=0, sidecars=True)
+    return store, inbox
+
+
+def contents(store):
+    """All objects of a store, by key."""
+    return {item.key: store.get(item.key) for item in store.list()}
+
+
+def wipe(store):
+    """Delete all objects."""
+    for key in [item.key for item in store.list()]:
+        store.delete(key)
+    assert contents(store) == {}
+
+
+def test_a_wiped_store_is_restored(worked_on, new_bucket):
+    """It holds the same objects, the champion captions, and nothing is captioned again."""
+    store, inbox = worked_on
+    copy, before = new_bucket(), contents(store)
+    assert backup.back_up(store, copy).copied == len(before)
+    wipe(store)
+    backup.back_up(copy, store)
+    assert contents(store) == before
+    record = night("n2", inbox, store)
+    assert (record.already_done, record.captioned, record.extracted) == (8, 0, 0)
+    inbox.put("new-blue.jpg", toy.picture("blue", 99))
+    assert night("n3", inbox, store).captioned == 1
+
+
+def correct(store, inbox):
+    """Store a correction of a photograph, and the dataset that has it; return the id of the dataset."""
+    version = registry.read_champion(store).version
+    data = inbox.get("0-red.jpg")
+    etag = inbox.etag("0-red.jpg")
+    corrections.add(
+        data,
+        caption="a very red square",
+        wrong_caption="a red square",
+        model_version=version,
+        corrected_by="ada",
+        image_key="0-red.jpg",
+        image_etag=etag,
+        store=store,
+    )
+    dataset_id = bundle.load_metadata(version, store).dataset
+    return datasets.ingest(dataset_id, store, corrections=True).dataset
+
+
+def extract_all(dataset_id, encoder_id, store, run):
+    """Extract the missing features of a dataset, those of the corrected pictures among them."""
+    for source, images in datasets.listings_by_source(datasets.load(dataset_id, store).table).items():
+        extract_missing(images, run=run, source=source, encoder_id=encoder_id, store=store)
+
+
+def retrain(run, dataset_id, store, source):
+    """A retraining on a dataset with corrections, from its inputs to the gate; its record."""
+    found = inputs.resolve(
+        run, dataset=dataset_id, encoder="", default_dataset="none", default_encoder="none", store=store
+    )
+    extract_all(found.dataset, found.encoder, store, run)
+    vocabulary, _ = datasets.build_vocabulary(found.dataset, store, min_count=1)
+    model = toy.train(toy.Inputs(source, found.dataset, vocabulary, found.encoder), store, short())
+    for version in (model.version, registry.read_champion(store).version):
+        evaluate_model(version, store=store, decoding=GREEDY, max_failed_fraction=0, dataset_id=found.dataset)
+    return run_gate(model.version, run=run, decoding=GREEDY, config=GateConfig(), store=store)
+
+
+@pytest.fixture
+def no_java(monkeypatch):
+    """Score without Java, in a fraction of the time."""
+    monkeypatch.setattr("pipeline.metrics.java.available", lambda: False)
+
+
+@pytest.mark.usefixtures("no_java")
+def test_a_backup_works_at_another_address(worked_on, new_bucket, trained):
+    """Restored elsewhere, with the old store gone, a model is evaluated, a night runs, and a model is trained."""
+    store, inbox = worked_on
+    corrected = correct(store, inbox)
+    extract_all(corrected, trained.inputs.encoder_id, store, "r0")
+    copy, elsewhere = new_bucket(), new_bucket()
+    backup.back_up(store, copy)
+    wipe(store)
+    backup.back_up(copy, elsewhere)
+
+    record = night("n2", inbox, elsewhere, max_failed_fraction=0)
+    assert (record.already_done, record.captioned, record.extracted) == (8, 0, 0)
+    assert record.status == "succeeded"
+    features = toy.etags(elsewhere, "features/")
+    record = retrain("r1", corrected, elsewhere, trained.inputs.source)
+    assert (record.status, record.dataset, record.extracted) == ("succeeded", corrected, 0)
+    assert toy.etags(elsewhere, "features/") == features
+
+    # The copies of corrected pictures may have other etags here; ingested again, they can be read.
+    again = datasets.ingest(corrected, elsewhere, corrections=True).dataset
+    extract_all(again, trained.inputs.encoder_id, elsewhere, "r2")
+    dataset = datasets.load(again, elsewhere)
+    train = read_split(dataset, "train", encoder_id=trained.inputs.encoder_id, store=elsewhere, max_failed_fraction=0)
+    assert len(train.table) == 17
+    assert sum(captions == ["a very red square"] for captions in train.references.values()) == 1
+    assert contents(store) == {}
+
+
+def texts(key, data):
+    """An object as texts: its bytes and, of a table, the metadata and all values of text."""
+    yield data.decode("latin-1")
+    if key.endswith(".parquet"):
+        table = pq.read_table(io.BytesIO(data))
+        yield str(table.schema.metadata)
+        for column in table.columns:
+            if str(column.type) in ("string", "large_string", "list<element: string>", "list<item: string>"):
+                yield str(column.to_pylist())
+
+
+@pytest.mark.usefixtures("no_java")
+def test_nothing_in_the_store_holds_its_address(worked_on, trained):
+    """No JSON, no table, no report and no model has the URI or the path of the store that it was written to."""
+    store, inbox = worked_on
+    record = retrain("r1", correct(store, inbox), store, trained.inputs.source)
+    assert record.extracted == 1
+    inbox.put("1-blue.jpg", toy.picture("blue", 5))
+    night("n2", inbox, store, max_failed_fraction=0, sidecars=True)
+
+    addresses = {store.uri, store.url("")}
+    if isinstance(store, LocalBucket):
+        addresses.add(str(store.root))
+    else:
+        addresses.add(store.uri.rpartition("/")[2])
+    objects = contents(store)
+    suffixes = {key.rpartition(".")[2] for key in objects}
+    assert suffixes >= {"json", "parquet", "html", "keras", "npz", "version", "xml"}
+    found = [
+        key for key, data in objects.items() for text in texts(key, data) for address in addresses if address in text
+    ]
+    assert found == []
+    # The inbox and the source are other buckets, which records and datasets name.
+    table = layout.dataset_table(trained.inputs.dataset)
+    for key, other in ((layout.run_record("n2"), inbox), (table, trained.inputs.source)):
+        assert any(other.uri in text for text in texts(key, objects[key]))
+
+
+def test_a_second_backup_copies_new_objects(worked_on, new_bucket):
+    """Objects that the target has are not read again, and mutable ones are as they are now."""
+    store, inbox = worked_on
+    copy = new_bucket()
+    first = backup.back_up(store, copy)
+    inbox.put("new-blue.jpg", toy.picture("blue", 99))
+    night("n2", inbox, store)
+    second = backup.back_up(store, copy)
+    assert second.objects > first.objects
+    assert second.copied < first.copied / 2
+    assert contents(copy) == contents(store)
+
+
+def test_a_backup_of_a_store_in_use_is_consistent(worked_on, new_bucket, monkeypatch):
+    """Whatever is written meanwhile, its champion can be loaded, with its encoder; the rest is copied next time."""
+    store, _ = worked_on
+    copy, champion = new_bucket(), registry.read_champion(store).version
+    listing = type(store).list
+
+    def list_late(self, prefix=""):
+        found = list(listing(self, prefix))
+        if self is store and not prefix:
+            # When the whole store has been listed, another model becomes the champion.
+            store.put(layout.model_metadata("newer"), b"{}")
+            store.put(layout.CHAMPION, b'{"version": "newer", "history": []}')
+        return iter(found)
+
+    monkeypatch.setattr(type(store), "list", list_late)
+    backup.back_up(store, copy)
+    monkeypatch.undo()
+    assert registry.read_champion(copy).version == champion
+    _, metadata = bundle.load(champion, copy)
+    encoder.load(metadata.encoder_id, copy)
+    assert not copy.exists(layout.model_metadata("newer"))
+    assert backup.back_up(store, copy).copied
+    assert copy.exists(layout.model_metadata("newer"))
+
+
+def test_an_interrupted_backup_is_completed(worked_on, new_bucket, monkeypatch):
+    """Mutable objects are copied last: an interrupted backup has no champion, and the next one completes it."""
+    store, _ = worked_on
+    copy, put, left = new_bucket(), type(store).put, [10]
+
+    def put_some(self, key, data, **options):
+        left[0] -= 1
+        if left[0] < 0:
+            raise ConnectionError("gone")
+        return put(self, key, data, **options)
+
+    monkeypatch.setattr(type(store), "put", put_some)
+    with pytest.raises(ConnectionError):
+        backup.back_up(store, copy)
+    monkeypatch.undo()
+    assert not copy.exists(layout.CHAMPION)
+    backup.back_up(store, copy)
+    assert contents(copy) == contents(store)
+
+
+def test_a_backup_is_in_another_place(tmp_path):
+    """It can be neither inside the store nor around it."""
+    store = LocalBucket(tmp_path / "store")
+    for place in ("store", "store/backup", ""):
+        with pytest.raises(PipelineError, match="must not be in the same place, or inside it"):
+            backup.back_up(store, LocalBucket(tmp_path / place))
+    assert backup.back_up(store, LocalBucket(tmp_path / "store-2")).objects == 0

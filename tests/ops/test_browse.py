@@ -1,0 +1,206 @@
+"""Captions page by page."""
+
+import itertools
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pipeline.errors import PipelineError
+from pipeline.ops import browse
+from pipeline.ops.browse import Filters
+from pipeline.storage import open_bucket
+from tests.support.caption_tables import row, write
+
+
+def all_pages(store, filters, *, size, seconds=60.0):
+    """The keys on each page, to the last."""
+    pages, after = [], ""
+    while after is not None:
+        found = browse.page(browse.shards(store), filters, store=store, size=size, after=after, seconds=seconds)
+        pages.append([each["image_key"] for each in found.rows])
+        after = found.after
+    return pages
+
+
+def keys(store, **filters):
+    """The keys of all that pass the filters, in their order."""
+    [page] = all_pages(store, Filters(**filters), size=100)
+    return page
+
+
+def test_newest_nights_come_first(bucket):
+    """Nights go backwards, and a page ends in the middle of a shard where it is full."""
+    write(bucket, [row("a"), row("b"), row("c")], night="2026-01-01", shard="s")
+    write(bucket, [row("d"), row("e")], night="2026-01-03", shard="s")
+    write(bucket, [row("f")], night="2026-01-02", shard="s")
+    assert all_pages(bucket, Filters(), size=2) == [["d", "e"], ["f", "a"], ["b", "c"]]
+    found = browse.page(browse.shards(bucket), Filters(), store=bucket, size=1)
+    assert (found.rows[0]["night"], found.rows[0]["model_version"]) == ("2026-01-03", "m1")
+
+
+def test_what_a_night_wrote_last_comes_first(tmp_path):
+    """Two runs of a day are one night; the later one's captions stand above."""
+    store = open_bucket(str(tmp_path))
+    write(store, [row("early")], night="2026-01-01", shard="z")
+    write(store, [row("late")], night="2026-01-01", shard="a")
+    assert keys(store) == ["late", "early"]
+
+
+def test_filters(bucket):
+    """Each excludes what it says, and together they exclude more."""
+    first = [row("cats/1.jpg", "a black cat"), row("dogs/1.jpg", "a Dog runs", log_prob=-3.0)]
+    write(bucket, first, night="2026-01-01", shard="s")
+    write(bucket, [row("dogs/2.jpg", error="the file is empty")], night="2026-01-02", shard="s")
+    write(bucket, [row("dogs/1.jpg", "a brown dog")], night="2026-01-02", shard="t", version="m2")
+    assert keys(bucket, version="m2") == ["dogs/1.jpg"]
+    assert keys(bucket, night="2026-01-01") == ["cats/1.jpg", "dogs/1.jpg"]
+    assert keys(bucket, status="failed") == ["dogs/2.jpg"]
+    assert keys(bucket, unsure=0.1) == ["dogs/1.jpg"]
+    assert keys(bucket, words="dog RUNS") == ["dogs/1.jpg"]
+    assert keys(bucket, words="cats/") == ["cats/1.jpg"]
+    assert keys(bucket, words="is empty") == ["dogs/2.jpg"]
+    assert keys(bucket, words="dog", night="2026-01-02", status="ok") == ["dogs/1.jpg"]
+    assert keys(bucket, words="%") == keys(bucket, words=".*") == keys(bucket, version="m3") == []
+    assert keys(bucket, image="cats/1.jpg") == ["cats/1.jpg"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shards=st.lists(st.tuples(st.integers(1, 3), st.lists(st.booleans(), max_size=6)), max_size=6),
+    size=st.integers(1, 5),
+    failed=st.booleans(),
+    hurried=st.booleans(),
+)
+def test_pages_together_are_everything(tmp_path_factory, shards, size, failed, hurried):
+    """However the shards are cut, the pages hold each caption that passes once, also where the time is always up."""
+    store = open_bucket(str(tmp_path_factory.mktemp("pages")))
+    expected = []
+    for number, (night, oks) in enumerate(shards):
+        names = [(f"{number}-{place}", ok) for place, ok in enumerate(oks)]
+        write(
+            store,
+            [row(name, error=None if ok else "bad") for name, ok in names],
+            night=f"2026-01-0{night}",
+            shard=f"s{number}",
+        )
+        expected += [name for name, ok in names if not (failed and ok)]
+    filters = Filters(status="failed" if failed else "")
+    pages = all_pages(store, filters, size=size, seconds=0.0 if hurried else 60.0)
+    assert sorted(itertools.chain(*pages)) == sorted(expected)
+    if not hurried:
+        assert all(len(page) == size for page in pages[:-1])
+
+
+def test_a_long_search_says_how_far_it_came(tmp_path):
+    """Where nothing is found in time, the page is empty and says from where to go on."""
+    store = open_bucket(str(tmp_path))
+    for night in range(1, 6):
+        write(store, [row("a")], night=f"2026-01-0{night}", shard="s")
+    found = browse.page(browse.shards(store), Filters(words="zebra"), store=store, size=3, seconds=0.0)
+    assert (found.rows, found.searched_to) == ([], "2026-01-05")
+    assert found.after == "captions/model=m1/date=2026-01-04/s.parquet:0"
+
+
+def test_a_page_reads_what_it_shows(s3_bucket_name):
+    """A first page costs S3 a listing and one shard, a later one begins at its own shard, a search takes each once."""
+    store = open_bucket(f"s3://{s3_bucket_name}/archive")
+    for night in range(1, 29):
+        write(store, [row(f"{night}-{number}") for number in range(5)], night=f"2026-01-{night:02}", shard="s")
+    requests = []
+    store.client.meta.events.register("before-send.s3", lambda request, **_: requests.append(request.url))
+
+    def ask(filters, after="", seconds=60.0):
+        requests.clear()
+        found = browse.page(browse.shards(store), filters, store=store, size=3, after=after, seconds=seconds)
+        return [each["image_key"] for each in found.rows], len(requests) - 1
+
+    assert ask(Filters()) == (["28-0", "28-1", "28-2"], 1)
+    assert ask(Filters(), "captions/model=m1/date=2026-01-03/s.parquet:1") == (["3-1", "3-2", "3-3"], 1)
+    assert ask(Filters(night="2026-01-05")) == (["5-0", "5-1", "5-2"], 1)
+    assert ask(Filters(words="zebra")) == ([], 28)
+    assert ask(Filters(words="zebra"), seconds=0.0) == ([], 1)
+
+
+def test_shards_that_go_meanwhile(bucket):
+    """A shard that is pruned after it was listed is passed over, and hides nothing of the shard that follows it."""
+    for night in (1, 2, 3):
+        write(bucket, [row(f"{night}-{number}") for number in range(3)], night=f"2026-01-0{night}", shard="s")
+    listed = browse.shards(bucket)
+    bucket.delete(listed[1].key)
+    for after, expected in (("", ["3-0", "3-1", "3-2", "1-0"]), (f"{listed[1].key}:2", ["1-0", "1-1", "1-2"])):
+        found = browse.page(listed, Filters(), store=bucket, size=4, after=after)
+        assert [each["image_key"] for each in found.rows] == expected
+
+
+def test_other_filters_from_the_same_place(tmp_path):
+    """Where the shard at which the page before ended does not pass, the next that does is shown from its first row."""
+    store = open_bucket(str(tmp_path))
+    write(store, [row("a"), row("b")], night="2026-01-02", shard="s", version="m2")
+    write(store, [row("c"), row("d", error="bad")], night="2026-01-01", shard="s")
+    listed = browse.shards(store)
+    after = browse.page(listed, Filters(), store=store, size=1).after
+    for filters, expected in (
+        ({}, ["b", "c", "d"]),
+        ({"version": "m1"}, ["c", "d"]),
+        ({"night": "2026-01-01"}, ["c", "d"]),
+        ({"status": "failed"}, ["d"]),
+        ({"version": "m2"}, ["b"]),
+        ({"night": "2026-01-03"}, []),
+    ):
+        found = browse.page(listed, Filters(**filters), store=store, size=9, after=after)
+        assert ([each["image_key"] for each in found.rows], found.after) == (expected, None)
+
+
+def test_a_shard_that_can_not_be_read(bucket):
+    """It is named, instead of captions that are silently missing."""
+    bucket.put("captions/model=m1/date=2026-01-01/s.parquet", b"nothing")
+    with pytest.raises(PipelineError, match=r"date=2026-01-01/s\.parquet is not a readable Parquet file"):
+        browse.page(browse.shards(bucket), Filters(), store=bucket, size=1)
+
+
+@pytest.mark.parametrize("limit", [0, -0.1, 1.1, float("nan")])
+def test_limits_that_are_no_probability(limit):
+    """None is below 0, so that is no filter either: a link to the next page would leave it out."""
+    with pytest.raises(ValidationError, match="unsure"):
+        Filters(unsure=limit)
+
+
+@pytest.mark.parametrize(
+    "after", ["nothing", "a:1", "../../etc/passwd:0", "captions/model=m1/date=2026-01-01/s.parquet:x"]
+)
+def test_a_page_that_is_no_more(tmp_path, after):
+    """A place that names no shard is refused, and nothing is read."""
+    store = open_bucket(str(tmp_path))
+    write(store, [row("a")], night="2026-01-01", shard="s")
+    with pytest.raises(PipelineError, match="no longer exists"):
+        browse.page(browse.shards(store), Filters(), store=store, size=1, after=after)
+
+
+def test_all_that_was_said_of_a_picture(tmp_path):
+    """Rows of all models and nights, the newest first."""
+    store = open_bucket(str(tmp_path))
+    write(
+        store,
+        [row("a"), {**row("b", "a cat"), "captioned_at": datetime(2026, 1, 1, tzinfo=UTC)}],
+        night="2026-01-01",
+        shard="s",
+    )
+    write(
+        store,
+        [{**row("b", "two cats"), "captioned_at": datetime(2026, 1, 2, tzinfo=UTC)}],
+        night="2026-01-02",
+        shard="s",
+        version="m2",
+    )
+    assert [each["caption"] for each in browse.image_captions("b", store=store)] == ["two cats", "a cat"]
+    assert browse.image_captions("c", store=store) == []
+
+
+def test_models_and_their_promotions(trained):
+    """A model that was neither evaluated nor promoted is listed all the same."""
+    [model] = browse.models(trained.store)
+    assert (model.metadata.version, model.is_champion) == (trained.model.version, False)
+    assert (model.metrics, model.promoted) == (None, None)

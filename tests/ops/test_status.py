@@ -1,0 +1,132 @@
+"""The output of ``captioning status``."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from pipeline.captioner import registry
+from pipeline.config import DecodingConfig
+from pipeline.data import corrections
+from pipeline.errors import PipelineError
+from pipeline.evaluation.evaluate import evaluate_model
+from pipeline.evaluation.promotion_gate import GateConfig, run_gate
+from pipeline.ops import status
+from pipeline.storage import json, layout, open_bucket
+from pipeline.work import runs
+from tests.support import toy
+from tests.support.nights import night
+
+BEAM = DecodingConfig(beam_width=2)
+
+
+@pytest.fixture
+def shown(capsys):
+    """Show a store, and return the output."""
+
+    def show(store, limit=0, under="", inbox=None):
+        status.show(store, inbox=(inbox or store).uri, limit=limit, under=under)
+        return capsys.readouterr().out
+
+    return show
+
+
+def test_an_empty_store(bucket, shown):
+    """The status says how to begin, and where captions will be."""
+    text = shown(bucket, limit=5)
+    assert "No model has been promoted" in text
+    assert "trigger a retraining" in text
+    assert f"captions:    {bucket.url('captions/')}" in text.splitlines()
+
+
+def test_a_used_store(bucket, shown, trained, tmp_path, monkeypatch):
+    """The champion, every model with its scores, the runs with their counts, errors by kind, and the captions."""
+    monkeypatch.setattr("pipeline.metrics.java.available", lambda: False)
+    version = trained.model.version
+    toy.copy(trained.store, bucket, "models/", "encoders/", "features/", "datasets/")
+    metrics = evaluate_model(version, store=bucket, decoding=BEAM, max_failed_fraction=0)
+    run_gate(version, run="r1", decoding=BEAM, config=GateConfig(), store=bucket)
+    other = trained.model.model_copy(update={"version": "not-evaluated-yet"})
+    json.write(other, layout.model_metadata(other.version), bucket)
+    inbox = open_bucket(str(tmp_path / "inbox"))
+    for number, colour in enumerate(toy.COLOURS):
+        inbox.put(f"garden/{colour}.jpg", toy.picture(colour, number))
+    for name in ("house/a.jpg", "house/b.jpg"):
+        inbox.put(name, b"")
+    for run in ("n1", "n2"):
+        night(run, inbox, bucket, max_failed_fraction=0.5)
+
+    inbox.put("house/c.jpg", toy.picture("red", 9))
+    lines = shown(bucket, limit=3, inbox=inbox).splitlines()
+    [row] = [line for line in lines if line.startswith("│") and version in line]
+    assert "champion" in row
+    assert f"{metrics.cider:.3f}" in row
+    [row] = [line for line in lines if line.startswith("│") and other.version in line]
+    assert "not evaluated" in row
+    assert "champion" not in row
+    [retraining] = [line for line in lines if line.startswith("retraining r1:")]
+    assert "the first champion" in retraining
+    nights = [line for line in lines if line.startswith("night ")]
+    assert [line.partition(":")[0] for line in nights] == ["night n2", "night n1"]
+    assert "6 images listed = 0 captioned + 0 failed + 6 done before; features of 0 extracted" in nights[0]
+    assert "6 images listed = 4 captioned + 2 failed + 0 done before; features of 6 extracted" in nights[1]
+    assert lines.count("    2 × the file is empty") == 2
+    assert f"{inbox.uri}: 7 images = 4 captioned by the champion + 2 failed + 1 pending" in lines
+    shown_keys = [line.split("│")[1].strip() for line in lines if ".jpg" in line]
+    assert shown_keys == ["garden/blue.jpg", "garden/green.jpg", "garden/red.jpg"]
+    report = layout.evaluation(version, metrics.dataset, BEAM).report
+    assert lines[-1] == f"report:      {bucket.url(report)}"
+
+    [row, _] = [line for line in shown(bucket, limit=9, under="house/").splitlines() if ".jpg" in line]
+    assert "failed: the file is empty" in row
+    assert ".jpg" not in shown(bucket)
+
+
+def test_failed_and_running_runs(trained, shown, tmp_path):
+    """A failed run is shown with its message, a failed night with its errors, too; a run that has begun is running."""
+    store, inbox = open_bucket(str(tmp_path / "store")), open_bucket(str(tmp_path / "inbox"))
+    toy.copy(trained.store, store, "models/", "encoders/")
+    registry.promote(trained.model.version, store)
+    inbox.put("red.jpg", toy.picture("red"))
+    for name in ("a.jpg", "b.jpg"):
+        inbox.put(name, b"")
+    with pytest.raises(PipelineError, match="2 of 3 images failed"):
+        night("n1", inbox, store)
+    begun = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
+    runs.write_record(runs.NightRecord(run="n2", started_at=begun, listed=5), store)
+    runs.write_record(runs.RetrainingRecord(run="r1", started_at=begun), store)
+    runs.end_run(runs.RETRAINING, "r2", "train: the disk is full", store)
+    lines = shown(store, inbox=inbox).splitlines()
+    [failed] = [line for line in lines if line.startswith("night n1:")]
+    assert failed.startswith("night n1: failed: 2 of 3 images failed, more than the allowed 20%")
+    assert "    2 × the file is empty" in lines[lines.index(failed) :]
+    assert "night n2: running since 2026-01-02 03:04 UTC" in lines
+    assert "retraining r1: running since 2026-01-02 03:04 UTC" in lines
+    assert "retraining r2: failed: train: the disk is full" in lines
+
+
+def test_corrections_are_counted(bucket, shown):
+    """Where there are corrections, a line says how many, and where they are."""
+    assert "corrections:" not in shown(bucket)
+    for caption in ("a red square", "a nice red square"):
+        corrections.add(
+            toy.picture("red"),
+            caption=caption,
+            wrong_caption="a dog",
+            model_version="v",
+            corrected_by="a",
+            store=bucket,
+        )
+    assert f"corrections: 2 better captions in {bucket.url('corrections/')}" in shown(bucket).splitlines()
+
+
+def test_square_brackets_in_a_key(trained, shown, tmp_path):
+    """A key that looks like the markup of a terminal is shown as it is."""
+    store, inbox = open_bucket(str(tmp_path / "store")), open_bucket(str(tmp_path / "inbox"))
+    toy.copy(trained.store, store, "models/", "encoders/")
+    registry.promote(trained.model.version, store)
+    for name in ("a[red]b.jpg", "x[/].jpg"):
+        inbox.put(name, toy.picture("red"))
+    night("n", inbox, store)
+    text = shown(store, limit=5)
+    assert "a[red]b.jpg" in text
+    assert "x[/].jpg" in text

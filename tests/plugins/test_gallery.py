@@ -1,0 +1,464 @@
+"""The gallery inside Airflow's API server: access, uploads, and the content of the pages."""
+
+import html
+import json
+from datetime import UTC, datetime
+from urllib.parse import urlencode
+
+import boto3
+import pytest
+
+from captioning.gallery import dependencies
+from pipeline.config import DecodingConfig
+from pipeline.data import corrections
+from pipeline.data.images import MAX_BYTES
+from pipeline.evaluation.evaluate import evaluate_model
+from pipeline.serving import client
+from pipeline.serving.server import Answer, ScoredCaption
+from pipeline.storage import LocalBucket, layout, open_bucket
+from pipeline.work import runs
+from pipeline.work.runs import NightRecord
+from tests.support import toy
+from tests.support.caption_tables import row, write
+
+HOSTILE = "<img src=x onerror=alert(1)>\"'&{{ 7*7 }}"
+
+ANSWER = Answer(version="m1", captions=[ScoredCaption(caption=HOSTILE, log_prob=-0.5, probability=0.4)])
+
+
+@pytest.fixture(scope="module")
+def server(airflow_home):
+    """Airflow's API server in this process, and a function from a user's role to a token."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "0" * 64)
+        patch.setenv("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS", "someone:viewer")
+        patch.setenv("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE", str(airflow_home / "passwords.json"))
+        from airflow.api_fastapi.app import create_app, get_auth_manager
+        from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+
+        app = create_app("core")
+
+        def token(role):
+            return get_auth_manager().generate_jwt(SimpleAuthManagerUser(username="someone", role=role))
+
+        yield app, token
+
+
+@pytest.fixture
+def buckets(tmp_path, monkeypatch):
+    """An inbox of two photographs, one of them with a hostile name, and their captions in a store."""
+    store, inbox = open_bucket(str(tmp_path / "store")), open_bucket(str(tmp_path / "inbox"))
+    etag = inbox.put("red.jpg", toy.picture("red"))
+    inbox.put(f"{HOSTILE}.jpg", toy.picture("blue"))
+    (tmp_path / "secret.jpg").write_bytes(toy.picture("green"))
+    rows = [
+        {**row("red.jpg", "a ball"), "image_etag": etag},
+        row(f"{HOSTILE}.jpg", HOSTILE),
+        row("x.jpg", error=HOSTILE),
+    ]
+    write(store, rows, night="2026-01-01", shard="s")
+    monkeypatch.setenv("CAPTION_STORE", store.uri)
+    monkeypatch.setenv("CAPTION_INBOX", inbox.uri)
+    return store, inbox, etag
+
+
+@pytest.fixture
+def visit(server, buckets):
+    """A function that gets or posts as a user of some role, or of none."""
+    from starlette.testclient import TestClient
+
+    app, token = server
+    with TestClient(app, base_url="http://127.0.0.1:8080", raise_server_exceptions=False) as client:
+
+        def ask(path, *, role="admin", method="GET", cookie=False, headers=None, **options):
+            client.cookies.clear()
+            headers = dict(headers or {})
+            if role and cookie:
+                client.cookies.set("_token", token(role))
+            elif role:
+                headers["Authorization"] = f"Bearer {token(role)}"
+            return client.request(method, f"/captions{path}", headers=headers, **options)
+
+        yield ask
+
+
+@pytest.fixture
+def answering(monkeypatch):
+    """A captioning process that always gives the same answer, and the calls that it got."""
+    from captioning.gallery import routes as module
+
+    calls = []
+
+    class Always:
+        def caption(self, data):
+            calls.append(data)
+            if isinstance(self.answer, Exception):
+                raise self.answer
+            return self.answer
+
+        def warm(self):
+            calls.append("warm")
+
+    always = Always()
+    always.answer = ANSWER
+    monkeypatch.setattr(module, "worker", always)
+    return always, calls
+
+
+def routes():
+    """Method and an example of the path of every route of the gallery."""
+    from fastapi.routing import APIRoute
+
+    from captioning.gallery.routes import app
+
+    values = {"version": "m1", "name": "gallery.css"}
+    found = [(method, route.path.format(**values)) for route in app.routes for method in sorted(route.methods)]
+    assert all(isinstance(route, APIRoute) for route in app.routes), "a mounted application is not protected"
+    assert len(found) >= 9
+    return found
+
+
+def test_nobody_gets_in_without_a_login(visit):
+    """Each route, including static files, refuses users who are not logged in; no page describes the API."""
+    for method, path in routes():
+        answer = visit(path, role=None, method=method)
+        assert (answer.status_code, set(answer.json())) == (401, {"detail"}), path
+        assert visit(path, role=None, method=method, headers={"Authorization": "Bearer x"}).status_code in (401, 403)
+    for path in ("/docs", "/redoc", "/openapi.json"):
+        assert visit(path).status_code == 404
+
+
+def test_each_route_opens_with_a_login(visit, answering):
+    """By the cookie of Airflow's login and by a token; none fails."""
+    for method, path in routes():
+        if method == "GET":
+            assert visit(path, cookie=True, role="viewer").status_code in (200, 404, 422), path
+    for path in (
+        "/",
+        "/nights",
+        "/models",
+        "/try",
+        "/static/gallery.css",
+        "/image?key=red.jpg",
+        "/thumbnail?key=red.jpg",
+    ):
+        assert visit(path, role="viewer").status_code == 200, path
+
+
+def test_users_who_cannot_see_the_dag_see_no_captions(visit, monkeypatch):
+    """The permissions are those of the DAG that writes the captions."""
+    from airflow.api_fastapi.app import get_auth_manager
+
+    asked = []
+
+    def none(**question):
+        asked.append(question)
+        return False
+
+    monkeypatch.setattr(get_auth_manager(), "is_authorized_dag", none)
+    for method, path in routes():
+        assert visit(path, method=method).status_code == 403, path
+    assert {question["details"].id for question in asked} == {"caption_new_images"}
+
+
+def test_viewers_change_nothing(visit, answering, buckets):
+    """A viewer can neither caption an upload nor correct a caption, and the pages do not offer it."""
+    store, _, _ = buckets
+    for path in ("/caption", "/corrections?caption=a+dog&image_key=red.jpg"):
+        assert visit(path, role="viewer", method="POST", content=b"x").status_code == 403
+    assert "you need permission to trigger the DAG" in visit("/try", role="viewer").text
+    assert "Correct the caption" not in visit("/image?key=red.jpg", role="viewer").text
+    assert (corrections.count(store), answering[1]) == (0, [])
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"},
+        {"Sec-Fetch-Site": "same-site", "Origin": "http://127.0.0.1:8080"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {},
+    ],
+)
+def test_posts_of_other_sites_are_refused(visit, answering, buckets, headers):
+    """Where the login's cookie is sent with them; also where the browser states no origin."""
+    store, _, _ = buckets
+    for path in ("/caption", "/corrections?caption=a+dog&image_key=red.jpg"):
+        answer = visit(path, method="POST", cookie=True, content=b"x", headers=headers)
+        assert (answer.status_code, "another site" in answer.json()["detail"]) == (403, True)
+    assert (corrections.count(store), answering[1]) == (0, [])
+
+
+@pytest.mark.parametrize("headers", [{"Sec-Fetch-Site": "same-origin"}, {"Origin": "http://127.0.0.1:8080"}])
+def test_posts_of_the_page_itself_are_taken(visit, answering, headers):
+    """Of a browser with the login's cookie."""
+    answer = visit("/caption", method="POST", cookie=True, content=b"picture", headers=headers)
+    assert (answer.status_code, answer.json()) == (200, ANSWER.model_dump())
+    assert answering[1] == [b"picture"]
+
+
+def test_a_program_posts_with_its_token(visit, answering):
+    """It states no origin and needs none."""
+    assert visit("/caption", method="POST", content=b"picture").json()["captions"][0]["probability"] == 0.4
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (client.BadPictureError("not a picture"), 422),
+        (client.BusyError("too many"), 503),
+        (client.TimeLimitError("too long"), 504),
+        (client.UnavailableError("no champion"), 503),
+    ],
+)
+def test_errors_of_the_captioner(visit, answering, error, status):
+    """The status is for programs, the message for people."""
+    answering[0].answer = error
+    answer = visit("/caption", method="POST", content=b"x")
+    assert (answer.status_code, answer.json()) == (status, {"detail": str(error)})
+    assert ("retry-after" in answer.headers) == (status == 503)
+
+
+def test_uploads_are_bounded(visit, answering, monkeypatch):
+    """In size, whatever the request states, in time, and in number at a time."""
+    import asyncio
+
+    from captioning.gallery import access
+
+    assert visit("/caption", method="POST", content=bytes(MAX_BYTES + 1)).status_code == 413
+
+    def chunks():
+        for _ in range(1 + MAX_BYTES // 1_000_000):
+            yield bytes(1_000_000)
+
+    assert visit("/caption", method="POST", content=chunks()).status_code == 413
+    monkeypatch.setattr(access, "UPLOAD_SECONDS", 0)
+    assert visit("/caption", method="POST", content=b"x").status_code == 408
+    monkeypatch.setattr(access, "_upload_slots", asyncio.Semaphore(0))
+    answer = visit("/caption", method="POST", content=b"x")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "10")
+    assert answering[1] == []
+
+
+def test_hostile_names_and_captions_are_text(visit):
+    """Text that looks like markup or like a template is shown as it is written, on every page."""
+    key = f"{HOSTILE}.jpg"
+    query = urlencode({"key": key})
+    for path in ("/", f"/image?{query}", "/?" + urlencode({"words": HOSTILE}), "/?status=failed"):
+        page = visit(path, headers={"Accept": "text/html"}).text
+        assert "&lt;img src=x" in page, path
+        assert "<img src=x" not in page
+        assert HOSTILE in html.unescape(page)
+    assert visit(f"/thumbnail?{query}").headers["content-type"] == "image/jpeg"
+    for path in ("/nothing/" + HOSTILE, "/image?" + urlencode({"key": HOSTILE}), "/?night=" + HOSTILE):
+        assert "<img src=x" not in visit(path, headers={"Accept": "text/html"}).text
+
+
+def test_pages_may_do_nothing_more(visit):
+    """No page loads, frames or runs anything but the gallery's own files."""
+    for path in ("/", "/nothing", "/static/gallery.js"):
+        headers = visit(path).headers
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert "unsafe" not in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    "key", ["../secret.jpg", "/etc/passwd", "..", "a/../../secret.jpg", "%2e%2e/secret.jpg", "\0", "missing.jpg"]
+)
+def test_nothing_outside_is_read(visit, buckets, key):
+    """No key leads out of the inbox, and no name out of the static files or the models."""
+    assert visit("/thumbnail", params={"key": key}).status_code == 404
+    assert visit("/corrections", method="POST", params={"image_key": key, "caption": "a dog"}).status_code == 422
+    for path in ("/static/..%2Froutes.py", "/static/routes.py", "/models/..%2F..%2Fsecret/report", "/models/../report"):
+        assert visit(path).status_code == 404
+    assert corrections.count(buckets[0]) == 0
+
+
+def test_a_correction_is_stored(visit, buckets):
+    """It names a picture of the inbox; of an upload it stores the bytes."""
+    store, _, etag = buckets
+    form = {"caption": "a red ball", "wrong_caption": "a ball", "model_version": "m1"}
+    inside = visit("/corrections", method="POST", params={**form, "image_key": "red.jpg", "image_etag": etag})
+    outside = visit("/corrections", method="POST", params=form, content=toy.picture("green"))
+    assert (inside.status_code, outside.status_code) == (201, 201)
+    first, second = corrections.read(store).to_pylist()
+    assert (first["image_key"], first["image_etag"], first["caption"]) == ("red.jpg", etag, "a red ball")
+    assert (second["image_key"], second["wrong_caption"], second["corrected_by"]) == (None, "a ball", "someone")
+    assert store.get(f"{layout.CORRECTIONS}{second['picture']}") == toy.picture("green")
+
+
+@pytest.mark.parametrize(
+    ("form", "content", "message"),
+    [
+        ({"caption": " "}, toy.picture("red"), "caption"),
+        ({"caption": "a dog"}, b"no picture", "picture"),
+        ({"caption": "a dog", "image_key": "red.jpg", "image_etag": "older"}, b"", "written or removed"),
+        ({}, b"", "caption"),
+    ],
+)
+def test_bad_corrections_are_refused(visit, buckets, form, content, message):
+    """With a message, and nothing is stored."""
+    answer = visit("/corrections", method="POST", params=form, content=content)
+    assert (answer.status_code, message in answer.json()["detail"]) == (422, True), answer.json()
+    assert corrections.count(buckets[0]) == 0
+
+
+def test_a_thumbnail_keeps_its_shape(visit, buckets):
+    """It is small, and a browser may cache it by its etag."""
+    import io
+
+    from PIL import Image
+
+    _, inbox, _ = buckets
+    buffer = io.BytesIO()
+    Image.new("RGB", (2000, 1000), "red").save(buffer, "PNG")
+    etag = inbox.put("wide.png", buffer.getvalue())
+    answer = visit("/thumbnail", params={"key": "wide.png", "etag": etag})
+    assert Image.open(io.BytesIO(answer.content)).size == (320, 160)
+    assert "immutable" in answer.headers["cache-control"]
+    assert Image.open(io.BytesIO(visit("/thumbnail?key=wide.png&whole=true").content)).size == (1280, 640)
+    assert visit("/thumbnail", params={"key": "wide.png", "etag": "older"}).status_code == 404
+
+
+def test_empty_pages(visit, tmp_path, monkeypatch):
+    """An empty page says what to do."""
+    monkeypatch.setenv("CAPTION_STORE", (tmp_path / "nothing").as_uri())
+    for path, text in (
+        ("/", "No captions yet"),
+        ("/nights", "No night has run yet"),
+        ("/models", "No model has been trained"),
+    ):
+        assert text in visit(path).text
+
+
+def test_errors_have_pages(visit):
+    """A person sees a page that says what to do, a program JSON."""
+    page = visit("/", role=None, headers={"Accept": "text/html"})
+    assert (page.status_code, "Log in to Airflow" in page.text) == (401, True)
+    assert "../api/v2/auth/login?next=http" in page.text
+    page = visit("/image?key=x", headers={"Accept": "text/html"})
+    assert (page.status_code, "There are no captions" in page.text) == (404, True)
+    page = visit("/?after=gone:1", headers={"Accept": "text/html"})
+    assert (page.status_code, "pruned" in page.text) == (409, True)
+    assert "night" in visit("/?night=x").json()["detail"]
+
+
+def test_a_store_that_is_down_has_a_page(visit, monkeypatch):
+    """It says no more than that; the details are in the log."""
+    monkeypatch.setattr(LocalBucket, "list", lambda *_: (_ for _ in ()).throw(ConnectionError("10.0.0.7 is away")))
+    page = visit("/", headers={"Accept": "text/html"})
+    assert (page.status_code, "is not readable" in html.unescape(page.text), "10.0.0.7" in page.text) == (
+        500,
+        True,
+        False,
+    )
+
+
+def test_a_report_is_shown_and_runs_nothing(visit, trained, buckets):
+    """The report of the newest evaluation, in a sandbox."""
+    store, _, _ = buckets
+    version = trained.model.version
+    missing = visit("/models/m2/report")
+    assert (missing.status_code, "There is no model 'm2'" in missing.json()["detail"]) == (404, True)
+    toy.copy(trained.store, store, layout.MODELS, layout.DATASETS, layout.ENCODERS, layout.FEATURES)
+    for evaluation in list(store.list(layout.evaluations(version))):
+        store.delete(evaluation.key)
+    missing = visit(f"/models/{version}/report")
+    assert (missing.status_code, "was not evaluated" in missing.json()["detail"]) == (404, True)
+    for decoding in (DecodingConfig(beam_width=2), DecodingConfig(beam_width=1)):
+        evaluate_model(version, store=store, decoding=decoding, max_failed_fraction=0.05)
+        report = f"<h1>{decoding}</h1><script>alert(1)</script>".encode()
+        store.put(layout.evaluation(version, trained.model.dataset, decoding).report, report)
+        answer = visit(f"/models/{version}/report")
+        assert (answer.status_code, answer.content) == (200, report)
+        assert answer.headers["content-security-policy"].startswith("sandbox; default-src 'none'")
+
+
+def test_filters_of_a_form_come_through(visit):
+    """A form sends empty values for the fields that are not used."""
+    page = visit("/?words=ball&night=&version=&status=&unsure=").text
+    assert ("red.jpg" in page, "onerror" in page) == (True, False)
+    assert "Nothing found" in visit("/?unsure=0.01").text
+
+
+def test_the_end_of_the_pages(visit):
+    """If a full page was the last, the next one does not say that nothing was found at all."""
+    end = {"words": "ball", "after": "captions/model=m1/date=2026-01-01/s.parquet:1"}
+    page = visit("/", params=end).text
+    assert ("No older captions match" in page, "No captions match" in page) == (True, False)
+
+
+def test_drift_is_plotted(visit, buckets):
+    """A dot per night and reference, those beyond the limit among them; warnings and errors are in the table."""
+    store, _, _ = buckets
+    first = NightRecord(
+        run="n1",
+        status="succeeded",
+        started_at=datetime(2026, 1, 1, 2, tzinfo=UTC),
+        version="m1",
+        listed=1200,
+        captioned=3,
+        failed=1,
+        already_done=4,
+        images_per_second=2.5,
+        errors={"the file is empty": 1},
+        drift={"the model's test": {"features": 0.1, "failed": 0.0}},
+    )
+    update = {
+        "run": "n2",
+        "started_at": datetime(2026, 1, 2, 2, tzinfo=UTC),
+        "drift": {**first.drift, "earlier nights": {"features": -2.0, "failed": 0.0}},
+        "warnings": [HOSTILE],
+    }
+    for record in (first, first.model_copy(update=update)):
+        runs.write_record(record, store)
+    text = visit("/nights").text
+    assert (text.count("<circle"), text.count(" beyond")) == (6, 1)
+    assert "2026-01-02: -2.00 from earlier nights" in text
+    assert 'href="./?night=2026-01-01"' in text
+    assert "night=2026-01-02" not in text, "nothing was written under this date"
+    assert "1,200" in text
+    assert "1 × the file is empty" in text
+    assert "<img src=x" not in text
+
+
+def test_nights_that_failed_or_run(visit, buckets):
+    """The table shows the status and the error message; counts that are not known yet stay empty."""
+    store, _, _ = buckets
+    started = datetime(2026, 1, 3, 2, tzinfo=UTC)
+    runs.write_record(NightRecord(run="n1", started_at=started), store)
+    assert ">running<" in visit("/nights").text
+    runs.end_run(runs.NIGHT, "n1", f"extract[3]: {HOSTILE}", store)
+    text = visit("/nights").text
+    assert (">failed<" in text, ">running<" in text, ">0<" in text) == (True, False, False)
+    assert f"extract[3]: {HOSTILE}" in html.unescape(text)
+    assert "<img src=x" not in text
+
+
+def test_s3_is_reached_by_airflows_connection(visit, s3_bucket_name, s3_server, monkeypatch):
+    """Where the API server's own environment has no credentials, the connection of the tasks serves the pages too."""
+    uri = f"s3://{s3_bucket_name}/gallery"
+    store = open_bucket(uri)
+    write(store, [row("far.jpg")], night="2026-01-01", shard="s")
+    etag = store.put("inbox/far.jpg", toy.picture("red"))
+    extra = {"endpoint_url": s3_server, "region_name": "us-east-1"}
+    connection = {"conn_type": "aws", "login": "test", "password": "test", "extra": extra}
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name)
+    boto3.setup_default_session()
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
+    monkeypatch.setenv("CAPTION_STORE", uri)
+    monkeypatch.setenv("CAPTION_INBOX", f"{uri}/inbox")
+    dependencies._connection.cache_clear()
+    assert "far.jpg" in visit("/").text
+    assert visit("/thumbnail", params={"key": "far.jpg", "etag": etag}).status_code == 200
+    assert dependencies.environment()["AWS_ENDPOINT_URL"] == s3_server
+    monkeypatch.delenv("AIRFLOW_CONN_AWS_DEFAULT")
+    dependencies._connection.cache_clear()
+    dependencies._open.cache_clear()
+    answer = visit("/", headers={"Accept": "text/html"})
+    assert (answer.status_code, "credentials" in answer.text) == (409, True)
+    dependencies._open.cache_clear()
+    boto3.setup_default_session()

@@ -1,0 +1,111 @@
+"""Our modules in Airflow's processes: each file is loaded under one name only, and plugins stay light."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.paths import PROJECT
+
+NAMES = """
+import collections, json, os, sys
+
+def names():
+    found = collections.defaultdict(list)
+    for name, module in list(sys.modules.items()):
+        spec = getattr(module, "__spec__", None)
+        file = getattr(module, "__file__", None) or (spec and spec.origin) or ""
+        if file.endswith(".py"):
+            found[os.path.realpath(file)].append(name)
+    return found
+
+print(json.dumps(names()))
+"""
+
+API_SERVER = """
+from starlette.testclient import TestClient
+from airflow.api_fastapi.app import create_app
+
+with TestClient(create_app("core")) as client:
+    assert client.get("/captions/nights").status_code == 401
+"""
+
+DAG_PROCESSOR = """
+from airflow.dag_processing.dagbag import BundleDagBag
+from airflow.plugins_manager import ensure_plugins_loaded
+
+ensure_plugins_loaded()
+bag = BundleDagBag("{bundle}", bundle_path="{bundle}", bundle_name="captioning")
+assert len(bag.dags) == 2 and not bag.import_errors
+"""
+
+TASK = """
+import os
+
+from airflow.dag_processing.dagbag import DagBag
+
+run = DagBag(os.path.abspath("dags")).dags["caption_new_images"].test()
+states = {instance.task_id: instance.state for instance in run.get_task_instances()}
+assert (run.state, states["list_inbox"], states["end_run"]) == ("failed", "failed", "success"), states
+"""
+
+
+@pytest.fixture
+def load(airflow_home, tmp_path):
+    """Runs code in a child process; returns the names under which it has loaded our files, by path in the checkout."""
+
+    def load(code):
+        environment = {
+            **os.environ,
+            "CAPTION_STORE": (tmp_path / "store").as_uri(),
+            "CAPTION_INBOX": (tmp_path / "inbox").as_uri(),
+        }
+        command = [sys.executable, "-c", code + NAMES]
+        done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        files = json.loads(done.stdout.splitlines()[-1])
+        ours = [f"{PROJECT}/{folder}/" for folder in ("dags", "pipeline", "plugins")]
+        return {
+            path.removeprefix(f"{PROJECT}/"): names for path, names in files.items() if path.startswith(tuple(ours))
+        }
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("code", "loaded"),
+    [
+        (API_SERVER, ["captioning_plugin", "captioning/run_notes", "captioning/gallery/routes"]),
+        (DAG_PROCESSOR.replace("{bundle}", str(PROJECT)), ["captioning_plugin", "captioning/operators"]),
+        (DAG_PROCESSOR.replace("{bundle}", str(PROJECT / "dags")), ["captioning_plugin", "captioning/operators"]),
+        (TASK, ["captioning_plugin", "captioning/run_notes", "captioning/operators"]),
+    ],
+    ids=["API server", "DAG processor, repository", "DAG processor, dags", "task"],
+)
+def test_each_file_has_one_name(load, code, loaded):
+    """The plugin file, the package and the DAG files: none is executed twice under different names."""
+    files = load(code)
+    assert {path: names for path, names in files.items() if len(names) > 1} == {}
+    for path in loaded:
+        assert files[f"plugins/{path}.py"] == [path.replace("/", ".")]
+
+
+PLUGINS = """
+import sys
+from airflow import plugins_manager
+
+apps, _ = plugins_manager.get_fastapi_plugins()
+assert plugins_manager.get_import_errors() == {}
+early = [name for name in ("pyarrow", "captioning.gallery.routes", "captioning.operators") if name in sys.modules]
+import captioning.gallery.routes
+heavy = [name for name in ("keras", "tensorflow", "jax", "torch", "openvino", "matplotlib") if name in sys.modules]
+assert ([app["name"] for app in apps], early, heavy) == (["Captions"], [], []), (apps, early, heavy)
+"""
+
+
+def test_plugins_are_light(load):
+    """Loading the plugins, which each part of Airflow does, does not load the gallery, and the gallery no Keras."""
+    files = load(PLUGINS)
+    assert [path for path in files if path.startswith("dags/")] == []

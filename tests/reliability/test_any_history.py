@@ -1,0 +1,219 @@
+"""Nights on any listing, with any history, broken off at any write: what holds whatever happened."""
+
+import os
+from collections import Counter
+from functools import partial
+from unittest.mock import patch
+
+import hypothesis.strategies as st
+import numpy as np
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from pipeline.captioner import registry
+from pipeline.captioner.captioner import Caption
+from pipeline.captioner.metadata import ModelMetadata
+from pipeline.config import DecodingConfig, TrainingConfig
+from pipeline.data.images import is_image
+from pipeline.features import encoder, extraction
+from pipeline.nightly import captions, reconcile
+from pipeline.nightly import night as nights
+from pipeline.storage import ObjectChangedError, ObjectNotFoundError, json, layout, parquet
+from pipeline.work import outcomes, runs
+from tests.support.memory import CrashError, MemoryBucket
+
+DECODING = DecodingConfig(beam_width=2)
+KEYS = st.sampled_from([f"{name}.jpg" for name in "abcdefghij"])
+CONTENTS = st.sampled_from([b"1", b"2", b"3", b"broken"])
+STEPS = ("plan extraction", "extract", "plan captions", "caption", "reconcile")
+"""Of a night, after the listing; one that has ended may be repeated from its first."""
+
+CRASHES = st.one_of(st.none(), st.tuples(st.integers(1, 6), st.booleans()))
+"""At which write from now the process ends, and whether before or after it; or that it doesn't."""
+
+
+def read_picture(bucket, decoders, image, **_):
+    """A picture of one brightness, or why there is none: as the real one, without a decoder."""
+    try:
+        data = bucket.get(image[0], etag=image[1])
+    except (ObjectNotFoundError, ObjectChangedError):
+        return outcomes.GONE
+    return "broken" if data == b"broken" else np.full((2, 2, 3), int(data), np.uint8)
+
+
+class Captioner:
+    """Captions that say how bright a picture is."""
+
+    def caption(self, vectors, decoding):
+        """A caption a vector."""
+        return [Caption(f"brightness {vector[0]:.0f}", -1.0, 0.5) for vector in vectors]
+
+    def standardized(self, vectors):
+        """The vectors."""
+        return vectors
+
+
+class Nights(RuleBasedStateMachine):
+    """Photographs come, change and go; models are promoted; nights are begun, go on side by side, and die."""
+
+    def __init__(self):
+        super().__init__()
+        self.inbox, self.store = MemoryBucket("inbox"), MemoryBucket("store")
+        self.runs = 0
+        self.next_step: dict[str, int] = {}
+        self.seen = set()
+        loaded = encoder.Encoder("e-1", (2, 2), (3,), 4, 1, lambda pictures: pictures.mean(axis=(1, 2)))
+        self.patches = [
+            patch.object(extraction, "open_source", lambda name, store: self.inbox),
+            patch.object(nights, "open_bucket", lambda uri: self.inbox),
+            patch.object(extraction, "read_picture", read_picture),
+            patch.object(encoder, "load", lambda encoder_id, store: loaded),
+            patch.object(captions, "load", lambda version, store: (Captioner(), None)),
+        ]
+        for each in self.patches:
+            each.start()
+
+    def teardown(self):
+        """After one more night of each kind everything is as if nothing had ever happened."""
+        self.store.crash_in = None
+        try:
+            self.finish("the night after")
+            record = self.finish("the last night")
+            assert (record.captioned, record.extracted) == (0, 0)
+        finally:
+            for each in self.patches:
+                each.stop()
+
+    @initialize(photographs=st.dictionaries(KEYS, CONTENTS, min_size=3))
+    def start(self, photographs):
+        """There are a model and some photographs."""
+        self.promote("v1")
+        for key, data in photographs.items():
+            self.inbox.put(key, data)
+
+    @rule(version=st.sampled_from(["v1", "v2"]))
+    def promote(self, version):
+        """A model becomes champion."""
+        metadata = ModelMetadata(
+            version=version,
+            created_at="2026-01-01T00:00:00Z",
+            encoder_id="e-1",
+            dataset="none",
+            max_length=5,
+            config=TrainingConfig(),
+            ensemble=[],
+            files={},
+        )
+        json.write(metadata, layout.model_metadata(version), self.store)
+        registry.promote(version, self.store)
+
+    @rule(key=KEYS, data=CONTENTS)
+    def arrive(self, key, data):
+        """A photograph arrives, or is written again, perhaps as it was."""
+        self.inbox.put(key, data)
+
+    @rule(key=KEYS)
+    def leave(self, key):
+        """A photograph is removed."""
+        self.inbox.delete(key)
+
+    @rule(archive=st.sampled_from(nights.Archive), retry_failed=st.booleans(), crash=CRASHES)
+    def begin(self, archive, retry_failed, crash):
+        """A night lists the inbox."""
+        self.runs += 1
+        run = f"n{self.runs}"
+
+        def step():
+            nights.list_inbox(run, inbox=self.inbox.uri, store=self.store, archive=archive, retry_failed=retry_failed)
+
+        if self.crashing(step, crash):
+            self.next_step[run] = 0
+
+    @precondition(lambda self: self.next_step)
+    @rule(moves=st.lists(st.tuples(st.integers(0, 9), st.integers(1, 4), CRASHES), min_size=2, max_size=12))
+    def go_on(self, moves):
+        """Nights do their next steps; where one dies in it, it is repeated at some later time."""
+        for which, size, crash in moves:
+            run = list(self.next_step)[which % len(self.next_step)]
+            step = self.next_step[run]
+            if self.crashing(partial(self.do, run, STEPS[step], size), crash):
+                self.next_step[run] = (step + 1) % len(STEPS)
+
+    @invariant()
+    def nothing_is_captioned_twice(self):
+        """No model has captioned a version of an image more than once, and no row has ever gone."""
+        rows = self.rows()
+        captioned = Counter(row[:3] for row in rows if row[3] == "ok")
+        assert max(captioned.values(), default=1) == 1
+        assert self.seen <= set(rows)
+        self.seen = set(rows)
+
+    @invariant()
+    def captions_tell_the_truth(self):
+        """A caption is that of the bytes with the etag in its row."""
+        for item in self.store.list(layout.CAPTIONS):
+            for row in parquet.read(item.key, self.store).to_pylist():
+                if row["status"] == "ok":
+                    brightness = row["caption"].removeprefix("brightness ").encode()
+                    probe = MemoryBucket("probe")
+                    probe.put("x", brightness)
+                    assert probe.etag("x") == row["image_etag"]
+
+    def finish(self, run):
+        """A whole night that nobody disturbs: then each photograph has a caption, or has failed for good."""
+        nights.list_inbox(run, inbox=self.inbox.uri, store=self.store)
+        for step in STEPS[:-1]:
+            self.do(run, step, 3)
+        record = reconcile.reconcile(run, store=self.store, max_failed_fraction=1, drift_limit=0.5)
+        assert record.listed == record.captioned + record.failed + record.already_done
+        version = registry.read_champion(self.store).version
+        rows = self.rows()
+        for item in self.inbox.list():
+            status = "failed" if self.inbox.get(item.key) == b"broken" else "ok"
+            assert (item.key, item.etag, version, status) in rows
+        return record
+
+    def do(self, run, step, size):
+        """A step of a night."""
+        if step == "plan extraction":
+            nights.plan_extraction(run, store=self.store, shard_size=size)
+        elif step == "extract":
+            for shard in runs.recorded_shards(run, runs.EXTRACTION, self.store):
+                extraction.extract(shard, store=self.store)
+        elif step == "plan captions":
+            nights.plan_captions(run, store=self.store, date=f"2026-01-0{size}", shard_size=size)
+        elif step == "caption":
+            for shard in runs.recorded_shards(run, runs.CAPTIONS, self.store):
+                captions.caption_shard(shard, store=self.store, decoding=DECODING, sidecars=False)
+        else:
+            reconcile.reconcile(run, store=self.store, max_failed_fraction=1, drift_limit=0.5)
+
+    def crashing(self, step, crash):
+        """Do it, and die at a write where ``crash`` says so; whether it came to its end."""
+        self.store.crash_in, self.store.crash_after_write = crash or (None, False)
+        try:
+            step()
+        except CrashError:
+            return False
+        finally:
+            self.store.crash_in = None
+        return True
+
+    def rows(self):
+        """Image, etag, model and status of every row of captions."""
+        return [
+            (row["image_key"], row["image_etag"], row["model_version"], row["status"])
+            for item in self.store.list(layout.CAPTIONS)
+            for row in parquet.read(item.key, self.store).to_pylist()
+        ]
+
+
+TestAnyHistory = Nights.TestCase
+TestAnyHistory.settings = settings(
+    max_examples=5000 if os.environ.get("CAPTION_STRESS") else 150, stateful_step_count=20, deadline=None
+)
+
+
+def test_the_inbox_of_these_tests_holds_photographs():
+    """All keys drawn here are those of photographs: a listing passes over none."""
+    assert all(is_image(f"{name}.jpg") for name in "abcdefghij")

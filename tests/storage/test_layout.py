@@ -1,0 +1,153 @@
+"""Keys of the store, and the names in them that are made of an image's key: every bucket takes these, no two agree."""
+
+from urllib.parse import unquote
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from pipeline.config import DecodingConfig
+from pipeline.storage import layout, open_bucket
+from pipeline.storage.layout import NAME_BYTES, PART_BYTES, safe_name
+from tests.support.keys import DOTTED_KEYS, NASTY_KEYS
+
+KEYS = st.one_of(
+    st.text(min_size=1, max_size=40),
+    st.text("/.%20aF\0\n", min_size=1, max_size=20),
+    st.text(min_size=1).map(lambda text: (text * 1020)[:1020]),
+    st.sampled_from(["a", "b", "x.json", ".json", "..", ".", "", "%2F", "é"]).flatmap(
+        lambda part: st.lists(st.just(part) | st.text(min_size=1, max_size=4), min_size=1, max_size=5).map("/".join)
+    ),
+).filter(bool)
+
+
+DATASET = "flickr8k/0123456789abcdef"
+RUN = "manual__2026-01-02T03:04:05.678+00:00"
+
+
+def test_places_of_the_store() -> None:
+    """Keys are those that docs/store.md promises to readers."""
+    assert layout.dataset_table(DATASET) == "datasets/flickr8k/0123456789abcdef/dataset.parquet"
+    assert layout.captions_folder("m1", "2026-01-02") == "captions/model=m1/date=2026-01-02"
+    assert layout.model_metadata("m1") == "models/m1/metadata.json"
+    assert layout.run_record(RUN) == "runs/manual__2026-01-02T03-04-05.678-00-00.json"
+
+
+def test_an_evaluation_has_a_place_of_its_own() -> None:
+    """Another dataset or another decoding is another place, so that no evaluation overwrites another."""
+    decodings = [DecodingConfig(beam_width=1), DecodingConfig(), DecodingConfig(mbr_samples=100)]
+    keys = [layout.evaluation("m1", DATASET, decoding) for decoding in decodings]
+    keys.append(layout.evaluation("m1", "other/0123456789abcdef", decodings[0]))
+    assert [each.folder.removeprefix(layout.evaluations("m1")) for each in keys] == [
+        "flickr8k-0123456789abcdef-greedy",
+        "flickr8k-0123456789abcdef-beam5",
+        "flickr8k-0123456789abcdef-beam5-mbr100",
+        "other-0123456789abcdef-greedy",
+    ]
+    assert len({key for each in keys for key in (each.captions, each.report, each.profile, each.metrics)}) == 16
+    assert layout.evaluation_of_metrics(keys[0].metrics) == keys[0]
+    assert layout.evaluation_of_metrics(keys[0].report) is None
+
+
+def test_names_are_found_in_keys() -> None:
+    """A listing tells datasets, models, shards and runs from what is beside them."""
+    assert layout.dataset_of_table(layout.dataset_table(DATASET)) == DATASET
+    assert layout.dataset_of_table(layout.ingest_report(DATASET)) is None
+    assert layout.model_of_metadata(layout.model_metadata("m1")) == "m1"
+    assert layout.model_of_metadata(layout.CHAMPION) is None
+    assert layout.shard_of_key(layout.shard("s")) == layout.shard_of_key(layout.shard_stats("s")) == "s"
+    assert layout.shard_of_key(layout.open_shards("features-e1")) is None
+    assert layout.shard_of_result(layout.shard_result(layout.features_folder("e1"), "s")) == "s"
+    shard = layout.shard_result(layout.captions_folder("m1", "2026-01-02"), "s")
+    assert layout.parse_caption_shard(shard) == ("m1", "2026-01-02")
+    assert layout.parse_caption_shard(f"{layout.CAPTIONS}notes.txt") is None
+
+
+def test_objects_of_a_run() -> None:
+    """The record and the profile stay after the run; its listing and its shards do not."""
+    listing, planned = layout.run_listing(RUN), layout.run_shards(RUN, "captions")
+    assert [layout.run_of_record(key) for key in (layout.run_record(RUN), listing)] == [True, False]
+    assert [layout.is_run_intermediate(key) for key in (listing, planned)] == [True, True]
+    assert not any(map(layout.is_run_intermediate, (layout.run_record(RUN), layout.run_profile(RUN))))
+
+
+def test_what_makes_others_complete() -> None:
+    """Models and encoders have an object that is written last; pointers are those that change."""
+    assert layout.is_completion_marker(layout.model_metadata("m1"))
+    assert layout.is_completion_marker(layout.encoder_files("e1"))
+    assert not layout.is_completion_marker(layout.evaluation("m1", DATASET, DecodingConfig()).metrics)
+    mutable = [layout.CHAMPION, layout.open_shards("features-e1"), layout.encoder_files("e1")]
+    assert all(map(layout.is_mutable, mutable))
+    assert all(key.startswith(layout.MUTABLE_PREFIXES) for key in mutable)
+    assert not any(map(layout.is_mutable, (layout.model_metadata("m1"), layout.shard("s"), layout.run_record(RUN))))
+
+
+@pytest.mark.parametrize("key", ["red.jpg", "2026/01/IMG 1.jpg", "déjà vu/100% blue + #1?.jpg", "e\u0301 – 猫🐈.jpg"])
+def test_a_key_that_every_bucket_takes_is_its_own_name(key: str) -> None:
+    """Only what some bucket would not take is changed."""
+    assert safe_name(key) == key
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("../x.jpg", "%2E./x.jpg"),
+        ("a/./.b", "a/%2E/%2Eb"),
+        ("/x.jpg", "%2Fx.jpg"),
+        ("a//b", "a/%2Fb"),
+        ("a/", "a%2F"),
+        ("///", "%2F%2F%2F"),
+        ("a\0\n", "a%00%0A"),
+        ("%2Fx.jpg", "%252Fx.jpg"),
+        ("%2fx.jpg", "%252fx.jpg"),
+        ("x.json/y.jpg", "x%2Ejson/y.jpg"),
+    ],
+)
+def test_what_some_bucket_would_not_take_is_escaped(key: str, name: str) -> None:
+    """Dots that hide or lead out, parts without a name, control characters, and what looks like an escape."""
+    assert safe_name(key) == name
+    assert unquote(name) == key
+
+
+@given(KEYS)
+def test_the_key_can_be_read_from_the_name(key: str) -> None:
+    """Decoding gives the key back, so that no two keys share a name; one too long gives a hash, which no key gives."""
+    name = safe_name(key)
+    assert len(name.encode()) <= NAME_BYTES
+    assert max(len(part.encode()) for part in name.split("/")) <= PART_BYTES
+    if name.startswith("%23"):
+        assert len(key.encode()) > PART_BYTES / 3
+        assert len(name) == 3 + 64
+    else:
+        assert unquote(name) == key
+
+
+@given(KEYS, KEYS)
+@example("%23" + "0" * 64, "a")
+@example("a" * 241, "a" * 242)
+def test_two_keys_have_two_names(one: str, other: str) -> None:
+    """And neither name, with a suffix, is that of a folder that contains the other."""
+    if one != other:
+        assert safe_name(one) != safe_name(other)
+    assert not f"{safe_name(other)}.json".startswith(f"{safe_name(one)}.json/")
+
+
+@settings(max_examples=100, deadline=None)
+@given(keys=st.lists(KEYS, max_size=5, unique=True))
+@example([*NASTY_KEYS, *DOTTED_KEYS])
+@example(["x.jpg", "x.jpg.json/y.jpg", "k" * 1020, "猫" * 340, "/".join("abc" * 200)])
+def test_every_bucket_takes_the_names(tmp_path_factory: pytest.TempPathFactory, keys: list[str]) -> None:
+    """A file system, the more particular of the two, keeps a file for each key and lists them all."""
+    bucket = open_bucket(str(tmp_path_factory.mktemp("bucket")))
+    for key in keys:
+        bucket.put(layout.sidecar(key), key.encode())
+    assert {bucket.get(item.key).decode() for item in bucket.list(layout.SIDECARS)} == set(keys)
+
+
+def test_s3_takes_the_names(s3_bucket_name: str) -> None:
+    """So does S3."""
+    bucket = open_bucket(f"s3://{s3_bucket_name}/names")
+    keys = [*NASTY_KEYS, *DOTTED_KEYS, "a\nb", "k" * 1020, "猫" * 340, "a\0"]
+    for key in keys:
+        bucket.put(layout.sidecar(key), key.encode())
+    assert {bucket.get(item.key).decode() for item in bucket.list()} == set(keys)

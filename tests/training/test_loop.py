@@ -1,0 +1,112 @@
+"""The training loop: its loss, the best epoch, and when it stops."""
+
+import numpy as np
+import pytest
+
+from pipeline.data.vocabulary import PAD
+from pipeline.training.loop import compile_for_training, evaluate_loss, train_epoch
+from tests.support import toy
+from tests.support.small_captioner import CAPTIONS, FEATURES, SENTENCES, VOCABULARY, build_model
+from tests.support.training import assert_same_weights, short, weights
+
+
+@pytest.fixture
+def model():
+    """A model that is ready to be trained."""
+    model = build_model()
+    compile_for_training(model, 1e-3)
+    return model
+
+
+def test_the_loss_of_whole_captions_is_that_of_their_expansion(model):
+    """The masked loss of batches of whole captions is that of every (image, prefix) → next word, one by one."""
+    whole = evaluate_loss(model, CAPTIONS.evaluation_batches(2))
+    losses = []
+    for image, ids in zip(CAPTIONS.image, CAPTIONS.ids, strict=True):
+        for length in range(1, len(ids)):
+            inputs = {"features": FEATURES[image][None], "words": np.array([ids[:length]], np.int32)}
+            logits = np.asarray(model(inputs, training=False))[0, -1]
+            losses.append(np.log(np.exp(logits).sum()) - logits[ids[length]])
+    assert len(losses) == sum(len(VOCABULARY.encode(text)) - 1 for text in SENTENCES)
+    assert whole == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_the_gradient_is_that_of_the_expansion():
+    """One step of gradient descent on a whole batch changes the weights as one on all its expanded prefixes does."""
+    import keras
+
+    after = []
+    for expanded in (False, True):
+        model = build_model()
+        compile_for_training(model, 1e-3)
+        model.optimizer = keras.optimizers.SGD(0.5)
+        [(inputs, targets, word_weights)] = CAPTIONS.evaluation_batches(5)
+        if expanded:
+            # Each prefix is a padded row of its own, of which only the word after the prefix counts.
+            prefixes = [(i, t) for i, t in np.argwhere(word_weights) if word_weights[i, t]]
+            words = np.full((len(prefixes), targets.shape[1]), PAD, np.int32)
+            last = np.zeros((len(prefixes), targets.shape[1]), np.float32)
+            for row, (i, t) in enumerate(prefixes):
+                words[row, : t + 1] = inputs["words"][i, : t + 1]
+                last[row, t] = 1
+            picked = [i for i, _ in prefixes]
+            inputs = {"features": inputs["features"][picked], "words": words}
+            targets, word_weights = targets[picked], last
+        model.train_on_batch(inputs, targets, word_weights / word_weights.sum())
+        after.append(model.get_weights())
+    for one, other in zip(*after, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_only_train_epoch_trains(model):
+    """``evaluate_loss`` leaves the weights as they are; ``train_epoch`` changes them, and the loss falls."""
+    before = model.get_weights()
+    first = evaluate_loss(model, CAPTIONS.evaluation_batches(2))
+    assert evaluate_loss(model, CAPTIONS.evaluation_batches(2)) == first
+    assert_same_weights(model.get_weights(), before)
+    for seed in range(3):
+        assert train_epoch(model, CAPTIONS.training_batches(2, np.random.default_rng(seed))) > 0
+    # The weights of the image's scale are no parameters, so some arrays stay.
+    assert any(not np.array_equal(one, other) for one, other in zip(model.get_weights(), before, strict=True))
+    assert evaluate_loss(model, CAPTIONS.evaluation_batches(2)) < first
+
+
+def test_train_epoch_returns_the_mean_loss_per_word():
+    """With a learning rate of 0 it is that of ``evaluate_loss``, whatever the batches."""
+    model = build_model()
+    compile_for_training(model, 0.0)
+    expected = evaluate_loss(model, CAPTIONS.evaluation_batches(5))
+    assert train_epoch(model, CAPTIONS.training_batches(2, np.random.default_rng(0))) == pytest.approx(
+        expected, rel=1e-5
+    )
+
+
+def test_early_stopping_keeps_the_best_epoch(trained, store, scripted):
+    """Training stops after ``patience`` epochs that improve nothing, and the model has the weights of the best one."""
+    seen = scripted(0.1, 0.5, 0.3, 0.4, 0.9, losses=[3.0, 2.0, 2.5, 2.1, 1.0])
+    model = toy.train(trained.inputs, store, short(epochs=9, patience=2))
+    [member] = model.ensemble
+    assert (member.best_epoch, len(member.epochs)) == (2, 4)
+    assert_same_weights(weights(model, store), seen[1])
+    assert any(not np.array_equal(best, last) for best, last in zip(seen[1], seen[-1], strict=True))
+
+
+def test_training_continues_while_the_loss_falls(trained, store, scripted):
+    """A CIDEr that stagnates does not end training where the loss on dev falls; the best CIDEr is kept."""
+    scripted(0.1, 0.5, 0.3, 0.4, 0.4, 0.9, losses=[3.0, 2.5, 2.2, 2.3, 2.1, 2.4])
+    [member] = toy.train(trained.inputs, store, short(epochs=6, patience=2)).ensemble
+    assert (member.best_epoch, len(member.epochs)) == (6, 6)
+
+
+def test_the_loss_decides_between_equal_scores(trained, store, scripted):
+    """While CIDEr is still 0, a falling loss on dev is progress: training does not stop, and keeps the last epoch."""
+    scripted(*[0.0] * 5)
+    [member] = toy.train(trained.inputs, store, short(epochs=5, patience=1)).ensemble
+    assert (member.best_epoch, len(member.epochs)) == (5, 5)
+
+
+def test_each_phase_has_its_own_patience(trained, store, scripted):
+    """The epochs of a second phase are not cut short because the best one of the first was long ago."""
+    scripted(0.9, 0.1, 0.1, 0.2, 0.3)
+    [member] = toy.train(trained.inputs, store, short(epochs=3, patience=3, scst_epochs=2)).ensemble
+    assert (member.best_epoch, len(member.epochs)) == (1, 5)

@@ -1,0 +1,205 @@
+"""Records of runs: how they begin, how they end, and the shards that a run works on."""
+
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+import pytest
+from pydantic import ValidationError
+
+from pipeline.errors import PipelineError
+from pipeline.storage import ObjectNotFoundError, layout
+from pipeline.work import runs, shards
+from pipeline.work.outcomes import IDENTITY
+from tests.support.memory import MemoryBucket
+
+START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+RUN = "scheduled__2026-01-02T03:04:05+00:00"
+"""A run id of Airflow."""
+
+
+@pytest.fixture
+def store():
+    """An empty bucket."""
+    return MemoryBucket("store")
+
+
+def night(run=RUN, *, hours=0, **fields):
+    """The record of a night that began some hours later than others."""
+    return runs.NightRecord(run=run, started_at=START + timedelta(hours=hours), **fields)
+
+
+def retraining(run=RUN, *, hours=0, **fields):
+    """The record of a retraining."""
+    return runs.RetrainingRecord(run=run, started_at=START + timedelta(hours=hours), **fields)
+
+
+# --- records ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        night(),
+        night(
+            status="succeeded",
+            finished_at=START,
+            version="m1",
+            listed=3,
+            captioned=2,
+            failed=1,
+            errors={"the file is empty": 1},
+            drift={"earlier nights": {"length": 0.2}},
+            seconds={"read": 1.5},
+        ),
+        retraining(dataset="toy/0123456789abcdef", encoder="random"),
+        retraining(status="failed", message="no space", finished_at=START, scores={"CIDEr": 0.9}),
+    ],
+    ids=lambda record: f"{record.kind} {record.status}",
+)
+def test_a_record_is_read_as_it_was_written(store, record):
+    """With its type, in an object whose name has no characters that tools reject."""
+    runs.write_record(record, store)
+    assert runs.read_record(RUN, store) == record
+    assert list(store.objects) == ["runs/scheduled__2026-01-02T03-04-05-00-00.json"]
+
+
+def test_a_new_record_is_running(store):
+    """Until its run ends, it has neither a message nor an end."""
+    record = night()
+    assert (record.status, record.message, record.finished_at) == ("running", "", None)
+
+
+@pytest.mark.parametrize("fields", [{"status": "done"}, {"listed": "many"}, {"finished_at": datetime(2026, 1, 2)}])
+def test_invalid_fields_are_refused(fields):
+    """Such as an unknown status, or a time without a zone."""
+    with pytest.raises(ValidationError, match=next(iter(fields))):
+        night(**fields)
+
+
+def test_a_missing_record_is_an_error(store):
+    """The error names its object."""
+    with pytest.raises(ObjectNotFoundError, match=r"runs/n1\.json"):
+        runs.read_record("n1", store)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"), [(b"{", "Invalid JSON"), (b'{"run": "n1"}', "kind"), (b'{"kind": "night"}', "started_at")]
+)
+def test_a_damaged_record_is_an_error(store, data, message):
+    """The error names its object and what is wrong."""
+    store.put(layout.run_record("n1"), data)
+    with pytest.raises(PipelineError, match=rf"runs/n1\.json is not a valid document: .*{message}"):
+        runs.read_record("n1", store)
+
+
+def test_the_newest_record_is_the_first(store):
+    """By the start of the run, not by its name, those that are still running among them; each kind by itself."""
+    records = [
+        night("b", hours=1, status="succeeded"),
+        night("c", hours=2, status="failed", message="no space"),
+        night("a", hours=3),
+    ]
+    for record in [records[1], records[2], records[0]]:
+        runs.write_record(record, store)
+    runs.write_record(retraining("r", hours=9), store)
+    assert list(runs.list_records(runs.NIGHT, store)) == records[::-1]
+    assert list(runs.list_records(runs.RETRAINING, store)) == [retraining("r", hours=9)]
+
+
+def test_other_objects_of_runs_are_no_records(store):
+    """The folder of a run holds its listing, its shards and its profile."""
+    runs.write_record(night("n1"), store)
+    runs.record_shards("n1", runs.CAPTIONS, ["s"], store)
+    store.put(layout.run_listing("n1"), b"")
+    store.put(layout.run_profile("n1"), b"{}")
+    assert list(runs.list_records(runs.NIGHT, store)) == [night("n1")]
+
+
+def test_there_are_no_records(store):
+    """An empty store has none."""
+    assert list(runs.list_records(runs.NIGHT, store)) == []
+
+
+def test_a_night_in_one_line():
+    """The numbers of the record."""
+    record = night(version="m1", listed=1200, captioned=1000, failed=20, already_done=180, extracted=1020)
+    text = "1,200 images listed = 1,000 captioned + 20 failed + 180 done before; features of 1,020 extracted; model m1"
+    assert str(record) == text
+    assert str(record.model_copy(update={"warnings": ["a", "b"]})) == f"{text}; warnings: 2"
+
+
+# --- the end of a run ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("record", [night(listed=7), retraining(dataset="toy")], ids=["night", "retraining"])
+def test_a_running_run_ends_as_failed(store, record):
+    """With the message and the time; everything else stays as it was."""
+    runs.write_record(record, store)
+    before = datetime.now(UTC)
+    assert runs.end_run(record.kind, RUN, "killed", store)
+    found = runs.read_record(RUN, store)
+    assert found == record.model_copy(
+        update={"status": "failed", "message": "killed", "finished_at": found.finished_at}
+    )
+    assert before <= found.finished_at <= datetime.now(UTC)
+
+
+@pytest.mark.parametrize("status", ["succeeded", "failed"])
+@pytest.mark.parametrize("make", [night, retraining])
+def test_a_run_that_has_ended_stays_as_it_is(store, make, status):
+    """A record that says how the run ended is not written again."""
+    record = make(status=status, message="first", finished_at=START)
+    runs.write_record(record, store)
+    before = dict(store.objects)
+    assert not runs.end_run(record.kind, RUN, "killed", store)
+    assert store.objects == before
+
+
+@pytest.mark.parametrize("kind", [runs.NIGHT, runs.RETRAINING])
+def test_a_run_without_a_record_gets_one(store, kind):
+    """It failed before its first step wrote one."""
+    assert runs.end_run(kind, RUN, "killed", store)
+    [found] = runs.list_records(kind, store)
+    assert (found.run, found.kind, found.status, found.message) == (RUN, kind, "failed", "killed")
+    assert found.started_at == found.finished_at
+
+
+def test_ending_a_run_twice_keeps_the_first_message(store):
+    """The second call finds a run that has ended."""
+    runs.write_record(night(), store)
+    assert [runs.end_run(runs.NIGHT, RUN, message, store) for message in ("first", "second")] == [True, False]
+    assert runs.read_record(RUN, store).message == "first"
+
+
+# --- the shards of a run ---------------------------------------------------------------------------------------------
+
+
+def test_shards_are_recorded_by_stage(store):
+    """Further ones are added, each once, in their order; a stage that starts again has none."""
+    runs.record_shards(RUN, runs.EXTRACTION, ["b", "a"], store)
+    runs.record_shards(RUN, runs.EXTRACTION, ["a", "c"], store)
+    runs.record_shards(RUN, runs.CAPTIONS, ["d"], store)
+    assert runs.recorded_shards(RUN, runs.EXTRACTION, store) == ["b", "a", "c"]
+    assert runs.recorded_shards(RUN, runs.CAPTIONS, store) == ["d"]
+    assert runs.recorded_shards("another", runs.CAPTIONS, store) == []
+    runs.forget_shards(RUN, runs.EXTRACTION, store)
+    assert runs.recorded_shards(RUN, runs.EXTRACTION, store) == []
+    assert runs.recorded_shards(RUN, runs.CAPTIONS, store) == ["d"]
+
+
+def test_images_and_seconds_of_an_extraction(store):
+    """Summed over the shards; one whose process died before it wrote its statistics counts with its images."""
+    names = shards.claim(
+        lambda: pa.table([list("abcde"), ["1"] * 5], names=IDENTITY),
+        {"folder": "features/e"},
+        product="features-e",
+        order=["image_key"],
+        store=store,
+        shard_size=2,
+    )
+    runs.record_shards(RUN, runs.EXTRACTION, names, store)
+    for name in names[:2]:
+        shards.write_stats(name, shards.ShardStats(seconds={"read": 1.0, name: 2.0}), store)
+    assert runs.extraction_stats(RUN, store) == (5, {"read": 2.0, names[0]: 2.0, names[1]: 2.0})
+    assert runs.extraction_stats("another", store) == (0, {})

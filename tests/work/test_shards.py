@@ -1,0 +1,165 @@
+"""Shards of work: each image is claimed by one shard, however many processes plan at once."""
+
+import pyarrow as pa
+import pytest
+
+from pipeline.errors import PipelineError
+from pipeline.storage import ObjectNotFoundError, json, layout, parquet
+from pipeline.work import shards
+from pipeline.work.outcomes import IDENTITY
+from tests.support.memory import CrashError, MemoryBucket
+
+SPEC = {"folder": "results/today", "source": "here"}
+
+
+@pytest.fixture
+def store():
+    """An empty bucket."""
+    return MemoryBucket("store")
+
+
+def images(names):
+    """A listing."""
+    return pa.table([list(names), [f"e-{name}" for name in names]], names=IDENTITY)
+
+
+def claim(names, store, *, spec=SPEC, shard_size=2, find_pending=None):
+    """Claim these images."""
+    return shards.claim(
+        find_pending or (lambda: images(names)),
+        spec,
+        product="results",
+        order=["image_key"],
+        store=store,
+        shard_size=shard_size,
+    )
+
+
+def keys(names, store):
+    """The images of each shard."""
+    return ["".join(shards.read(name, store).images["image_key"].to_pylist()) for name in names]
+
+
+def finish(name, store):
+    """Write the result of a shard."""
+    shard = shards.read(name, store)
+    parquet.write(shard.images, shard.result_key, store)
+
+
+def test_images_are_cut_into_shards(store):
+    """They are sorted, and each is in one shard, which has the parameters that all its images share."""
+    names = claim("ecabd", store)
+    assert keys(names, store) == ["ab", "cd", "e"]
+    shard = shards.read(names[0], store)
+    assert (shard.name, shard.spec, shard.result_key) == (names[0], SPEC, f"results/today/{names[0]}.parquet")
+    assert shard.images.to_pylist() == [{"image_key": name, "image_etag": f"e-{name}"} for name in "ab"]
+    assert shards.open_shards(store) == set(names)
+
+
+def test_nothing_pending(store):
+    """No images give no shards, and nothing is written."""
+    assert claim("", store) == []
+    assert store.objects == {}
+
+
+def test_shards_grow_when_there_would_be_too_many(store, monkeypatch):
+    """A claim never has more shards than the maximum, those taken over among them."""
+    monkeypatch.setattr(shards, "MAX_SHARDS", 4)
+    assert [len(part) for part in keys(claim("abcdefghijklmnopqrst", store), store)] == [5, 5, 5, 5]
+    store.objects.clear()
+    claim("ab", store, shard_size=1)
+    assert keys(claim("abcdefgh", store, shard_size=1), store) == ["a", "b", "cde", "fgh"]
+
+
+def test_open_shards_are_taken_over(store):
+    """A claimed image is not claimed again: the second claim has its whole shard, beside new ones for the rest."""
+    first = claim("abcd", store)
+    second = claim("bdxy", store)
+    assert second[:2] == first
+    assert keys(second, store) == ["ab", "cd", "xy"]
+    assert keys(claim("x", store), store) == ["xy"]
+    # On another day the result would be in another folder, but it is the same work.
+    assert claim("a", store, spec={**SPEC, "folder": "results/tomorrow"}) == first[:1]
+
+
+def test_shards_of_other_work_are_not_taken_over(store):
+    """Such as those whose images are read from another bucket."""
+    claim("ab", store, spec={**SPEC, "source": "elsewhere"})
+    [name] = claim("ab", store)
+    assert shards.read(name, store).spec["source"] == "here"
+
+
+def test_a_finished_shard_is_no_longer_open(store):
+    """It is not taken over, and the next claim removes it from the list."""
+    [done, rest] = claim("abcd", store)
+    finish(done, store)
+    assert shards.open_shards(store) == {rest}
+    assert keys(claim("cdx", store), store) == ["cd", "x"]
+    assert done not in json.read(dict[str, str], layout.open_shards("results"), store)
+
+
+def test_two_claims_at_the_same_moment(store):
+    """If another process claims between the read and the write of the list, the claim starts again."""
+    other = []
+
+    def find_pending():
+        if not other:
+            other.extend(claim("ab", store))
+        return images("abc")
+
+    mine = claim("", store, find_pending=find_pending)
+    assert mine[0] == other[0]
+    assert keys(mine, store) == ["ab", "c"]
+
+
+def test_a_shard_that_is_finished_meanwhile_is_not_claimed(store):
+    """Results are looked up after the list was read: one written in between is neither open nor pending."""
+    [name] = claim("ab", store)
+
+    def find_pending():
+        finish(name, store)
+        claim("xy", store)  # which removes the first from the list
+        results = (parquet.read(item.key, store) for item in store.list("results/"))
+        done = {key for result in results for key in result["image_key"].to_pylist()}
+        return images(sorted({"a", "b", "c"} - done))
+
+    assert keys(claim("", store, find_pending=find_pending), store) == ["c"]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before the write", "after it"])
+@pytest.mark.parametrize("write", [1, 2, 3])
+def test_an_interrupted_claim_is_repeated(store, write, after):
+    """Wherever it was interrupted, the next claim has every image once."""
+    store.crash_in, store.crash_after_write = write, after
+    with pytest.raises(CrashError):
+        claim("abcd", store)
+    assert keys(claim("abcd", store), store) == ["ab", "cd"]
+
+
+def test_statistics(store):
+    """They are stored beside the shard; a shard without them is skipped."""
+    stats = shards.ShardStats(seconds={"read": 1.5}, profile={"words": [1, 2]})
+    shards.write_stats("s1", stats, store)
+    assert shards.read_stats(["s0", "s1"], store) == [stats]
+
+
+def test_damaged_statistics_are_an_error(store):
+    """The error names their object."""
+    store.put(layout.shard_stats("s1"), b"{}")
+    with pytest.raises(PipelineError, match=r"shards/s1\.stats\.json is not a valid document: seconds"):
+        shards.read_stats(["s1"], store)
+
+
+def test_a_missing_shard_is_an_error(store):
+    """The error names its object."""
+    with pytest.raises(ObjectNotFoundError, match=r"shards/0123\.parquet"):
+        shards.read("0123", store)
+
+
+@pytest.mark.parametrize(
+    ("images_in_all", "failed", "text"),
+    [(0, 0, "done before"), (1200, 0, "1,200 images"), (1200, 3, "1,200 images, 3 failed")],
+)
+def test_a_finished_shard_in_one_line(images_in_all, failed, text):
+    """Its images, and how many of them failed."""
+    assert shards.summary(images_in_all, failed) == text
