@@ -29,6 +29,8 @@ export AIRFLOW__API__BASE_URL ?= http://127.0.0.1:$(AIRFLOW__API__PORT)
 export AIRFLOW__CORE__EXECUTION_API_SERVER_URL := http://127.0.0.1:$(AIRFLOW__API__PORT)/execution/
 export AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS := admin:admin
 export AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE := $(AIRFLOW_HOME)/passwords.json
+# Two processes run the tests, a file at a time; more threads than cores would slow both down.
+TEST_THREADS := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1
 MLFLOW_PORT ?= 5000
 export MLFLOW_DISABLE_TELEMETRY ?= true
 # The server's own job queue would start several processes that are not needed here.
@@ -53,7 +55,7 @@ bench: .venv/installed  ## measure the speed against common baselines, and write
 	@$(BIN)/python -m benchmarks
 
 test: .venv/installed-dev  ## run all tests except those of a cluster
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(TEST_THREADS) $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 test-cluster: .venv/installed-dev  ## run both DAGs on PostgreSQL, Redis and Celery workers, and kill each of them (ten minutes)
 	@$(BIN)/python -m pytest -m cluster tests/deployment/test_cluster.py

@@ -9,7 +9,7 @@ Retraining on known photographs extracts nothing, and a model that was already t
 trained again: choose another seed to get another model.
 
 * With the promotion *approve*, the run waits at `approval` until a person decides under Required Actions.
-* `gate` says in its log and in the run's record why a candidate was promoted or not.
+* `gate` writes to its log and to the run's record why a candidate was promoted or not.
 * `evaluate` logs the URL of the report and links to it.
 * To promote a model by hand or to go back to the previous one: `captioning promote VERSION`, `captioning rollback`.
 """
@@ -37,7 +37,7 @@ PAGES = {"Report": f"captions/models/{VERSION}/report", "Models": "captions/mode
 """The pages that tasks link to once there is a candidate."""
 
 ANSWER = "(ti.xcom_pull(task_ids='approval') or {})"
-"""The answer in a template; empty where nobody was asked."""
+"""The answer in a template; empty if the run needs no approval."""
 
 BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
 
@@ -227,7 +227,13 @@ with DAG(
     )
     evaluate_champion = PipelineOperator(
         task_id="evaluate_champion",
-        arguments=["evaluate-champion", train.result("version"), *DECODING_OPTIONS],
+        arguments=[
+            "evaluate-champion",
+            train.result("version"),
+            *DECODING_OPTIONS,
+            "--policy={{ params.promotion }}",
+            "--floor={{ params.floor }}",
+        ],
         pool=GPU,
         queue=GPU,
         # On a dataset that is new to the champion, its features are extracted first.

@@ -42,7 +42,20 @@ EncoderId = Annotated[str, typer.Argument(help="id of an encoder, as `register-e
 Version = Annotated[str, typer.Argument(help="version of a model, as `status` lists it")]
 ShardName = Annotated[str, typer.Argument(help="name of a shard, as the planning command prints it")]
 RunName = Annotated[str, typer.Argument(help="name of the run, such as the run id of Airflow")]
-RunOption = Annotated[str, typer.Option("--run", help="name of the run to which this belongs")]
+RunOption = Annotated[
+    str,
+    typer.Option(
+        "--run",
+        help="name of the run to which this belongs; by default a new one",
+        default_factory=lambda: f"manual-{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}",
+        show_default=False,
+    ),
+]
+PolicyName = Annotated[
+    Literal["auto", "approve", "never"],
+    typer.Option(help="auto: the gate decides; approve: a person has decided; never: the model is not promoted"),
+]
+Floor = Annotated[float, typer.Option(min=0, help="minimum CIDEr of a champion")]
 BeamWidth = Annotated[
     int, typer.Option(min=1, max=50, help="captions that beam search keeps for each image; 1 is greedy search")
 ]
@@ -173,7 +186,7 @@ def register_encoder(
 
 
 @app.command()
-def plan_extraction(dataset_id: DatasetId, encoder_id: EncoderId, run: RunOption = "manual") -> None:
+def plan_extraction(dataset_id: DatasetId, encoder_id: EncoderId, run: RunOption) -> None:
     """Cut the images of a dataset that have no features yet into shards, and print their names."""
     from pipeline.data import dataset
     from pipeline.features import extraction
@@ -274,26 +287,36 @@ def evaluate(
 
 @app.command()
 def evaluate_champion(
-    version: Version, beam_width: BeamWidth = DEFAULT.beam_width, mbr_samples: MbrSamples = DEFAULT.mbr_samples
+    version: Version,
+    *,
+    beam_width: BeamWidth = DEFAULT.beam_width,
+    mbr_samples: MbrSamples = DEFAULT.mbr_samples,
+    policy: PolicyName = "auto",
+    floor: Floor = 0.1,
 ) -> None:
-    """Evaluate the champion on the test split of a candidate's dataset, unless that was done before."""
-    from pipeline.captioner.metadata import load_metadata
+    """Evaluate the champion on the test split of a candidate's dataset, if the decision on the candidate needs it."""
     from pipeline.captioner.registry import find_champion
+    from pipeline.evaluation import promotion_gate
     from pipeline.evaluation.evaluate import evaluate_model
-    from pipeline.evaluation.results import find_metrics, format_scores
+    from pipeline.evaluation.results import candidate_metrics, find_metrics, format_scores
 
     store, decoding = _store(), DecodingConfig(beam_width=beam_width, mbr_samples=mbr_samples)
-    dataset_id = load_metadata(version, store).dataset
+    candidate = candidate_metrics(version, decoding, store)
     champion = find_champion(store)
     if champion is None:
         _print({"champion": None, "summary": "there is no champion yet"})
         return
-    metrics = find_metrics(champion.version, dataset_id, decoding, store) or evaluate_model(
+    config = promotion_gate.GateConfig(policy=promotion_gate.Policy(policy), floor=floor)
+    decision = promotion_gate.decide_alone(version, candidate.cider, champion.version, config)
+    if decision is not None:
+        _print({"champion": champion.version, "summary": f"not needed: {decision.reason}"})
+        return
+    metrics = find_metrics(champion.version, candidate.dataset, decoding, store) or evaluate_model(
         champion.version,
         store=store,
         decoding=decoding,
         max_failed_fraction=read_settings().max_failed_fraction,
-        dataset_id=dataset_id,
+        dataset_id=candidate.dataset,
     )
     summary = f"{champion.version}: {format_scores(metrics.summary)}"
     _print({"champion": champion.version, **metrics.summary, "summary": summary})
@@ -317,17 +340,14 @@ def gate(
     *,
     beam_width: BeamWidth = DEFAULT.beam_width,
     mbr_samples: MbrSamples = DEFAULT.mbr_samples,
-    policy: Annotated[
-        Literal["auto", "approve", "never"],
-        typer.Option(help="auto: the gate decides; approve: a person has decided; never: the model is not promoted"),
-    ] = "auto",
+    policy: PolicyName = "auto",
     approved: Annotated[
         bool | None, typer.Option("--promote/--keep", help="the decision of a person, for the policy approve")
     ] = None,
     by: Annotated[str, typer.Option(help="name of that person")] = "somebody",
     tolerance: Annotated[float, typer.Option(min=0, help="CIDEr by which the model may be below the champion")] = 0.015,
-    floor: Annotated[float, typer.Option(min=0, help="minimum CIDEr of a champion")] = 0.1,
-    run: RunOption = "manual",
+    floor: Floor = 0.1,
+    run: RunOption,
 ) -> None:
     """Decide whether a candidate becomes the champion, and write the record of the retraining."""
     from pipeline.evaluation import promotion_gate
@@ -348,13 +368,13 @@ def gate(
 def end_run(
     kind: Annotated[Literal["night", "retraining"], typer.Argument(help="kind of the run")],
     run: RunName,
-    error: Annotated[str, typer.Option(help="why it failed")] = "The run ended before its last step.",
+    error: Annotated[str | None, typer.Option(help="why it failed, whatever its record says")] = None,
 ) -> None:
-    """Write a run as failed, unless its record says that it has ended."""
+    """Mark a run as failed. Without an error, only a run that has not ended."""
     from pipeline.work import runs
 
-    failed = runs.end_run(kind, run, error, _store())
-    _print({"failed": failed, "summary": error if failed else "the run had ended"})
+    changed = runs.end_run(kind, run, error, _store())
+    _print({"failed": changed, "summary": error or ("the run did not end" if changed else "the run has ended")})
 
 
 @app.command()
@@ -403,7 +423,7 @@ def prune(
 
 @app.command()
 def backup(target: Annotated[str, typer.Argument(help="file:///folder or s3://bucket/prefix")]) -> None:
-    """Copy the store while it is in use. To restore a backup, set it as CAPTION_STORE and copy it back."""
+    """Copy the store while it is in use. To restore a backup, set it as CAPTION_STORE and copy it to the old place."""
     from pipeline.ops import backup as backups
     from pipeline.storage import open_bucket
 

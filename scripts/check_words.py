@@ -124,7 +124,7 @@ WORDS = [
     *words("people", "human", places=EVERYWHERE - {"heading", "name"}),
     # Ordinary English elsewhere; as functions of these packages they were four words for two things.
     *words("decided", "latest_outcome", places={"definition"}, files=OUTCOMES),
-    *words("settled", "is_settled", places={"definition"}, files=OUTCOMES),
+    *words("settled", "settled_images", places={"definition"}, files=OUTCOMES),
     *words("finished", "list_records", places={"definition"}, files=OUTCOMES),
     *words("newest", "list_datasets", places={"definition"}, files=OUTCOMES),
     *words("notices notice", "notifications"),
@@ -156,7 +156,7 @@ class _Python(ast.NodeVisitor):
         self._in_class = False
 
     def add(self, node: ast.AST, place: str, text: str) -> None:
-        """Take down a word."""
+        """Record a word."""
         self.found.append(Use(self.file, getattr(node, "lineno", 1), place, text))
 
     def visit(self, node: ast.AST) -> None:

@@ -15,6 +15,7 @@ from pipeline.data import corrections
 from pipeline.storage import layout, open_bucket, parquet
 from pipeline.work import runs
 from tests.support import toy
+from tests.support.models import write_evaluation, write_model
 from tests.support.paths import PROJECT
 
 DECODING = {"--beam-width", "--mbr-samples"}
@@ -29,7 +30,7 @@ COMMANDS = {
     "extract": {"shard"},
     "train": {"dataset_id", "vocabulary", "encoder_id", "--set"},
     "evaluate": {"version", *DECODING},
-    "evaluate-champion": {"version", *DECODING},
+    "evaluate-champion": {"version", *DECODING, "--policy", "--floor"},
     "compare": {"version", *DECODING},
     "gate": {"version", "--policy", "--promote", "--keep", "--by", "--tolerance", "--floor", "--run", *DECODING},
     "end-run": {"kind", "run", "--error"},
@@ -313,26 +314,48 @@ def test_the_champion_is_evaluated_once(store, result, trained, monkeypatch):
     from pipeline.evaluation import evaluate
 
     toy.copy(trained.store, store, "")
-    version = trained.model.version
+    version, dataset = trained.model.version, trained.model.dataset
     registry.promote(version, store)
-    first = result("evaluate-champion", version, "--beam-width", "1")
+    write_model("candidate", store, dataset=dataset)
+    write_evaluation("candidate", store, cider=0.5, dataset=dataset, decoding=DecodingConfig(beam_width=1))
+    first = result("evaluate-champion", "candidate", "--beam-width", "1")
     assert first["champion"] == version
     assert first["summary"].startswith(f"{version}: ")
-    keys = layout.evaluation(version, trained.model.dataset, DecodingConfig(beam_width=1))
+    keys = layout.evaluation(version, dataset, DecodingConfig(beam_width=1))
     assert store.exists(keys.metrics)
     monkeypatch.setattr(evaluate, "evaluate_model", lambda *_, **__: pytest.fail("evaluated again"))
-    assert result("evaluate-champion", version, "--beam-width", "1") == first
+    assert result("evaluate-champion", "candidate", "--beam-width", "1") == first
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--policy", "never"], "the policy is never"),
+        (["--floor", "0.6"], "CIDEr 0.500 is below the floor of 0.600"),
+    ],
+)
+def test_the_champion_is_evaluated_only_for_the_decision(store, result, options, reason):
+    """Where the decision on the candidate does not depend on it, nothing is extracted or captioned."""
+    for version in ("champion", "candidate"):
+        write_model(version, store)
+    write_evaluation("candidate", store, cider=0.5, decoding=DecodingConfig())
+    registry.promote("champion", store)
+    answer = result("evaluate-champion", "candidate", *options)
+    assert answer["champion"] == "champion"
+    assert answer["summary"].startswith(f"not needed: {reason}")
 
 
 @pytest.mark.parametrize("kind", [runs.NIGHT, runs.RETRAINING])
 def test_the_end_of_a_run(store, result, kind):
-    """A run without an end gets one, with the error; a run that has ended stays as it is."""
+    """With an error it is failed; without one, only if its record does not say how it ended."""
     assert result("end-run", kind, "x1", "--error", "killed") == {"failed": True, "summary": "killed"}
     record = runs.read_record("x1", store)
     assert (record.kind, record.status, record.message) == (kind, "failed", "killed")
-    assert result("end-run", kind, "x1", "--error", "again") == {"failed": False, "summary": "the run had ended"}
+    assert result("end-run", kind, "x1") == {"failed": False, "summary": "the run has ended"}
     assert runs.read_record("x1", store) == record
-    assert result("end-run", kind, "x2")["failed"]
+    assert result("end-run", kind, "x1", "--error", "again")["failed"]
+    assert runs.read_record("x1", store).message == "again"
+    assert result("end-run", kind, "x2") == {"failed": True, "summary": "the run did not end"}
     assert runs.read_record("x2", store).message == "The run ended before its last step."
 
 

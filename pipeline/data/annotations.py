@@ -168,5 +168,5 @@ def check_dropped(file: str, dropped: list[Dropped], kept: int, bucket: Bucket, 
         f"{len(rows)} of the {total} captions in {bucket.url(file)} can't be used ({len(rows) / total:.1%}, allowed "
         f"{allowed:.1%}): {', '.join(f'{reason} {count}' for reason, count in reasons)}. The first are:\n"
         + "\n".join(shown)
-        + f"\nFix these rows, put the missing image files into {bucket.uri}, or raise max_dropped_fraction."
+        + f"\nFix these rows, put the missing image files into {bucket.uri}, or raise --max-dropped-fraction."
     )

@@ -44,6 +44,8 @@ HELD_OUT = "image in dev or test"
 READERS = 16
 """Threads that read the images of dev and test to hash them."""
 
+_ADVICE = "`captioning datasets` lists the datasets, and `captioning ingest` makes one."
+
 _SHOWN = 5
 """Rows that an error message shows."""
 
@@ -152,6 +154,10 @@ def ingest(
         data = load(source, store)
         report = json.read(IngestReport, layout.ingest_report(source), store)
         default_name, table, dropped = data.name, data.table, list(report.dropped_rows)
+        if data.id != f"{data.name}/{_fingerprint(table)}":
+            _check_table(table, source)  # ingest did not write this table, and so did not check it
+    elif layout.DATASET_ID.fullmatch(source) and not Path(source).exists():
+        raise _no_dataset(source, store)
     else:
         stem = Path(source).name.removesuffix(".csv").removesuffix(".parquet")
         default_name = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem)
@@ -159,13 +165,12 @@ def ingest(
     name = default_name if name is None else name
     if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
         raise PipelineError(f"The name of a dataset consists of letters, digits, '.', '_' and '-'. Received: {name!r}")
+    table = _fill_content_hashes(table, store)
     if corrections:
         table, dropped = _add_corrections(table, dropped, store)
-    _check_table(table, source)
 
-    fingerprint = hashlib.sha256(repr(table.to_pydict()).encode()).hexdigest()[:16]
     report = IngestReport(
-        dataset=f"{name}/{fingerprint}",
+        dataset=f"{name}/{_fingerprint(table)}",
         sources=dict(Counter(table["source"].to_pylist())),
         images=_count_splits(table),
         captions=sum(map(len, table["captions"].to_pylist())),
@@ -176,6 +181,7 @@ def ingest(
     if store.exists(key):
         log.info("dataset %s exists: nothing to do", report.dataset)
         return report
+    _check_table(table, source)
     from pipeline.storage import parquet
 
     # The table goes last: a reader that sees it sees the report, too.
@@ -193,13 +199,16 @@ def load(dataset_id: str, store: Bucket) -> Dataset:
     """
     from pipeline.storage import parquet
 
-    advice = "`captioning datasets` lists the datasets, and `captioning ingest` makes one."
     if not layout.DATASET_ID.fullmatch(dataset_id):
-        raise PipelineError(f"Not the id of a dataset: expected name/fingerprint. Received: {dataset_id!r}. {advice}")
+        raise PipelineError(f"Not the id of a dataset: expected name/fingerprint. Received: {dataset_id!r}. {_ADVICE}")
     try:
         return Dataset(dataset_id, parquet.read(layout.dataset_table(dataset_id), store))
     except ObjectNotFoundError:
-        raise PipelineError(f"There is no dataset {dataset_id} in {store.uri}: {advice}") from None
+        raise _no_dataset(dataset_id, store) from None
+
+
+def _no_dataset(dataset_id: str, store: Bucket) -> PipelineError:
+    return PipelineError(f"There is no dataset {dataset_id} in {store.uri}: {_ADVICE}")
 
 
 def list_datasets(store: Bucket, *, limit: int) -> list[str]:
@@ -243,15 +252,21 @@ def _read(source: str, max_dropped_fraction: float, store: Bucket) -> "tuple[pa.
             f"{bucket.uri}: the split {' or '.join(empty)} has no image with captions (images: {images}). Assign "
             f"images to each split, in {', '.join(SPLIT_FILES.values())} or in the column split of the table."
         )
-    return _add_content_hashes(table, store), dropped
+    return table, dropped
 
 
 def _count_splits(table: "pa.Table") -> dict[str, int]:
     return {split: table["split"].to_pylist().count(split) for split in SPLITS}
 
 
-def _add_content_hashes(table: "pa.Table", store: Bucket) -> "pa.Table":
-    """Add the column ``content_hash``: the images of dev and test are read, the others get null."""
+def _fingerprint(table: "pa.Table") -> str:
+    """A hash of the content, but for ``content_hash``, which depends on whether an image can be read at the moment."""
+    content = {name: table[name].to_pylist() for name in table.column_names if name != "content_hash"}
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+
+
+def _fill_content_hashes(table: "pa.Table", store: Bucket) -> "pa.Table":
+    """Fill the column ``content_hash`` of the images of dev and test, which are read if they have no hash yet."""
     import pyarrow as pa
 
     from pipeline.data.images import content_hash
@@ -270,12 +285,15 @@ def _add_content_hashes(table: "pa.Table", store: Bucket) -> "pa.Table":
             )
             return None
 
+    hashes: list[str | None] = [None] * len(table)
+    if "content_hash" in table.column_names:
+        hashes = table["content_hash"].to_pylist()
+        table = table.drop_columns(["content_hash"])
     rows = table.select(["source", "image_key", "image_etag", "split"]).to_pylist()
-    held_out = [number for number, row in enumerate(rows) if row["split"] != "train"]
-    hashes: list[str | None] = [None] * len(rows)
+    missing = [number for number, row in enumerate(rows) if row["split"] != "train" and hashes[number] is None]
     with ThreadPoolExecutor(READERS) as pool:
-        found = pool.map(hash_of, (rows[number] for number in held_out))
-        for number, value in zip(held_out, track(found, total=len(held_out), unit="images", log=log), strict=True):
+        found = pool.map(hash_of, (rows[number] for number in missing))
+        for number, value in zip(missing, track(found, total=len(missing), unit="images", log=log), strict=True):
             hashes[number] = value
     return table.add_column(table.column_names.index("split"), "content_hash", pa.array(hashes, pa.string()))
 

@@ -73,9 +73,9 @@ class _Pool:
                 status, process = process.end(), None
                 if status == -signal.SIGALRM:
                     raise BadImageError(
-                        f"takes longer than {self.seconds} s to decode; save it anew in another program"
+                        f"takes longer than {self.seconds} s to decode; save it again with another program"
                     )
-                raise BadImageError(f"crashes the decoder (status {status}); save it anew in another program")
+                raise BadImageError(f"crashes the decoder (status {status}); save it again with another program")
         finally:
             self._idle.put(process)
         if answer[:1] == _ERROR:

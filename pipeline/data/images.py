@@ -44,7 +44,7 @@ _TO_UPRIGHT = {
 
 
 class BadImageError(ValueError):
-    """The bytes can't be decoded as a picture; the message says why."""
+    """The bytes can't be decoded as a picture; the message explains why."""
 
 
 def content_hash(data: bytes) -> str:

@@ -49,7 +49,7 @@ class Profile(BaseModel):
     def of(
         cls, vectors: npt.NDArray[np.float32], captions: Sequence[Caption], *, failed: int, decoding: DecodingConfig
     ) -> "Profile":
-        """The profile of captions of standardised features (N, D), N at least 1."""
+        """The profile of captions of standardized features (N, D), N at least 1."""
         return cls(
             decoding=decoding,
             captioned=len(captions),

@@ -1,4 +1,4 @@
-"""The English words that error analysis knows: colours, people, animals and visible objects.
+"""The English words that error analysis recognizes: colours, people, animals and visible objects.
 
 They were chosen by hand from captions of everyday photographs. Words that are not listed are ignored. Nouns are listed
 in the singular, which ``singular`` returns.

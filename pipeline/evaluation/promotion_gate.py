@@ -66,6 +66,28 @@ class ChampionScore(BaseModel):
     cider: float | None
 
 
+def decide_alone(version: str, cider: float, champion: str | None, config: GateConfig) -> Decision | None:
+    """The decision on a candidate if it does not depend on the champion's score, otherwise None.
+
+    Args:
+        version: of the candidate.
+        cider: of the candidate.
+        champion: version of the present champion; None if there is none.
+        config: the rules.
+    """
+    if config.policy is Policy.NEVER:
+        return Decision(promoted=False, reason=f"the policy is never; CIDEr {cider:.3f}")
+    if config.policy is Policy.APPROVE:
+        return None
+    if cider < config.floor:
+        return Decision(promoted=False, reason=f"CIDEr {cider:.3f} is below the floor of {config.floor:.3f}")
+    if champion is None:
+        return Decision(promoted=True, reason=f"the first champion, CIDEr {cider:.3f}")
+    if champion == version:
+        return Decision(promoted=False, reason=f"it is the champion already, CIDEr {cider:.3f}")
+    return None
+
+
 def decide_promotion(
     version: str, cider: float, champion: ChampionScore | None, config: GateConfig, approval: Approval | None = None
 ) -> Decision:
@@ -84,19 +106,15 @@ def decide_promotion(
     Raises:
         PipelineError: the decision of a person or the score of the champion is missing.
     """
-    if config.policy is Policy.NEVER:
-        return Decision(promoted=False, reason=f"the policy is never; CIDEr {cider:.3f}")
     if config.policy is Policy.APPROVE:
         if approval is None:
             raise PipelineError("The policy approve needs the decision of a person: --promote or --keep, and --by.")
         verb = "approved" if approval.promote else "rejected"
         return Decision(promoted=approval.promote, reason=f"{approval.by} {verb} it; CIDEr {cider:.3f}")
-    if cider < config.floor:
-        return Decision(promoted=False, reason=f"CIDEr {cider:.3f} is below the floor of {config.floor:.3f}")
-    if champion is None:
-        return Decision(promoted=True, reason=f"the first champion, CIDEr {cider:.3f}")
-    if champion.version == version:
-        return Decision(promoted=False, reason=f"it is the champion already, CIDEr {cider:.3f}")
+    decision = decide_alone(version, cider, champion.version if champion else None, config)
+    if decision is not None:
+        return decision
+    assert champion is not None  # noqa: S101 - for mypy: without a champion, the candidate is decided on alone
     if champion.cider is None:
         raise PipelineError(
             f"The champion {champion.version} was not evaluated on the test images of {version} with the same "
@@ -128,8 +146,9 @@ def run_gate(
     """
     metrics = candidate_metrics(version, decoding, store)
     champion = registry.find_champion(store)
-    if champion is not None and champion.version == version and champion.history[-1].run == run:
-        # This run promoted it, and was interrupted before it wrote its record.
+    promoted_here = champion is not None and champion.version == version and champion.history[-1].run == run
+    if champion is not None and promoted_here and config.policy is not Policy.NEVER:
+        # This run promoted it before, and was interrupted or repeated.
         decision = Decision(promoted=True, reason=champion.history[-1].reason)
     else:
         score = None

@@ -42,12 +42,12 @@ class Report:
     Attributes:
         title: the heading, such as the model's version.
         metadata: facts shown below the heading, by label.
-        decoding: name of the decoding ("beam 5") whose captions are analysed and compared with the human baseline.
+        decoding: name of the decoding ("beam 5") whose captions are analyzed and compared with the human baseline.
         scores: by name of the decoding, one row of the table each.
-        agreement: the scores of the analysed decoding beside the human baseline.
+        agreement: the scores of the analyzed decoding beside the human baseline.
         diversity: by name of the decoding, and of human captions.
-        by_length: scores of the analysed decoding by length of the references.
-        errors: of the analysed decoding, by kind.
+        by_length: scores of the analyzed decoding by length of the references.
+        errors: of the analyzed decoding, by kind.
         error_examples: captions with these errors, by kind.
         ensemble: how each model of the captioner was trained.
         examples: photographs by the heading of their group ("Best", "Worst", …).

@@ -64,10 +64,10 @@ def candidate_metrics(version: str, decoding: DecodingConfig, store: Bucket) -> 
 
 def latest_metrics(model: ModelMetadata, store: Bucket) -> Metrics | None:
     """The newest scores of a model on its own dataset, or None if it was not evaluated."""
-    keys = (layout.evaluation_of_metrics(item.key) for item in store.list(layout.evaluations(model.version)))
-    found = (json.read(Metrics, evaluation.metrics, store) for evaluation in keys if evaluation is not None)
-    own = [metrics for metrics in found if metrics.dataset == model.dataset]
-    return max(own, key=lambda metrics: metrics.evaluated_at, default=None)
+    prefix = layout.evaluations_on(model.version, model.dataset)
+    keys = (layout.evaluation_of_metrics(item.key) for item in store.list(prefix))
+    found = [json.read(Metrics, evaluation.metrics, store) for evaluation in keys if evaluation is not None]
+    return max(found, key=lambda metrics: metrics.evaluated_at, default=None)
 
 
 def read_captions(metrics: Metrics, store: Bucket) -> list[dict[str, Any]]:

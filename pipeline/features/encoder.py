@@ -49,7 +49,7 @@ _ID = re.compile(r"(?P<exact>(?P<name>[a-z0-9-]+)-[0-9a-f]{12})(?P<int8>-int8)?"
 _CROPS = "-crops"
 """Ends the name of a multi-crop encoder."""
 
-ADVICE = "Register the encoder again with `captioning register-encoder`, or start a retraining, which does so."
+ADVICE = "Register the encoder again from its source, for example with `captioning register-encoder imagenet`."
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ def register(spec: str, store: Bucket, *, crops: bool = False) -> str:
             and does so already, or is quantized.
     """
     registered = _ID.fullmatch(spec)
-    if registered and exists(spec, store):
+    if registered and store.exists(layout.encoder_files(spec)):
+        check(spec, store)
         if not crops or registered["name"].endswith(_CROPS):
             return spec
         if registered["int8"]:
@@ -155,8 +156,7 @@ def on_gpu(model: "keras.Model", encoder_id: str) -> Encoder:
 def exists(encoder_id: str, store: Bucket) -> bool:
     """Whether the encoder is registered, and all its files are those that were saved."""
     try:
-        checksums = _checksums(encoder_id, store)
-        _get(encoder_id, checksums, checksums, store)
+        check(encoder_id, store)
     except ObjectNotFoundError:
         return False
     except PipelineError as error:
@@ -165,10 +165,23 @@ def exists(encoder_id: str, store: Bucket) -> bool:
     return True
 
 
+def check(encoder_id: str, store: Bucket) -> None:
+    """Check all files of a registered encoder.
+
+    Raises:
+        ObjectNotFoundError: it is not registered.
+        PipelineError: one of its files is missing, or is not the one that was saved.
+    """
+    checksums = _checksums(encoder_id, store)
+    _get(encoder_id, checksums, checksums, store)
+
+
 def load_model(encoder_id: str, store: Bucket) -> "keras.Model":
     """The Keras model of an encoder. Raises ``PipelineError`` if it is missing, or is not the one that was saved."""
-    [data] = _get(encoder_id, [MODEL], _checksums(encoder_id, store), store)
-    return keras_files.from_bytes(data, origin=store.url(f"{layout.encoder_folder(encoder_id)}/{MODEL}"))
+    checksums = _checksums(encoder_id, store)
+    [data] = _get(encoder_id, [MODEL], checksums, store)
+    key = artifacts.artifact_key(layout.encoder_folder(encoder_id), MODEL, checksums)
+    return keras_files.from_bytes(data, origin=store.url(key))
 
 
 def load_network(encoder_id: str, store: Bucket) -> "Network":

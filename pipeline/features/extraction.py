@@ -26,7 +26,7 @@ from pipeline.storage import (
     ObjectDeniedError,
     ObjectNotFoundError,
     ObjectTooLargeError,
-    is_in_store,
+    has_portable_names,
     layout,
     open_source,
 )
@@ -95,9 +95,11 @@ def plan_extraction(
 
 
 def extract_missing(images: pa.Table, *, run: str, source: str, encoder_id: str, store: Bucket) -> None:
-    """Extract in this process the features that are missing; arguments as for ``plan_extraction``."""
+    """Extract in this process the features of images that have no row yet; arguments as for ``plan_extraction``."""
+    known = feature_store.index(encoder_id, store)
+    missing = images.join(known.select(IDENTITY), keys=IDENTITY, join_type="left anti")
     for shard in plan_extraction(
-        images, run=run, source=source, encoder_id=encoder_id, store=store, shard_size=SHARD_SIZE
+        missing, run=run, source=source, encoder_id=encoder_id, store=store, shard_size=SHARD_SIZE
     ):
         extract(shard, store=store)
 
@@ -144,7 +146,7 @@ def extract(name: str, *, store: Bucket) -> Extraction:
             open_source(source, store),
             decoders,
             stopwatch=stopwatch,
-            check_etag=not is_in_store(source),
+            check_etag=not has_portable_names(source),
         )
         vectors, errors = encode(images, read, encoder, stopwatch)
     with stopwatch.section("write"):
@@ -177,7 +179,7 @@ def read_picture(
         decoders: decode it.
         image: its key and its etag.
         stopwatch: the time is added to its sections read and decode.
-        check_etag: whether another etag is an error; not for images in the store, whose etags differ in a copy of it.
+        check_etag: whether another etag is an error.
 
     Returns:
         The picture, or the error.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_ADVICE = "Register the encoder again with `captioning register-encoder`."
+_ADVICE = "Register the encoder again from its source with `captioning register-encoder`."
 
 
 class Network(NamedTuple):

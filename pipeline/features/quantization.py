@@ -10,7 +10,7 @@ from pipeline.errors import PipelineError
 from pipeline.features import encoder as encoders
 from pipeline.features import openvino
 from pipeline.features.extraction import read_picture
-from pipeline.storage import Bucket, is_in_store
+from pipeline.storage import Bucket, has_portable_names
 from pipeline.timing import Stopwatch
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def quantize(encoder_id: str, dataset_id: str, store: Bucket) -> str:
                 decoders,
                 (row["image_key"], row["image_etag"]),
                 stopwatch=stopwatch,
-                check_etag=not is_in_store(row["source"]),
+                check_etag=not has_portable_names(row["source"]),
             )
             for row in chosen.to_pylist()
         )

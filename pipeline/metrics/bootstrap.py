@@ -38,7 +38,7 @@ class ImageStatistics:
     def of(
         cls, candidates: Sequence[str], references: Sequence[Sequence[str]], means: Mapping[str, Sequence[float]]
     ) -> "ImageStatistics":
-        """Count with the toolkit's own functions; captions are tokenised, a candidate and its references per image."""
+        """Count with the toolkit's own functions; captions are tokenized, a candidate and its references per image."""
         from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
 
         counts = (

@@ -56,7 +56,7 @@ class HumanBaseline(BaseModel):
     """How well human captions score: each reference of an image against the image's other references.
 
     It depends on the references and the tokenizer alone, so it can be stored and used for every captioner that is
-    evaluated on the same images; ``Scorer.can_use`` says whether a stored one applies.
+    evaluated on the same images; ``Scorer.can_use`` checks whether a stored one applies.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -99,13 +99,13 @@ class Diversity(BaseModel):
 
 
 _Captions = dict[str, list[str]]
-"""Tokenised captions by image, as the toolkit takes them: the candidate, a list of one, or the references."""
+"""Tokenized captions by image, as the toolkit takes them: the candidate, a list of one, or the references."""
 
 
 class Scorer:
     """Scores several sets of captions of the same images and the human baseline, with Java started once.
 
-    All captions are tokenised together, by one PTBTokenizer process. METEOR is one more process, which starts when it
+    All captions are tokenized together, by one PTBTokenizer process. METEOR is one more process, which starts when it
     is first needed and ends with the ``with`` block::
 
         with Scorer(references, [greedy, beam]) as scorer:

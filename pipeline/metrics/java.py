@@ -17,7 +17,7 @@ TIME_LIMIT = 600.0
 
 
 class JavaError(Exception):
-    """There is no Java, or it failed; the message says how."""
+    """There is no Java, or it failed; the message explains why."""
 
 
 def available() -> bool:
@@ -84,8 +84,8 @@ class Meteor:
         """METEOR of a whole corpus, between 0 and 1.
 
         Args:
-            candidates: a tokenised caption of each image.
-            references: the tokenised references of each image, in the same order.
+            candidates: a tokenized caption of each image.
+            references: the tokenized references of each image, in the same order.
 
         Raises:
             JavaError: the process failed or took longer than ``TIME_LIMIT``; it cannot be used again.

@@ -19,7 +19,7 @@ from pipeline.data.images import is_image
 from pipeline.features import extraction
 from pipeline.features import store as feature_store
 from pipeline.nightly import captions
-from pipeline.storage import Bucket, layout, open_bucket, parquet
+from pipeline.storage import Bucket, layout, open_bucket, parquet, source_name
 from pipeline.work import runs, shards
 from pipeline.work.listing import tabulate
 from pipeline.work.outcomes import latest_outcome, pending
@@ -70,7 +70,7 @@ def list_inbox(
     """
     version = read_champion(store).version
     night = Night(
-        inbox=inbox,
+        inbox=source_name(open_bucket(inbox), store),
         version=version,
         encoder_id=load_metadata(version, store).encoder_id,
         archive=archive,

@@ -40,7 +40,7 @@ def reconcile(run: str, *, store: Bucket, max_failed_fraction: float, drift_limi
             without a warning.
 
     Raises:
-        PipelineError: an image is unaccounted for, or too many failed; the record then says failed.
+        PipelineError: an image is unaccounted for, or too many failed; the record then has the status failed.
     """
     images, night = read_listing(run, store)
     names = runs.recorded_shards(run, runs.CAPTIONS, store)
@@ -79,7 +79,7 @@ def reconcile(run: str, *, store: Bucket, max_failed_fraction: float, drift_limi
         _check_complete(record, missing)
         check_failures(failures, len(outcomes), allowed_fraction=max_failed_fraction)
     except PipelineError as error:
-        runs.write_record(record.model_copy(update={"status": "failed", "message": str(error)}), store)
+        runs.write_failure(record, str(error), store)
         raise
     record = record.model_copy(update={"status": "succeeded"})
     runs.write_record(record, store)

@@ -5,6 +5,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from pipeline.errors import PipelineError
+from pipeline.storage import layout
 from pipeline.storage.bucket import (
     ABSENT,
     BadKeyError,
@@ -29,7 +30,7 @@ __all__ = [
     "ObjectTooLargeError",
     "S3Bucket",
     "StoredObject",
-    "is_in_store",
+    "has_portable_names",
     "open_bucket",
     "open_object",
     "open_source",
@@ -80,14 +81,17 @@ def source_name(bucket: Bucket, store: Bucket) -> str:
     return f"{_IN_STORE}{unquote(folder) if bucket.uri.startswith('file://') else folder}"
 
 
-def is_in_store(source: str) -> bool:
-    """Whether a source is a folder of the store. The etags of its objects differ in a copy of the store."""
-    return source.startswith(_IN_STORE)
+def has_portable_names(source: str) -> bool:
+    """Whether the names of a source's objects identify their content, as those of corrected pictures do.
+
+    Their etags are not compared, because these differ in a copy of the store.
+    """
+    return source == f"{_IN_STORE}{layout.CORRECTIONS.rstrip('/')}"
 
 
 def open_source(name: str, store: Bucket) -> Bucket:
     """The bucket that ``source_name`` named."""
-    if is_in_store(name):
+    if name.startswith(_IN_STORE):
         folder = name.removeprefix(_IN_STORE)
         return open_bucket(store.url(folder) if folder else store.uri)
     return open_bucket(name)

@@ -21,7 +21,7 @@ def write(document: Any, key: str, bucket: Bucket, *, if_match: str | None = Non
 
 
 def read(kind: type[T], key: str, bucket: Bucket, *, etag: str | None = None, advice: str = "") -> T:
-    """Read a document of a type that pydantic knows.
+    """Read a document of a type that pydantic can validate.
 
     Args:
         kind: the type, such as a pydantic model or ``dict[str, str]``.

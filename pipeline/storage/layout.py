@@ -1,7 +1,7 @@
 """The layout of the store: the only module that knows the key of any object in it.
 
-Keys are relative to the store. No object in the store holds the address of the store itself, so a copy of the store
-works wherever it is.
+Keys are relative to the store. No object in the store refers to the address of the store itself, so a copy of the store
+works wherever it is. The names of the files inside a model or an encoder belong to the modules that save them.
 """
 
 import hashlib
@@ -206,9 +206,14 @@ def evaluations(version: str) -> str:
     return f"{model_folder(version)}/evaluations/"
 
 
+def evaluations_on(version: str, dataset_id: str) -> str:
+    """Prefix of the evaluations of a model on the test split of a dataset."""
+    return f"{evaluations(version)}{dataset_id.replace('/', '-')}-"
+
+
 def evaluation(version: str, dataset_id: str, decoding: DecodingConfig) -> EvaluationKeys:
     """The evaluation of a model on the test split of a dataset."""
-    return EvaluationKeys(f"{evaluations(version)}{dataset_id.replace('/', '-')}-{decoding.slug}")
+    return EvaluationKeys(f"{evaluations_on(version, dataset_id)}{decoding.slug}")
 
 
 def evaluation_of_metrics(key: str) -> EvaluationKeys | None:

@@ -157,7 +157,7 @@ class S3Bucket(Bucket):
                 data.write(chunk)
                 if time.monotonic() > deadline:
                     raise TimeoutError(
-                        f"{self.url(key)}: {data.tell()} of {size} bytes came within {READ_SECONDS:.0f} s. "
+                        f"{self.url(key)}: {data.tell()} of {size} bytes arrived within {READ_SECONDS:.0f} s. "
                         "Check the connection."
                     )
         if data.tell() != size:

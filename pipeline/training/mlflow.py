@@ -134,7 +134,7 @@ class Run:
             self._resume_at = time.monotonic() + PAUSE
             if not self._warned:
                 log.warning(
-                    "model %s is not recorded in MLflow at %s; the work continues without: %s. Make the server "
+                    "model %s is not recorded in MLflow at %s, and the work continues without it: %s. Make the server "
                     "reachable, or change CAPTION_TRACKING_URI (empty: no tracking). `captioning evaluate %s` "
                     "records the rest later.",
                     self.version,

@@ -87,5 +87,5 @@ def check_failures(failed: Sequence[tuple[str, str]], total: int, *, allowed_fra
     )
     raise PipelineError(
         f"{len(failed)} of {total} images failed, more than the allowed {allowed_fraction:.0%}: {kinds}. "
-        "Fix or remove them, or raise max_failed_fraction."
+        "Fix or remove them, or raise CAPTION_MAX_FAILED_FRACTION."
     )

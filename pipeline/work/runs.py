@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from pipeline.storage import Bucket, ObjectNotFoundError, json, layout
+from pipeline.storage import ABSENT, Bucket, ObjectChangedError, ObjectNotFoundError, json, layout
 from pipeline.work import shards
 from pipeline.work.shards import ShardStats
 
@@ -95,27 +95,53 @@ def read_record(run: str, store: Bucket) -> NightRecord | RetrainingRecord:
 
 
 def list_records(kind: str, store: Bucket) -> Iterator[NightRecord | RetrainingRecord]:
-    """The records of the runs of one kind, the newest first."""
+    """The records of the runs of one kind, those that ended or began last first."""
     keys = [item.key for item in store.list(layout.RUNS) if layout.run_of_record(item.key)]
     records: list[NightRecord | RetrainingRecord] = [json.read(AnyRecord, key, store) for key in keys]  # type: ignore[arg-type]
     of_kind = (record for record in records if record.kind == kind)
-    yield from sorted(of_kind, key=lambda record: record.started_at, reverse=True)
+    yield from sorted(of_kind, key=lambda record: record.finished_at or record.started_at, reverse=True)
 
 
-def end_run(kind: str, run: str, message: str, store: Bucket) -> bool:
-    """Write a run as failed, unless its record says that it has ended; return whether it did.
+def write_failure(
+    record: NightRecord | RetrainingRecord, message: str, store: Bucket, *, if_match: str | None = None
+) -> None:
+    """Write a run as failed. The message is stored without the address of the store.
 
-    This is for runs that can't write the end of their record themselves, because a step failed or was killed.
+    Raises:
+        ObjectChangedError: the etag of the record is not ``if_match``.
     """
-    now = datetime.now(UTC)
-    try:
-        record = read_record(run, store)
-    except ObjectNotFoundError:
-        record = RECORDS[kind](run=run, started_at=now)
-    if record.status != "running":
-        return False
-    write_record(record.model_copy(update={"status": "failed", "message": message, "finished_at": now}), store)
-    return True
+    update = {
+        "status": "failed",
+        "message": message.replace(store.uri, "the store"),
+        "finished_at": datetime.now(UTC),
+    }
+    json.write(record.model_copy(update=update), layout.run_record(record.run), store, if_match=if_match)
+
+
+def end_run(kind: str, run: str, error: str | None, store: Bucket) -> bool:
+    """End a run that failed outside the steps that write its record, and return whether its record was changed.
+
+    Args:
+        kind: of the run.
+        run: the run.
+        error: why it failed, whatever its record says. None if that is not known: then only a record that still says
+            running, or that does not exist, is written as failed.
+        store: the store.
+    """
+    key = layout.run_record(run)
+    while True:
+        etag = store.etag(key)
+        try:
+            if etag == ABSENT:
+                record: NightRecord | RetrainingRecord = RECORDS[kind](run=run, started_at=datetime.now(UTC))
+            else:
+                record = json.read(AnyRecord, key, store, etag=etag)  # type: ignore[arg-type]
+            if error is None and record.status != "running":
+                return False
+            write_failure(record, error or "The run ended before its last step.", store, if_match=etag)
+        except ObjectChangedError:
+            continue  # a step has written its end in the meantime
+        return True
 
 
 def record_shards(run: str, stage: str, names: Sequence[str], store: Bucket) -> None:

@@ -5,13 +5,13 @@ RETRAINING_DAG = "retrain_captioner"
 NIGHT_DAG = "caption_new_images"
 
 RECONCILE = "reconcile"
-"""The last task of a night; its XCom `warnings` is what the warning notification lists."""
+"""The last task of a night; the notification of warnings lists its XCom `warnings`."""
 
 END_RUN = "end_run"
 """The teardown task of both DAGs."""
 
 SUMMARY = "summary"
-"""XCom key of the line that says what a task did."""
+"""XCom key of the line that summarizes the work of a task."""
 
 ERROR = "error"
 """XCom key of the error message of a task that failed."""

@@ -50,7 +50,7 @@ def note_tasks(ended: "DagRun") -> tuple["DagRun", list[Message]]:
     """Note each task's message at the task, except at mapped tasks, whose names show it.
 
     Returns:
-        The run as the database knows it, and the messages in the order in which they were left.
+        The run as it is in the database, and the messages in the order in which they were left.
     """
     from airflow import settings
     from airflow.models import DagRun

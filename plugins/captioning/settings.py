@@ -8,7 +8,7 @@ from pipeline.settings import describe_invalid_settings
 
 
 class AirflowSettings(BaseSettings):
-    """Who is notified of runs, and when a night is late."""
+    """The receivers of notifications, and the time after which a night is late."""
 
     # A wrong value may be an address with a password in it.
     model_config = SettingsConfigDict(env_prefix="CAPTION_", hide_input_in_errors=True)

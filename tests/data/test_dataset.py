@@ -19,11 +19,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.data import corrections
 from pipeline.data.annotation_formats.flickr8k import SPLIT_FILES, TOKEN_FILE
 from pipeline.data.dataset import Dataset, IngestReport, ingest, list_datasets, load
 from pipeline.data.images import content_hash
 from pipeline.errors import PipelineError
-from pipeline.storage import Bucket, LocalBucket, ObjectNotFoundError, layout, parquet
+from pipeline.storage import Bucket, LocalBucket, ObjectDeniedError, ObjectNotFoundError, layout, parquet
+from tests.support import toy
 from tests.support.paths import PROJECT
 
 NewBucket = Callable[[], Bucket]
@@ -427,7 +429,7 @@ def test_too_many_dropped_captions_are_an_error(source: LocalBucket, store: Loca
     assert "line 15" in message
     assert "line 16" not in message
     assert f"put the missing image files into {source.uri}" in message
-    assert "max_dropped_fraction" in message
+    assert "--max-dropped-fraction" in message
     assert list(store.list()) == []
 
 
@@ -814,10 +816,49 @@ def test_load_refuses_other_files(bucket: Bucket) -> None:
         load(BY_HAND, bucket)
 
 
-def test_an_id_without_a_dataset_is_read_as_a_path(store: LocalBucket) -> None:
-    """An ingest of a source that looks like an id, but is none of the store, says what it looked for."""
-    with pytest.raises(PipelineError, match=f"there is no {TOKEN_FILE} in it"):
+def test_an_id_without_a_dataset_is_refused(store: LocalBucket) -> None:
+    """A source that looks like an id, and is neither a dataset of the store nor a folder, is a mistyped id."""
+    with pytest.raises(PipelineError, match=f"There is no dataset {BY_HAND} in .*: `captioning datasets` lists"):
         ingest(BY_HAND, store)
+
+
+def test_a_folder_that_looks_like_an_id_is_read(store: LocalBucket, tmp_path: Path, monkeypatch) -> None:
+    """A relative path of this form is a path, if there is such a folder."""
+    monkeypatch.chdir(tmp_path)
+    put_flickr8k(LocalBucket(tmp_path / BY_HAND))
+    assert ingest(BY_HAND, store).dataset.startswith("0000000000000000/")
+
+
+def test_whether_an_image_can_be_read_does_not_change_the_dataset(source: LocalBucket, store: LocalBucket) -> None:
+    """A held-out image that is denied has no hash, which is added as soon as the image can be read."""
+    put_flickr8k(source)
+    source.put(f"images/{SPLITS['dev'][0]}", toy.png(1, 2, 3))
+    readable = ingest(source.uri, store, name="a")
+    held_out = next(row for row in load(readable.dataset, store).table.to_pylist() if row["split"] == "dev")
+    get = LocalBucket.get
+
+    def deny(self, key, **options):
+        if key == held_out["image_key"]:
+            raise ObjectDeniedError("denied")
+        return get(self, key, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalBucket, "get", deny)
+        denied = ingest(source.uri, store, name="b")
+    assert denied.dataset.partition("/")[2] == readable.dataset.partition("/")[2]
+    hashes = {row["image_id"]: row["content_hash"] for row in load(denied.dataset, store).table.to_pylist()}
+    assert hashes[held_out["image_id"]] is None
+
+    # A correction of that image is still recognized, once the image can be read.
+    corrections.add(
+        source.get(held_out["image_key"]),
+        caption="a better caption",
+        wrong_caption="",
+        model_version="m",
+        corrected_by="somebody",
+        store=store,
+    )
+    assert ingest(denied.dataset, store, corrections=True).dropped == {**denied.dropped, "image in dev or test": 1}
 
 
 def test_datasets_are_listed_from_the_newest(source: LocalBucket, store: LocalBucket) -> None:

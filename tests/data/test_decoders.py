@@ -62,7 +62,7 @@ def test_a_process_that_dies_costs_one_picture(sent):
             time.sleep(0.2)
             os.kill(pid, sent)
             os.kill(pid, signal.SIGCONT)
-            with pytest.raises(BadImageError, match=rf"crashes the decoder \(status {-sent}\); save it anew"):
+            with pytest.raises(BadImageError, match=rf"crashes the decoder \(status {-sent}\); save it again"):
                 waiting.result()
         assert decoders.decode(picture()).shape == (20, 20, 3)
 

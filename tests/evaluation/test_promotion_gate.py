@@ -206,6 +206,7 @@ def test_an_interrupted_gate_gives_the_same_answer_again(bucket, monkeypatch, ea
     assert read_champion(bucket) == champion
     assert next(runs.list_records(runs.RETRAINING, bucket)) == record
     assert gate("v1", bucket, run="another").promoted is False
+    assert gate("v1", bucket, config=NEVER).promoted is False
 
 
 def test_the_champion_again(bucket):

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
+from pipeline.captioner.registry import promote
 from pipeline.config import DecodingConfig
 from pipeline.errors import PipelineError
 from pipeline.features import extraction
@@ -15,6 +16,7 @@ from pipeline.nightly import night as nights
 from pipeline.storage import parquet
 from pipeline.work import runs
 from tests.support import toy
+from tests.support.models import write_model
 from tests.support.nights import (
     DATE,
     colour_in,
@@ -346,3 +348,14 @@ def test_shards_of_captions_are_larger(inbox, store, monkeypatch):
     extract("n1", store)
     assert len(runs.recorded_shards("n1", runs.EXTRACTION, store)) == 3
     assert len(nights.plan_captions("n1", store=store, date=DATE, shard_size=1)) == 2
+
+
+def test_an_inbox_in_the_store_is_recorded_without_its_address(new_bucket):
+    """A copy of the store, with the inbox in it, works elsewhere."""
+    store = new_bucket()
+    write_model("m1", store)
+    promote("m1", store)
+    store.put("inbox/a.jpg", b"bytes")
+    assert nights.list_inbox("n1", inbox=store.url("inbox"), store=store)["listed"] == 1
+    _, found = nights.read_listing("n1", store)
+    assert found.inbox == runs.read_record("n1", store).inbox == "store:inbox"

@@ -21,7 +21,7 @@ BLACK = (0, 0, 0)
 UNKNOWN = "not a picture in a known format"
 DAMAGED = "cannot be decoded"
 
-ADVICE = r"; (scale it down|convert it to one of them|upload it again|save it anew|save it with)|the file is empty"
+ADVICE = r"; (scale it down|convert it to one of them|upload it again|save it again|save it with)|the file is empty"
 """Every error matches it: each ends in what to do."""
 
 

@@ -148,28 +148,57 @@ def test_a_running_run_ends_as_failed(store, record):
 @pytest.mark.parametrize("status", ["succeeded", "failed"])
 @pytest.mark.parametrize("make", [night, retraining])
 def test_a_run_that_has_ended_stays_as_it_is(store, make, status):
-    """A record that says how the run ended is not written again."""
+    """Without an error, a record that says how the run ended is not written again."""
     record = make(status=status, message="first", finished_at=START)
     runs.write_record(record, store)
     before = dict(store.objects)
-    assert not runs.end_run(record.kind, RUN, "killed", store)
+    assert not runs.end_run(record.kind, RUN, None, store)
     assert store.objects == before
+
+
+@pytest.mark.parametrize("status", ["running", "succeeded", "failed"])
+@pytest.mark.parametrize("make", [night, retraining])
+def test_an_error_ends_a_run_whatever_its_record_says(store, make, status):
+    """A run that was repeated in part and failed is failed, with the new message; the rest of its record stays."""
+    record = make(status=status, message="first", finished_at=START)
+    runs.write_record(record, store)
+    assert runs.end_run(record.kind, RUN, "killed", store)
+    found = runs.read_record(RUN, store)
+    assert (found.status, found.message) == ("failed", "killed")
+    assert found.finished_at > START
+    unchanged = {"status", "message", "finished_at"}
+    assert found.model_dump(exclude=unchanged) == record.model_dump(exclude=unchanged)
 
 
 @pytest.mark.parametrize("kind", [runs.NIGHT, runs.RETRAINING])
 def test_a_run_without_a_record_gets_one(store, kind):
     """It failed before its first step wrote one."""
-    assert runs.end_run(kind, RUN, "killed", store)
+    assert runs.end_run(kind, RUN, None, store)
     [found] = runs.list_records(kind, store)
-    assert (found.run, found.kind, found.status, found.message) == (RUN, kind, "failed", "killed")
-    assert found.started_at == found.finished_at
+    assert (found.run, found.kind, found.status) == (RUN, kind, "failed")
+    assert found.message == "The run ended before its last step."
+    assert found.started_at <= found.finished_at
 
 
-def test_ending_a_run_twice_keeps_the_first_message(store):
-    """The second call finds a run that has ended."""
+def test_a_record_that_is_written_in_the_meantime_counts(store, monkeypatch):
+    """The last step ends while the run is ended from outside: its record is not overwritten."""
     runs.write_record(night(), store)
-    assert [runs.end_run(runs.NIGHT, RUN, message, store) for message in ("first", "second")] == [True, False]
-    assert runs.read_record(RUN, store).message == "first"
+    put, ended = store.put, night(status="succeeded", finished_at=START)
+
+    def put_later(key, data, **condition):
+        monkeypatch.setattr(store, "put", put)
+        runs.write_record(ended, store)
+        return put(key, data, **condition)
+
+    monkeypatch.setattr(store, "put", put_later)
+    assert not runs.end_run(runs.NIGHT, RUN, None, store)
+    assert runs.read_record(RUN, store) == ended
+
+
+def test_a_message_does_not_hold_the_address_of_the_store(store):
+    """A copy of the store works elsewhere, and its records do not point back."""
+    runs.end_run(runs.NIGHT, RUN, f"There is no object {store.url('models/m')}: check the URI.", store)
+    assert runs.read_record(RUN, store).message == "There is no object the store/models/m: check the URI."
 
 
 # --- the shards of a run ---------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""What the routes depend on: the deployment's buckets, with the credentials of Airflow's connection where there is one.
+"""The dependencies of the routes: the deployment's buckets, with the credentials of Airflow's connection if it exists.
 
-The tasks reach the buckets in the same way.
+The tasks open the buckets in the same way.
 """
 
 import os

@@ -9,7 +9,7 @@ WIDTH, HEIGHT, MARGIN = 560, 160, 8
 """In units of the SVG."""
 
 REFERENCES = ("the model's test", "earlier nights")
-"""What a night is compared with, by the names in its record."""
+"""The references that a night is compared with, by their names in its record."""
 
 
 @dataclass(frozen=True)
