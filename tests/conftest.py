@@ -34,6 +34,9 @@ os.environ.update(
     }
 )
 
+# `make` sets it to a file in another AIRFLOW_HOME, which need not exist.
+os.environ.pop("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE", None)
+
 SHARED = PROJECT.parent / "shared"
 
 

@@ -136,7 +136,7 @@ def end_run(kind: str, run: str, error: str | None, store: Bucket) -> bool:
                 record: NightRecord | RetrainingRecord = RECORDS[kind](run=run, started_at=datetime.now(UTC))
             else:
                 record = json.read(AnyRecord, key, store, etag=etag)  # type: ignore[arg-type]
-            if error is None and record.status != "running":
+            if not error and record.status != "running":
                 return False
             write_failure(record, error or "The run ended before its last step.", store, if_match=etag)
         except ObjectChangedError:

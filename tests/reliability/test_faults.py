@@ -167,7 +167,7 @@ def test_a_body_that_drips_ends(bucket, s3_faults, monkeypatch, read):
     monkeypatch.setattr(s3, "READ_SECONDS", 0.3)
     bucket.put(KEY, DATA)
     s3_faults.plan(dripping(0.02), key=KEY)
-    with pytest.raises(TimeoutError, match="of 256000 bytes came") as error:
+    with pytest.raises(TimeoutError, match="of 256000 bytes arrived") as error:
         read(bucket)
     assert bucket.url(KEY) in str(error.value)
     assert s3_faults.asked("GET", KEY) == 1

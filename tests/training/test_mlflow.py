@@ -233,7 +233,7 @@ def test_a_password_in_the_address_is_not_logged(credentials, caplog, monkeypatc
     [record] = caplog.records
     assert "secret" not in record.getMessage()
     if "/" not in credentials:  # with a slash, it is another address
-        assert "MLflow at https://127.0.0.1:1/tracking; " in record.getMessage()
+        assert "MLflow at https://127.0.0.1:1/tracking, " in record.getMessage()
         assert "refused" in record.getMessage()
 
 
