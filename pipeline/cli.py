@@ -370,7 +370,7 @@ def end_run(
     run: RunName,
     error: Annotated[str | None, typer.Option(help="why it failed, whatever its record says")] = None,
 ) -> None:
-    """Mark a run as failed. Without an error, only a run that has not ended."""
+    """Mark a run as failed. Without --error, a run that has ended stays as it is."""
     from pipeline.work import runs
 
     changed = runs.end_run(kind, run, error, _store())

@@ -1,6 +1,7 @@
 """Settings of the deployment, read from environment variables with the prefix ``CAPTION_``."""
 
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -12,6 +13,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 """The root of the checkout; by default all data is under its ``data/``."""
 
 DATA = PROJECT / "data"
+
+T = TypeVar("T", bound=BaseSettings)
 
 
 class Settings(BaseSettings):
@@ -64,13 +67,13 @@ class Settings(BaseSettings):
 
 def read_settings() -> Settings:
     """The settings of this process. Raises ``PipelineError`` if the environment holds invalid ones."""
+    return load_settings(Settings)
+
+
+def load_settings(kind: type[T]) -> T:
+    """Settings of a class, from the environment. Raises ``PipelineError``, naming each wrong variable, if it can't."""
     try:
-        return Settings()
+        return kind()
     except ValidationError as error:
-        raise PipelineError(describe_invalid_settings(error)) from error
-
-
-def describe_invalid_settings(error: ValidationError) -> str:
-    """An error message that names each wrong variable."""
-    wrong = "; ".join(f"CAPTION_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
-    return f"Invalid settings in the environment: {wrong}. Correct these variables."
+        wrong = "; ".join(f"CAPTION_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
+        raise PipelineError(f"Invalid settings in the environment: {wrong}. Correct these variables.") from error

@@ -44,8 +44,6 @@ HELD_OUT = "image in dev or test"
 READERS = 16
 """Threads that read the images of dev and test to hash them."""
 
-_ADVICE = "`captioning datasets` lists the datasets, and `captioning ingest` makes one."
-
 _SHOWN = 5
 """Rows that an error message shows."""
 
@@ -150,14 +148,14 @@ def ingest(
         PipelineError: the layout or the columns are unknown, two image files share a name, too many captions were
             dropped, or a split is empty.
     """
-    if layout.DATASET_ID.fullmatch(source) and store.exists(layout.dataset_table(source)):
+    # A folder may look like an id; what is neither a dataset nor a folder is a mistyped id, which ``load`` refuses.
+    is_id = layout.DATASET_ID.fullmatch(source) is not None
+    if is_id and (store.exists(layout.dataset_table(source)) or not Path(source).exists()):
         data = load(source, store)
         report = json.read(IngestReport, layout.ingest_report(source), store)
         default_name, table, dropped = data.name, data.table, list(report.dropped_rows)
         if data.id != f"{data.name}/{_fingerprint(table)}":
             _check_table(table, source)  # ingest did not write this table, and so did not check it
-    elif layout.DATASET_ID.fullmatch(source) and not Path(source).exists():
-        raise _no_dataset(source, store)
     else:
         stem = Path(source).name.removesuffix(".csv").removesuffix(".parquet")
         default_name = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem)
@@ -199,16 +197,13 @@ def load(dataset_id: str, store: Bucket) -> Dataset:
     """
     from pipeline.storage import parquet
 
+    advice = "`captioning datasets` lists the datasets, and `captioning ingest` makes one."
     if not layout.DATASET_ID.fullmatch(dataset_id):
-        raise PipelineError(f"Not the id of a dataset: expected name/fingerprint. Received: {dataset_id!r}. {_ADVICE}")
+        raise PipelineError(f"Not the id of a dataset: expected name/fingerprint. Received: {dataset_id!r}. {advice}")
     try:
         return Dataset(dataset_id, parquet.read(layout.dataset_table(dataset_id), store))
     except ObjectNotFoundError:
-        raise _no_dataset(dataset_id, store) from None
-
-
-def _no_dataset(dataset_id: str, store: Bucket) -> PipelineError:
-    return PipelineError(f"There is no dataset {dataset_id} in {store.uri}: {_ADVICE}")
+        raise PipelineError(f"There is no dataset {dataset_id} in {store.uri}: {advice}") from None
 
 
 def list_datasets(store: Bucket, *, limit: int) -> list[str]:

@@ -146,8 +146,8 @@ def run_gate(
     """
     metrics = candidate_metrics(version, decoding, store)
     champion = registry.find_champion(store)
-    promoted_here = champion is not None and champion.version == version and champion.history[-1].run == run
-    if champion is not None and promoted_here and config.policy is not Policy.NEVER:
+    may_promote = config.policy is not Policy.NEVER
+    if may_promote and champion is not None and champion.version == version and champion.history[-1].run == run:
         # This run promoted it before, and was interrupted or repeated.
         decision = Decision(promoted=True, reason=champion.history[-1].reason)
     else:

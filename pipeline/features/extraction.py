@@ -98,6 +98,8 @@ def extract_missing(images: pa.Table, *, run: str, source: str, encoder_id: str,
     """Extract in this process the features of images that have no row yet; arguments as for ``plan_extraction``."""
     known = feature_store.index(encoder_id, store)
     missing = images.join(known.select(IDENTITY), keys=IDENTITY, join_type="left anti")
+    if not len(missing):
+        return
     for shard in plan_extraction(
         missing, run=run, source=source, encoder_id=encoder_id, store=store, shard_size=SHARD_SIZE
     ):

@@ -89,9 +89,14 @@ def write_record(record: NightRecord | RetrainingRecord, store: Bucket) -> None:
     json.write(record, layout.run_record(record.run), store)
 
 
-def read_record(run: str, store: Bucket) -> NightRecord | RetrainingRecord:
-    """The record of a run. Raises ``ObjectNotFoundError`` if it has not begun."""
-    return json.read(AnyRecord, layout.run_record(run), store)  # type: ignore[arg-type]
+def read_record(run: str, store: Bucket, *, etag: str | None = None) -> NightRecord | RetrainingRecord:
+    """The record of a run.
+
+    Raises:
+        ObjectNotFoundError: it has not begun.
+        ObjectChangedError: ``etag`` was given, and its record has another one.
+    """
+    return json.read(AnyRecord, layout.run_record(run), store, etag=etag)  # type: ignore[arg-type]
 
 
 def list_records(kind: str, store: Bucket) -> Iterator[NightRecord | RetrainingRecord]:
@@ -128,14 +133,13 @@ def end_run(kind: str, run: str, error: str | None, store: Bucket) -> bool:
             running, or that does not exist, is written as failed.
         store: the store.
     """
-    key = layout.run_record(run)
     while True:
-        etag = store.etag(key)
+        etag = store.etag(layout.run_record(run))
         try:
             if etag == ABSENT:
                 record: NightRecord | RetrainingRecord = RECORDS[kind](run=run, started_at=datetime.now(UTC))
             else:
-                record = json.read(AnyRecord, key, store, etag=etag)  # type: ignore[arg-type]
+                record = read_record(run, store, etag=etag)
             if not error and record.status != "running":
                 return False
             write_failure(record, error or "The run ended before its last step.", store, if_match=etag)

@@ -1,10 +1,9 @@
 """Settings that only Airflow uses, read from environment variables with the prefix ``CAPTION_``."""
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from pipeline.errors import PipelineError
-from pipeline.settings import describe_invalid_settings
+from pipeline.settings import load_settings
 
 
 class AirflowSettings(BaseSettings):
@@ -27,8 +26,5 @@ class AirflowSettings(BaseSettings):
 
 
 def read_settings() -> AirflowSettings:
-    """The settings of this process. Raises ``PipelineError`` where the environment holds invalid ones."""
-    try:
-        return AirflowSettings()
-    except ValidationError as error:
-        raise PipelineError(describe_invalid_settings(error)) from error
+    """The settings of this process. Raises ``PipelineError`` if the environment holds invalid ones."""
+    return load_settings(AirflowSettings)
