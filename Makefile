@@ -29,16 +29,20 @@ export AIRFLOW__API__BASE_URL ?= http://127.0.0.1:$(AIRFLOW__API__PORT)
 export AIRFLOW__CORE__EXECUTION_API_SERVER_URL := http://127.0.0.1:$(AIRFLOW__API__PORT)/execution/
 export AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS := admin:admin
 export AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE := $(AIRFLOW_HOME)/passwords.json
+# The tests that need more than Python, by marker: CONTRIBUTING.md describes them.
+TIERS := airflow or browser or kills or photographs
 # Two processes run the tests, a file at a time; more threads than cores would slow both down.
-TEST_THREADS := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1
+TWO := -n 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 $(BIN)/python -m pytest
 MLFLOW_PORT ?= 5000
 export MLFLOW_DISABLE_TELEMETRY ?= true
 # The server's own job queue would start several processes that are not needed here.
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION ?= false
 
-.PHONY: help demo up mlflow bench test test-cluster stress pictures lint lock clean
+.PHONY: help demo up mlflow bench lint lock clean \
+    test test-rest test-airflow test-browser test-kills test-photographs test-cluster test-by-hand stress pictures
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
 
 demo: .venv/installed $(AIRFLOW_HOME)/ready  ## train a captioner and caption photographs in Airflow; DATA=folder ENCODER=imagenet|random|file for your own
 	@$(BIN)/python scripts/demo.py --data "$(DATA)" --encoder "$(ENCODER)"
@@ -54,19 +58,32 @@ mlflow: .venv-mlflow/installed  ## start MLflow on 127.0.0.1:5000, with the trai
 bench: .venv/installed  ## measure the speed against common baselines, and write benchmarks/results.json
 	@$(BIN)/python -m benchmarks
 
-test: .venv/installed-dev  ## run all tests except those of a cluster
-	@$(TEST_THREADS) $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+test: .venv/installed-dev  ## run the tests that need nothing but Python, all of the pipeline among them (minutes)
+	@$(PYTEST) $(TWO) -m "not ($(TIERS) or cluster or by_hand)" $(PYTEST_ARGS)
+
+test-rest: .venv/installed-dev  ## run the next four tiers together
+	@$(PYTEST) $(TWO) -m "$(TIERS)" $(PYTEST_ARGS)
+
+test-airflow: .venv/installed-dev  ## follow retrainings and nights through a whole Airflow (five minutes)
+test-browser: .venv/installed-dev  ## use that Airflow, and the gallery in it, in Chromium (five minutes)
+test-kills: .venv/installed-dev  ## kill commands at their writes, and at random (five minutes)
+test-photographs: .venv/installed-dev  ## read and caption real photographs, where they are to be had (two minutes)
+test-airflow test-browser test-kills test-photographs:
+	@$(PYTEST) $(TWO) -m $(@:test-%=%) $(PYTEST_ARGS)
 
 test-cluster: .venv/installed-dev  ## run both DAGs on PostgreSQL, Redis and Celery workers, and kill each of them (ten minutes)
-	@$(BIN)/python -m pytest -m cluster tests/deployment/test_cluster.py
+	@$(PYTEST) -m cluster $(PYTEST_ARGS)
 
-stress: .venv/installed-dev  ## run the long forms of the fault-injection tests (an hour)
-	@CAPTION_STRESS=1 $(BIN)/python -m pytest tests/reliability/test_kills.py tests/reliability/test_any_history.py --timeout 7200
+test-by-hand: .venv/installed-dev .venv-mlflow/installed  ## run what takes long and changes rarely, and is in no other target
+	@$(PYTEST) -m by_hand $(PYTEST_ARGS)
+
+stress: .venv/installed-dev  ## run all tests but those of servers on every combination, and on very many random inputs (hours)
+	@CAPTION_TESTS=stress $(PYTEST) $(TWO) -m "not (airflow or browser or cluster or by_hand)" --timeout 14400 $(PYTEST_ARGS)
 	@$(BIN)/python -m tests.support.fuzz
 
 pictures: .venv/installed-dev  ## take the screenshots of docs/airflow.md again, with the browser tests
 	@mkdir -p docs/pictures
-	@CAPTION_PICTURES=docs/pictures $(BIN)/python -m pytest tests/plugins/test_browser.py
+	@CAPTION_PICTURES=docs/pictures $(PYTEST) -m browser
 
 lint: .venv/installed-dev  ## check style, words, imports and types, and the locked packages for known vulnerabilities
 	@$(BIN)/ruff check .

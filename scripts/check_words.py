@@ -69,7 +69,7 @@ def words(
     return [Word(text, replacement, frozenset(places), tuple(files)) for text in texts.split()]
 
 
-NOT_AIRFLOW = ("benchmarks/", "pipeline/", "tests/features/", "tests/nightly/", "tests/support/", "tests/work/")
+NOT_AIRFLOW = ("benchmarks/", "pipeline/", "tests/features/", "tests/nightly/", "tests/work/")
 """Where a note can't be one of Airflow's."""
 
 TRAINING = ("benchmarks/", "pipeline/features/", "pipeline/training/", "tests/training/")
@@ -84,8 +84,8 @@ WORDS = [
     *words("announce", "emit_champion_event", places=EVERYWHERE | COMMAND),
     # Asking is ordinary English in fixtures and clients; as a task of a DAG it is replaced.
     *words("ask", "choose_approval", places={"definition", "command"}, files=["dags/"]),
-    # A drawing has marks, which are variables.
-    *words("marks Mark Marks", "corrections, Correction", places=EVERYWHERE - {"name"}),
+    # A drawing has marks, which are variables; pytest gives marks to the cases of a test.
+    *words("marks Mark Marks", "corrections, Correction", places=EVERYWHERE - {"name", "keyword"}),
     *words("members", "ensemble, ensemble_size"),
     # `for each in …` is a loop's variable.
     *words("each", "single_models", places=API | {"flag", "key"}),

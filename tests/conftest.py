@@ -1,5 +1,9 @@
-"""Fixtures of all tests: buckets of both kinds, and the real photographs and encoder where they are to be had."""
+"""Fixtures of all tests: buckets, a trained captioner, Airflow's database, and the real photographs and encoder.
 
+Tests are in tiers by marker, which CONTRIBUTING.md describes.
+"""
+
+import json
 import os
 import shutil
 import subprocess
@@ -10,10 +14,15 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
+from pipeline.captioner.metadata import load_metadata
+from pipeline.metrics import java
 from pipeline.storage import Bucket, open_bucket, s3
 from tests.support import toy
+from tests.support.cache import made_once
+from tests.support.effort import PROFILE, STRESS, random_inputs
 from tests.support.faults import Proxy
 from tests.support.paths import PROJECT
 
@@ -38,6 +47,32 @@ os.environ.update(
 os.environ.pop("AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE", None)
 
 SHARED = PROJECT.parent / "shared"
+
+hypothesis.settings.register_profile(PROFILE, deadline=None, max_examples=random_inputs(100))
+hypothesis.settings.load_profile(PROFILE)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def real_java() -> Iterator[Callable[[], bool]]:
+    """Whether there is a Java; until the end it seems that there is none.
+
+    Without it an evaluation takes a fraction of the time. The tests of the metrics have it.
+    """
+    available = java.available
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(java, "available", lambda: False)
+        yield available
+
+
+REAL = {"flickr8k", "real_encoder"}
+"""The fixtures that give real photographs, and the real encoder."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests that take real photographs in their tier."""
+    for item in items:
+        if REAL & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.photographs)
 
 
 @pytest.fixture(scope="session")
@@ -96,9 +131,16 @@ def s3_faults(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy
     proxy.stop()
 
 
-@pytest.fixture(params=["file", "s3"])
+KINDS_OF_BUCKETS = ["file", "s3"]
+
+
+@pytest.fixture
 def new_bucket(request: pytest.FixtureRequest) -> Callable[[], Bucket]:
-    """Makes empty buckets, all of one kind; a test that takes it runs once for each kind."""
+    """Makes empty buckets, all of one kind.
+
+    The tests of the storage run once for each kind. What they promise lets the others do with folders; `make stress`
+    runs these for each kind, too.
+    """
     if request.param == "file":
         folder = request.getfixturevalue("tmp_path")
         return lambda: open_bucket((folder / uuid.uuid4().hex).as_uri())
@@ -106,9 +148,18 @@ def new_bucket(request: pytest.FixtureRequest) -> Callable[[], Bucket]:
     return lambda: open_bucket(f"s3://{name}/{uuid.uuid4().hex}")
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Choose the kinds of buckets for a test, unless it says itself which."""
+    says = any("new_bucket" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    # Those whose S3 misbehaves make their own.
+    if "new_bucket" in metafunc.fixturenames and "s3_faults" not in metafunc.fixturenames and not says:
+        all_kinds = STRESS or "storage" in metafunc.definition.path.parts
+        metafunc.parametrize("new_bucket", KINDS_OF_BUCKETS if all_kinds else ["file"], indirect=True)
+
+
 @pytest.fixture
 def bucket(new_bucket: Callable[[], Bucket]) -> Bucket:
-    """An empty bucket; a test that takes it runs once for each kind."""
+    """An empty bucket."""
     return new_bucket()
 
 
@@ -131,12 +182,26 @@ def toy_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, toy_encoder: Path) -> toy.Trained:
-    """The toy world with a trained model, made once: only to be read and copied from."""
-    folder = tmp_path_factory.mktemp("trained")
+def trained(pytestconfig: pytest.Config) -> Iterator[toy.Trained]:
+    """The toy world with a trained model: only to be read and copied from."""
+
+    def make(folder: Path) -> None:
+        store = open_bucket(str(folder / "store"))
+        encoder_file = toy.save_encoder(folder / "means.keras")
+        inputs = toy.prepare(open_bucket(str(folder / "source")), store, encoder_file)
+        model = toy.train(inputs, store)
+        (folder / "trained.json").write_text(
+            json.dumps([inputs.dataset, inputs.vocabulary, inputs.encoder_id, model.version])
+        )
+
+    sources = [*PROJECT.glob("pipeline/**/*.py"), PROJECT / "tests/support/toy.py", PROJECT / "requirements.txt"]
+    folder = made_once("trained", sources, make, pytestconfig)
+    dataset, vocabulary, encoder_id, version = json.loads((folder / "trained.json").read_text())
     store = open_bucket(str(folder / "store"))
-    inputs = toy.prepare(open_bucket(str(folder / "source")), store, toy_encoder)
-    return toy.Trained(store, inputs, toy.train(inputs, store))
+    before = toy.etags(store, "")
+    inputs = toy.Inputs(open_bucket(str(folder / "source")), dataset, vocabulary, encoder_id)
+    yield toy.Trained(store, inputs, load_metadata(version, store))
+    assert toy.etags(store, "") == before, "a test has changed the toy world of all tests"
 
 
 def _resource(variable: str, default: Path) -> Path:
@@ -147,12 +212,23 @@ def _resource(variable: str, default: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def airflow_home() -> Path:
-    """Airflow's folder for these tests, its database made, with the pool that the DAGs need."""
+def airflow_database(pytestconfig: pytest.Config) -> Path:
+    """An SQLite file with Airflow's database as it is after `make up` has prepared it: only to be copied."""
+
+    def make(folder: Path) -> None:
+        environment = {**os.environ, "AIRFLOW_HOME": str(folder)}
+        airflow = Path(sys.executable).with_name("airflow")
+        for arguments in (["db", "migrate"], ["pools", "set", "gpu", "1", "the accelerator"]):
+            subprocess.run([airflow, *arguments], env=environment, check=True, capture_output=True)
+
+    return made_once("airflow", [PROJECT / "requirements.txt"], make, pytestconfig) / "airflow.db"
+
+
+@pytest.fixture(scope="session")
+def airflow_home(airflow_database: Path) -> Path:
+    """Airflow's folder for these tests, with its database."""
     home = Path(os.environ["AIRFLOW_HOME"])
-    airflow = Path(sys.executable).with_name("airflow")
-    for arguments in (["db", "migrate"], ["pools", "set", "gpu", "1", "the accelerator"]):
-        subprocess.run([airflow, *arguments], check=True, capture_output=True)
+    shutil.copy(airflow_database, home)
     return home
 
 

@@ -13,7 +13,7 @@ from tests.support.paths import PROJECT
 from tests.support.variables import DEFAULTS
 
 README = (PROJECT / "README.md").read_text()
-PAGES = [PROJECT / "README.md", PROJECT / "CHANGELOG.md", *sorted((PROJECT / "docs").glob("*.md"))]
+PAGES = [*sorted(PROJECT.glob("*.md")), *sorted((PROJECT / "docs").glob("*.md"))]
 
 COMMANDS = re.compile(
     r"(?:^ *|`|-- |worker |CAPTION_STORE=\S+ )captioning ((?!--help|…)[^`#>\n]+(?:\n--[^`\n]+)?)", re.MULTILINE
@@ -59,8 +59,15 @@ def test_every_command_is_right(command):
         entry.make_context(entry.name, arguments)
 
 
-def test_every_named_test_exists():
-    """The documents name tests that there are."""
-    names = {path.name for path in (PROJECT / "tests").rglob("test_*.py")}
+TIERS = re.compile(r"pytest\.mark\.(airflow|browser|kills|photographs|cluster|by_hand)\b")
+
+
+def test_every_named_test_is_run_by_the_named_target():
+    """The documents name tests that there are; one in a tier is named with the target that runs it."""
+    tiers = {path.name: set(TIERS.findall(path.read_text())) for path in (PROJECT / "tests").rglob("test_*.py")}
     for page in PAGES:
-        assert set(re.findall(r"\btest_\w+\.py", page.read_text())) <= names, page.name
+        for line in page.read_text().splitlines():
+            for name in re.findall(r"\btest_\w+\.py", line):
+                assert name in tiers, (page.name, name)
+                targets = {f"make test-{tier}" for tier in tiers[name]}
+                assert not targets or any(target in line for target in (*targets, "make pictures")), (page.name, line)

@@ -9,7 +9,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.captioner.metadata import Epoch
@@ -268,7 +268,6 @@ def test_a_single_array_is_no_checkpoint():
         Checkpoint.load("key", Memory(buffer.getvalue()))
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_a_damaged_checkpoint_is_an_error_or_still_the_same(checkpoint, data):
     """Cut short, or with a byte changed anywhere, it gives what was saved or a ``PipelineError``, and nothing else."""

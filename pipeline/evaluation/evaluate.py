@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from pipeline.captioner.bundle import load
+from pipeline.captioner import bundle
 from pipeline.captioner.captioner import Caption
 from pipeline.captioner.metadata import ModelMetadata
 from pipeline.config import GREEDY, DecodingConfig
@@ -63,7 +63,7 @@ def evaluate_model(
     Raises:
         PipelineError: there is no such model or dataset, or too many test images failed.
     """
-    captioner, metadata = load(version, store)
+    captioner, metadata = bundle.load(version, store)
     dataset = datasets.load(dataset_id or metadata.dataset, store)
     for source, images in datasets.listings_by_source(dataset.split("test")).items():
         extraction.extract_missing(

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.captioner.bundle import load
+from pipeline.captioner import bundle
 from pipeline.captioner.captioner import Caption
 from pipeline.config import DecodingConfig
 from pipeline.evaluation.drift import Profile
@@ -58,7 +58,7 @@ def caption_shard(name: str, *, store: Bucket, decoding: DecodingConfig, sidecar
     profile = None
     if len(readable):
         with stopwatch.section("load"):
-            captioner, _ = load(version, store)
+            captioner, _ = bundle.load(version, store)
         with stopwatch.section("read"):
             vectors = feature_store.read_vectors(readable, encoder_id=encoder_id, store=store)
         with stopwatch.section("caption"):

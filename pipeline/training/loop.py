@@ -17,6 +17,7 @@ from pipeline.captioner.captioner import Captioner
 from pipeline.captioner.metadata import Epoch, PhaseName
 from pipeline.config import GREEDY, TrainingConfig
 from pipeline.errors import PipelineError
+from pipeline.features.splits import SplitFeatures
 from pipeline.metrics.coco import cider
 from pipeline.progress import track
 from pipeline.storage import Bucket
@@ -159,13 +160,11 @@ def _run_epoch(
                 f"The {name} is {value} in epoch {number} ({phase.name}): lower its learning rate (now "
                 f"{phase.learning_rate}), or look for features that are not finite."
             )
-    captions = captioner.caption(data.dev.vectors, GREEDY)
-    written = dict(zip(data.dev.image_ids, (caption.text for caption in captions), strict=True))
     epoch = Epoch(
         epoch=number,
         phase=phase.name,
         dev_loss=dev_loss,
-        dev_cider=cider(written, data.dev.references),
+        dev_cider=dev_cider(captioner, data.dev),
         seconds=round(time.monotonic() - start, 2),
         **measured,
     )
@@ -179,6 +178,12 @@ def _run_epoch(
         len(data.train_captions.ids) / trained,
     )
     return epoch
+
+
+def dev_cider(captioner: Captioner, dev: SplitFeatures) -> float:
+    """CIDEr of the captions that greedy search gives the images of dev."""
+    captions = captioner.caption(dev.vectors, GREEDY)
+    return cider(dict(zip(dev.image_ids, (caption.text for caption in captions), strict=True)), dev.references)
 
 
 def compile_for_training(

@@ -16,6 +16,7 @@ from captioning.failures import LIMIT, FailedTask, error_message, failed_tasks
 from captioning.links import run_url, task_url
 from captioning.names import RECONCILE
 from captioning.settings import read_settings
+from pipeline.errors import PipelineError
 
 TIMEOUT = 10
 """Seconds to wait for the webhook's receiver. The timeout of the mail server is in its connection."""
@@ -106,17 +107,19 @@ def send(subject: str, text: str) -> None:
 
 def _post(connection_id: str, subject: str, text: str) -> None:
     """Post a notification as JSON that Slack, Mattermost and similar services display as it is."""
-    from airflow.providers.http.notifications.http import HttpNotifier
+    import requests
+    from airflow.providers.http.hooks.http import HttpHook
 
-    connection = Connection.get(connection_id)
-    HttpNotifier(
-        http_conn_id=connection_id,
-        # A webhook's address is its secret: forms and logs mask it as a password, but not as a host.
-        endpoint=None if connection.login else connection.password,
-        json={"text": f"{subject}\n\n{text}"},
-        extra_options={"timeout": TIMEOUT},
-        # Calling the notifier would render the text as a template, and error messages quote what people wrote.
-    ).notify({})
+    # A webhook's address is its secret: forms and logs mask it as a password, but not as a host. The hook's own way to
+    # send writes the whole address to the log of an executor, where nothing masks it, and so would requests' errors.
+    hook, connection = HttpHook(http_conn_id=connection_id), Connection.get(connection_id)
+    try:
+        with hook.get_conn() as session:
+            url = hook.url_from_endpoint(None if connection.login else connection.password)
+            session.post(url, json={"text": f"{subject}\n\n{text}"}, timeout=TIMEOUT).raise_for_status()
+    except requests.RequestException as error:
+        status = "" if error.response is None else f" {error.response.status_code}"
+        raise PipelineError(f"{type(error).__name__}{status}") from None
 
 
 def _mail(to: str, subject: str, text: str) -> None:

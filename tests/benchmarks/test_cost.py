@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.cost import Prices, Requests, estimate, main, requests
 from pipeline.captioner import registry
+from pipeline.captioner.captioner import Caption, Captioner
 from pipeline.config import DecodingConfig
 from pipeline.evaluation.evaluate import evaluate_model
 from pipeline.features import extraction
@@ -14,6 +15,7 @@ from pipeline.settings import PROJECT
 from pipeline.storage import layout, open_bucket
 from pipeline.work import runs
 from tests.support import toy
+from tests.support.loading import load_once
 
 
 @pytest.fixture(scope="module")
@@ -21,13 +23,19 @@ def evaluated(trained, tmp_path_factory):
     """A store with a model that was evaluated, and the version of the model."""
     store = open_bucket(str(tmp_path_factory.mktemp("evaluated")))
     toy.copy(trained.store, store, "")
-    evaluate_model(trained.model.version, store=store, decoding=DecodingConfig(), max_failed_fraction=0)
+    with pytest.MonkeyPatch.context() as patch:
+        load_once(patch)
+        evaluate_model(trained.model.version, store=store, decoding=DecodingConfig(), max_failed_fraction=0)
     return store, trained.model.version
 
 
 @pytest.fixture
-def counted(s3_bucket_name, evaluated, tmp_path):
-    """A store with a champion and an empty inbox, on S3, and a count of the requests to the store and the inbox."""
+def counted(s3_bucket_name, evaluated, tmp_path, monkeypatch):
+    """A store with a champion and an empty inbox, on S3, and a count of the requests to the store and the inbox.
+
+    Captioners are loaded, and write without being compiled, which would take most of the time.
+    """
+    monkeypatch.setattr(Captioner, "caption", lambda _, vectors, __: [Caption("a square", -1.0, 0.5)] * len(vectors))
     base, counts = f"s3://{s3_bucket_name}/{tmp_path.name}", Counter()
     store, inbox = open_bucket(f"{base}/store"), open_bucket(f"{base}/inbox")
     source, version = evaluated

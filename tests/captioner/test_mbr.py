@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.captioner.decoding import Sentences
@@ -45,7 +45,6 @@ def test_rare_words_decide():
     assert first(rerank(found, encoded([[4, 7], [8, 7]])[None], INFORMATION)) == [8, 5]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 5), st.integers(1, 6))
 def test_images_do_not_affect_each_other(seed, images, width, samples):
     """The beam of each image is reranked as it is alone, and nothing is lost."""

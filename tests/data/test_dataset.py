@@ -26,6 +26,7 @@ from pipeline.data.images import content_hash
 from pipeline.errors import PipelineError
 from pipeline.storage import Bucket, LocalBucket, ObjectDeniedError, ObjectNotFoundError, layout, parquet
 from tests.support import toy
+from tests.support.effort import random_inputs
 from tests.support.paths import PROJECT
 
 NewBucket = Callable[[], Bucket]
@@ -887,7 +888,7 @@ token_line = st.one_of(
 
 
 @given(st.lists(token_line, max_size=20), st.lists(st.sampled_from([*IMAGES, "z.jpg"]), max_size=4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=random_inputs(60))
 def test_every_line_is_kept_or_listed(lines: list[bytes], more_in_test: list[str]) -> None:
     """Captions kept and lines dropped are together all lines of the token file that are not blank."""
     # One image is left alone, so that no split is empty whatever the lines say.
@@ -919,7 +920,7 @@ def _utf8(line: bytes) -> bool:
         max_size=15,
     )
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=random_inputs(40))
 def test_captions_survive_csv_and_parquet(rows: list[tuple[str, str]]) -> None:
     """Any text that is not blank comes back from both kinds of table, in the order of the rows."""
     split_of = {image: split for split, images in SPLITS.items() for image in images}

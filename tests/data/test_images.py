@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from pipeline.data.images import BadImageError, decode, is_image
+from tests.support.effort import random_inputs
 
 ORIENTATION = 0x0112
 
@@ -375,7 +376,7 @@ MAGIC = [
 
 
 @given(st.sampled_from(MAGIC), st.binary(max_size=300))
-@settings(max_examples=300)
+@settings(max_examples=random_inputs(300))
 def test_any_bytes_decode_or_are_refused(magic: bytes, data: bytes) -> None:
     """Random bytes, also behind the first bytes of a known format, give an array or BadImageError, nothing else."""
     decodes_or_refuses(magic + data)
@@ -401,7 +402,7 @@ SAMPLES = [
     st.lists(st.tuples(st.integers(min_value=0), st.integers(0, 255)), max_size=12),
     st.floats(0, 1),
 )
-@settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=random_inputs(500), suppress_health_check=[HealthCheck.too_slow])
 def test_a_damaged_picture_decodes_or_is_refused(data: bytes, damage: list[tuple[int, int]], share: float) -> None:
     """Overwritten and cut-off pictures give an array or BadImageError, nothing else."""
     damaged = bytearray(data)

@@ -1,7 +1,7 @@
 """Errors counted from words, on captions made up to have them or not, and scores by length of the references."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.evaluation import lexicon
@@ -98,7 +98,6 @@ def test_an_error_counts_once_per_caption() -> None:
     assert check("object", "a frisbee and a guitar", "A dog .") == (1, 1, ["frisbee"])
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(sorted({*lexicon.NAMES, *lexicon.SHADES, *lexicon.GENDERS, "two", "the"})), min_size=1))
 def test_a_caption_that_repeats_a_reference_has_no_error(words: list[str]) -> None:
     """A caption equal to a reference is never wrong."""

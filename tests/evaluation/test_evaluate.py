@@ -1,8 +1,6 @@
 """Evaluation: the test split captioned, scored, analyzed and shown, with a place for each dataset and decoding."""
 
 import re
-import shutil
-import subprocess
 
 import pytest
 
@@ -19,14 +17,14 @@ from pipeline.features import store as feature_store
 from pipeline.metrics.coco import Agreement, Diversity, HumanBaseline, Scorer, Scores
 from pipeline.storage import json, layout, open_bucket
 from tests.support import toy
+from tests.support.loading import load_once
 
 BEAM = DecodingConfig(beam_width=2)
 
 
 @pytest.fixture(autouse=True)
-def no_java(monkeypatch):
-    """Score without Java, in a fraction of the time; the tests of the metrics run it."""
-    monkeypatch.setattr("pipeline.metrics.java.available", lambda: False)
+def _load_once(monkeypatch):
+    load_once(monkeypatch)
 
 
 @pytest.fixture
@@ -254,22 +252,17 @@ def test_the_human_baseline_is_computed_once(tmp_path, trained, local_store, mon
     assert json.read(HumanBaseline, key, local_store) == stored
 
 
-@pytest.mark.skipif(shutil.which("java") is None, reason="there is no java on the PATH")
-def test_an_evaluation_starts_java_twice(trained, local_store, monkeypatch):
-    """One process tokenizes all captions, and one scores METEOR, of the human baseline too."""
-    monkeypatch.setattr("pipeline.metrics.java.available", lambda: True)
-    started, popen = [], subprocess.Popen
+def test_an_evaluation_has_one_scorer(trained, local_store, monkeypatch):
+    """One for all captions and the human baseline, which has two processes of Java, as ``test_coco`` shows."""
+    scorers, make = [], Scorer.__init__
 
-    class Recorded(popen):
-        def __init__(self, command, *args, **options):
-            started.append(command)
-            super().__init__(command, *args, **options)
+    def count(scorer, *arguments, **options):
+        scorers.append(scorer)
+        make(scorer, *arguments, **options)
 
-    monkeypatch.setattr(subprocess, "Popen", Recorded)
-    metrics, _ = evaluate(trained.model.version, local_store)
-    assert metrics.scores["chosen"].tokenizer == "ptb"
-    assert all("METEOR" in scores for scores in (metrics.summary, metrics.agreement.human))
-    assert len([command for command in started if "java" in str(command[0])]) == 2
+    monkeypatch.setattr(Scorer, "__init__", count)
+    evaluate(trained.model.version, local_store)
+    assert len(scorers) == 1
 
 
 def test_no_such_model(bucket):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.metrics.bootstrap import ImageStatistics, mean_interval
@@ -22,7 +22,6 @@ def toolkit(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> d
     return {f"BLEU-{n}": value for n, value in enumerate(Bleu(4).compute_score(theirs, ours, verbose=0)[0], 1)}
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(captions, st.lists(captions, min_size=1, max_size=3)), min_size=1, max_size=6), st.data())
 def test_any_resample_has_the_toolkits_score(images: list[tuple[str, list[str]]], data: st.DataObject) -> None:
     """Each image once gives the toolkit's BLEU, and any resample that of the corpus with its images repeated."""

@@ -5,7 +5,7 @@ import math
 from collections import Counter
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data.vocabulary import END, PAD
@@ -20,7 +20,6 @@ def encoded(sentences, width=9):
     return np.array([[*sentence, END, *[PAD] * (width - 1 - len(sentence))] for sentence in sentences], np.int32)
 
 
-@settings(deadline=None)
 @given(images)
 def test_scores_are_the_toolkits(images):
     """For any captions, each score equals pycocoevalcap's for the same words with the end as one more word."""
@@ -79,7 +78,6 @@ def likeness(one, other, information):
     return 10 * total / 4 * math.exp(-((len(one) - len(other)) ** 2) / (2 * 6**2))
 
 
-@settings(deadline=None)
 @given(images, st.lists(st.floats(0.1, 9), min_size=6, max_size=6))
 def test_words_may_be_weighted_by_their_information(images, of_words):
     """With weights of words the score equals the formula's, also for words in no reference."""

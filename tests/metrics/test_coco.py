@@ -219,8 +219,13 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[Any]]:
 
 
 @needs_java
-def test_an_evaluation_starts_java_twice(started: list[subprocess.Popen[Any]]) -> None:
-    """Two sets of captions, the baseline and the agreement take one tokenizer and one METEOR, which end."""
+def test_an_evaluation_starts_java_twice(
+    started: list[subprocess.Popen[Any]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Two sets of captions, the baseline and the agreement take one tokenizer and one METEOR, which end.
+
+    Standard output stays empty, because the command line prints its result there.
+    """
     other = {image: texts[0] for image, texts in REFERENCES.items()}
     with Scorer(REFERENCES, [CANDIDATES, other], java=True) as scorer:
         scores = [scorer.score(CANDIDATES), scorer.score(other)]
@@ -231,6 +236,7 @@ def test_an_evaluation_starts_java_twice(started: list[subprocess.Popen[Any]]) -
     assert "meteor-1.5.jar" in str(programs[1])
     assert all(process.poll() is not None for process in started)
     assert tuple(found.human) == tuple(found.captioner) == METRICS
+    assert capfd.readouterr().out == ""
     # The process gives its second corpus the same METEOR as a process of its own.
     assert scores[1] == score(other, REFERENCES)
 
@@ -301,12 +307,6 @@ def test_a_broken_java_is_an_error_only_if_java_is_required(
     assert caplog.text.count("without Java") == 1
     with pytest.raises(PipelineError, match="PTBTokenizer ended with status 1"):
         score(CANDIDATES, REFERENCES, java=True)
-
-
-def test_scoring_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    """Standard output stays empty, because the command line prints its result there."""
-    score(CANDIDATES, REFERENCES)
-    assert capfd.readouterr().out == ""
 
 
 def test_nothing_to_score_is_an_error() -> None:

@@ -3,30 +3,16 @@
 import pytest
 
 from pipeline.captioner import registry
-from pipeline.captioner.bundle import load
-from pipeline.captioner.metadata import load_metadata
-from pipeline.features import encoder
-from pipeline.nightly import captions
 from pipeline.nightly import night as nights
 from tests.support import toy
+from tests.support.loading import load_once
 from tests.support.nights import colour_in
 
 
-@pytest.fixture(scope="session")
-def loaded(trained):
-    """The captioner and the encoder of the toy world."""
-    return load(trained.model.version, trained.store)[0], encoder.load(trained.inputs.encoder_id, trained.store)
-
-
 @pytest.fixture
-def store(new_bucket, trained, loaded, monkeypatch):
-    """A store with the model of the toy world as champion, and no features.
-
-    Captioner and encoder are loaded once and not for each shard, which would take most of the time of a small night;
-    the tests of the command line load them.
-    """
-    monkeypatch.setattr(captions, "load", lambda version, store: (loaded[0], load_metadata(version, store)))
-    monkeypatch.setattr(encoder, "load", lambda encoder_id, store: loaded[1])
+def store(new_bucket, trained, monkeypatch):
+    """A store with the model of the toy world as champion, and no features."""
+    load_once(monkeypatch)
     store = new_bucket()
     toy.copy(trained.store, store, "models/", "encoders/")
     registry.promote(trained.model.version, store)

@@ -19,13 +19,15 @@ from pipeline.ops import backup
 from pipeline.storage import LocalBucket, layout
 from pipeline.training import inputs
 from tests.support import toy
+from tests.support.loading import load_once
 from tests.support.nights import night
 from tests.support.training import short
 
 
 @pytest.fixture
-def worked_on(trained, new_bucket):
+def worked_on(trained, new_bucket, monkeypatch):
     """A store with a champion that has captioned eight photographs of an inbox, and the inbox."""
+    load_once(monkeypatch)
     store, inbox = new_bucket(), new_bucket()
     toy.copy(trained.store, store, "")
     registry.promote(trained.model.version, store)
@@ -99,13 +101,6 @@ def retrain(run, dataset_id, store, source):
     return run_gate(model.version, run=run, decoding=GREEDY, config=GateConfig(), store=store)
 
 
-@pytest.fixture
-def no_java(monkeypatch):
-    """Score without Java, in a fraction of the time."""
-    monkeypatch.setattr("pipeline.metrics.java.available", lambda: False)
-
-
-@pytest.mark.usefixtures("no_java")
 def test_a_backup_works_at_another_address(worked_on, new_bucket, trained):
     """Restored elsewhere, with the old store gone, a model is evaluated, a night runs, and a model is trained."""
     store, inbox = worked_on
@@ -145,7 +140,6 @@ def texts(key, data):
                 yield str(column.to_pylist())
 
 
-@pytest.mark.usefixtures("no_java")
 def test_nothing_in_the_store_holds_its_address(worked_on, trained):
     """No JSON, no table, no report and no model has the URI or the path of the store that it was written to."""
     store, inbox = worked_on

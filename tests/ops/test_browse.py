@@ -13,6 +13,7 @@ from pipeline.ops import browse
 from pipeline.ops.browse import Filters
 from pipeline.storage import open_bucket
 from tests.support.caption_tables import row, write
+from tests.support.effort import random_inputs
 
 
 def all_pages(store, filters, *, size, seconds=60.0):
@@ -67,7 +68,7 @@ def test_filters(bucket):
     assert keys(bucket, image="cats/1.jpg") == ["cats/1.jpg"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=random_inputs(60))
 @given(
     shards=st.lists(st.tuples(st.integers(1, 3), st.lists(st.booleans(), max_size=6)), max_size=6),
     size=st.integers(1, 5),

@@ -14,6 +14,7 @@ from pipeline.ops import status
 from pipeline.storage import json, layout, open_bucket
 from pipeline.work import runs
 from tests.support import toy
+from tests.support.loading import load_once
 from tests.support.nights import night
 
 BEAM = DecodingConfig(beam_width=2)
@@ -40,7 +41,7 @@ def test_an_empty_store(bucket, shown):
 
 def test_a_used_store(bucket, shown, trained, tmp_path, monkeypatch):
     """The champion, every model with its scores, the runs with their counts, errors by kind, and the captions."""
-    monkeypatch.setattr("pipeline.metrics.java.available", lambda: False)
+    load_once(monkeypatch)
     version = trained.model.version
     toy.copy(trained.store, bucket, "models/", "encoders/", "features/", "datasets/")
     metrics = evaluate_model(version, store=bucket, decoding=BEAM, max_failed_fraction=0)

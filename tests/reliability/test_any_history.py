@@ -1,6 +1,5 @@
 """Nights on any listing, with any history, broken off at any write: what holds whatever happened."""
 
-import os
 from collections import Counter
 from functools import partial
 from unittest.mock import patch
@@ -10,7 +9,7 @@ import numpy as np
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pipeline.captioner import registry
+from pipeline.captioner import bundle, registry
 from pipeline.captioner.captioner import Caption
 from pipeline.captioner.metadata import ModelMetadata
 from pipeline.config import DecodingConfig, TrainingConfig
@@ -20,6 +19,7 @@ from pipeline.nightly import captions, reconcile
 from pipeline.nightly import night as nights
 from pipeline.storage import ObjectChangedError, ObjectNotFoundError, json, layout, parquet
 from pipeline.work import outcomes, runs
+from tests.support.effort import random_inputs
 from tests.support.memory import CrashError, MemoryBucket
 
 DECODING = DecodingConfig(beam_width=2)
@@ -68,7 +68,7 @@ class Nights(RuleBasedStateMachine):
             patch.object(nights, "open_bucket", lambda uri: self.inbox),
             patch.object(extraction, "read_picture", read_picture),
             patch.object(encoder, "load", lambda encoder_id, store: loaded),
-            patch.object(captions, "load", lambda version, store: (Captioner(), None)),
+            patch.object(bundle, "load", lambda version, store: (Captioner(), None)),
         ]
         for each in self.patches:
             each.start()
@@ -209,9 +209,7 @@ class Nights(RuleBasedStateMachine):
 
 
 TestAnyHistory = Nights.TestCase
-TestAnyHistory.settings = settings(
-    max_examples=5000 if os.environ.get("CAPTION_STRESS") else 150, stateful_step_count=20, deadline=None
-)
+TestAnyHistory.settings = settings(max_examples=random_inputs(150), stateful_step_count=20)
 
 
 def test_the_inbox_of_these_tests_holds_photographs():

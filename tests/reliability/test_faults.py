@@ -17,12 +17,9 @@ from botocore.exceptions import (
     PaginationError,
 )
 
-from pipeline.captioner import registry
-from pipeline.captioner.bundle import load
-from pipeline.captioner.metadata import load_metadata
+from pipeline.captioner import bundle, registry
 from pipeline.errors import PipelineError
 from pipeline.features import encoder
-from pipeline.nightly import captions
 from pipeline.nightly import night as nights
 from pipeline.storage import (
     ABSENT,
@@ -36,6 +33,7 @@ from pipeline.storage import (
 from tests.support import toy
 from tests.support.faults import after, at_first, cut_off, dripping, dropped, lost, refused, stale
 from tests.support.keys import DOTTED_KEYS, NASTY_KEYS
+from tests.support.loading import load_once
 from tests.support.nights import colour_in, counts, identities, night, photographs, rows_in
 from tests.support.wide_table import put_wide_table
 
@@ -339,11 +337,11 @@ def test_a_listing_that_is_denied_is_a_persons_to_mend(bucket, s3_faults):
 @pytest.fixture(scope="module")
 def loaded_once(trained):
     """Load the toy world's captioner and encoder once and not for each shard; shards of captions are small."""
-    captioner = load(trained.model.version, trained.store)[0]
-    loaded = encoder.load(trained.inputs.encoder_id, trained.store)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(captions, "load", lambda version, store: (captioner, load_metadata(version, store)))
-        patch.setattr(encoder, "load", lambda encoder_id, store: loaded)
+        load_once(patch)
+        # The stores of these tests lack their files.
+        bundle.load(trained.model.version, trained.store)
+        encoder.load(trained.inputs.encoder_id, trained.store)
         patch.setattr(nights, "SHARD_FACTOR", 1)
         yield
 

@@ -1,10 +1,9 @@
 """Commands are killed at their writes and at any moment; done again, the store is as if nothing had happened.
 
-``make test`` kills some hundreds, ``make stress`` (``CAPTION_STRESS=1``) each training, evaluation and encoder at every
-write too, and many more at random, also on S3.
+An object is written in five steps. `make test-kills` kills a command at every third step, or sixth where it is slow: so
+at the objects that it writes, and at each kind of step. `make stress` kills at every step, and on S3, too.
 """
 
-import os
 import random
 import subprocess
 from collections import Counter
@@ -16,6 +15,7 @@ import pytest
 from pipeline.captioner import registry
 from pipeline.storage import layout, open_bucket
 from tests.support import toy
+from tests.support.effort import STRESS
 from tests.support.kills import (
     World,
     assert_same,
@@ -28,10 +28,8 @@ from tests.support.kills import (
     run,
 )
 
-STRESS = bool(os.environ.get("CAPTION_STRESS"))
-
-RARELY = 1 if STRESS else 4
-"""Write points from one kill to the next, where starting the command again takes seconds."""
+OFTEN, RARELY = (1, 1) if STRESS else (3, 6)
+"""Write points from one kill to the next, the second where a command is slow. An object has five, with a lock six."""
 
 KILLS: Counter[str] = Counter()
 """How many there were, by command; the last test counts them."""
@@ -58,6 +56,8 @@ def empty(tmp_path, new_bucket):
     """A store with nothing in it."""
     return World(new_bucket(), new_bucket(), tmp_path)
 
+
+pytestmark = pytest.mark.kills
 
 LOCAL = pytest.mark.parametrize("new_bucket", ["file"], indirect=True)
 EVERYWHERE = pytest.mark.parametrize("new_bucket", ["file", "s3"] if STRESS else ["file"], indirect=True)
@@ -90,7 +90,7 @@ def retraining(world, source, encoder, *, seed=0, run="r1"):
     return (yield world.command("gate", version, "--beam-width", "2", "--run", run, *limits)).result()
 
 
-def only(script, *names, other, tally, world, every=1):
+def only(script, *names, other, tally, world, every=OFTEN):
     """A script of which only some commands are killed at their writes: those of these names, or all others."""
 
     def one(command):
@@ -115,8 +115,8 @@ def counts(record):
 
 
 @EVERYWHERE
-def test_a_night_killed_at_every_write(world):
-    """Listing, planning, extraction, captioning with sidecars and the count, killed at each of their writes in turn."""
+def test_a_night_killed_at_its_writes(world):
+    """Listing, planning, extraction, captioning with sidecars and the count, killed at their writes in turn."""
     world.settings["CAPTION_SIDECARS"] = "true"
     [record] = play(only(night(world), other=True, tally=KILLS, world=world))
     assert counts(record) == (4, 3, 1, 0)
@@ -125,7 +125,7 @@ def test_a_night_killed_at_every_write(world):
 
 @EVERYWHERE
 def test_a_retraining_killed_at_its_writes(empty, tmp_path, toy_encoder):
-    """The quick steps are killed at each of their writes; encoder, extraction, training and evaluation at some."""
+    """All steps are killed at their writes in turn."""
     source = toy.draw(open_bucket(str(tmp_path / "source")))
     script = retraining(empty, source, str(toy_encoder))
     slow = ("register-encoder", "extract", "train", "evaluate")
@@ -149,12 +149,12 @@ def test_promotion_and_rollback_killed_at_every_write(world, trained):
         yield world.command("promote", new)
 
     # The rollback is not killed: one that was done and is done again goes one further back.
-    play(only(script(), "promote", other=False, tally=KILLS, world=world))
+    play(only(script(), "promote", other=False, tally=KILLS, world=world, every=1))
     assert [promotion.version for promotion in registry.read_champion(world.store).history] == [old, new]
 
 
 @EVERYWHERE
-@pytest.mark.parametrize("seed", range(40 if STRESS else 6))
+@pytest.mark.parametrize("seed", range(40 if STRESS else 3))
 def test_a_night_killed_at_random(world, seed):
     """Killed at any moment, again and again, and begun anew under the same name or another, a night ends whole."""
     rng = random.Random(seed)
@@ -305,7 +305,7 @@ def test_the_harness_tells_stores_apart(world):
 
 def test_there_were_kills_enough(request):
     """Over this file at least two hundred commands died."""
-    if not {"test_a_night_killed_at_every_write", "test_a_retraining_killed_at_its_writes"} <= {
+    if not {"test_a_night_killed_at_its_writes", "test_a_retraining_killed_at_its_writes"} <= {
         item.originalname for item in request.session.items
     }:
         pytest.skip("only some of the kills were asked for")

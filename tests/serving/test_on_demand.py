@@ -15,6 +15,7 @@ from pipeline.serving import on_demand
 from pipeline.serving.on_demand import Captioned
 from pipeline.storage import open_bucket
 from tests.support import toy
+from tests.support.loading import load_once
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +28,9 @@ def store(trained, tmp_path_factory):
 
 
 @pytest.fixture
-def caption(store):
+def caption(store, monkeypatch):
     """Caption pictures with that store; returns the results by the given names."""
+    load_once(monkeypatch)
 
     def run(*pictures, **changes):
         options = {"version": None, "decoding": DecodingConfig(), "alternatives": 0, "store": store}

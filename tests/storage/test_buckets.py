@@ -33,6 +33,7 @@ from pipeline.storage import (
     open_source,
     source_name,
 )
+from tests.support.effort import random_inputs
 from tests.support.keys import NASTY_KEYS
 from tests.support.wide_table import put_wide_table
 
@@ -312,7 +313,7 @@ def folders_of(key: str) -> list[str]:
 def test_any_sequence_of_uses(new_bucket: Callable[[], Bucket]) -> None:
     """A bucket is as good as a dictionary, in whichever order objects are put, replaced, deleted, read and listed."""
     run_state_machine_as_test(
-        lambda: Contract(new_bucket()), settings=settings(max_examples=25, stateful_step_count=25, deadline=None)
+        lambda: Contract(new_bucket()), settings=settings(max_examples=random_inputs(25), stateful_step_count=25)
     )
 
 
@@ -682,7 +683,7 @@ def test_keys_stay_inside_the_folder(tmp_path: Path, key: str) -> None:
 
 
 @given(st.text())
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=random_inputs(300), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_key_leads_out_of_the_folder(tmp_path: Path, key: str) -> None:
     """With any key, a write ends below the folder or in an error of that key, and is found again under it."""
     bucket = LocalBucket(tmp_path / "outer" / "root")

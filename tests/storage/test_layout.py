@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pipeline.config import DecodingConfig
 from pipeline.storage import layout, open_bucket
 from pipeline.storage.layout import NAME_BYTES, PART_BYTES, safe_name
+from tests.support.effort import random_inputs
 from tests.support.keys import DOTTED_KEYS, NASTY_KEYS
 
 KEYS = st.one_of(
@@ -132,7 +133,7 @@ def test_two_keys_have_two_names(one: str, other: str) -> None:
     assert not f"{safe_name(other)}.json".startswith(f"{safe_name(one)}.json/")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=random_inputs(100))
 @given(keys=st.lists(KEYS, max_size=5, unique=True))
 @example([*NASTY_KEYS, *DOTTED_KEYS])
 @example(["x.jpg", "x.jpg.json/y.jpg", "k" * 1020, "猫" * 340, "/".join("abc" * 200)])

@@ -43,7 +43,7 @@ def scripted(monkeypatch):
 
         monkeypatch.setattr(train, "build", build_and_keep)
         monkeypatch.setattr(loop, "evaluate_loss", loss)
-        monkeypatch.setattr(loop, "cider", cider)
+        monkeypatch.setattr(loop, "dev_cider", cider)
         return seen
 
     return script

@@ -21,6 +21,7 @@ from pipeline.storage import layout, open_bucket
 from pipeline.training import mlflow as tracking
 from pipeline.training.train import train_captioner
 from tests.support import toy
+from tests.support.effort import random_inputs
 from tests.support.paths import PROJECT
 
 CURVES = [{"epoch": epoch, "loss": 4 / epoch, "dev_cider": epoch / 10, "seconds": 2.5} for epoch in range(1, 5)]
@@ -124,7 +125,7 @@ def record_scores(uri, version, points, cider):
         run.page("report.html", f"<p>CIDEr {cider} – ©</p>")
 
 
-@pytest.mark.parametrize("kind", ["database", "server"])
+@pytest.mark.parametrize("kind", ["database", pytest.param("server", marks=pytest.mark.by_hand)])
 def test_training_and_evaluation_are_one_run(kind, request, capfd):
     """Parameters, curves, scores and page are in one finished run named by the version; nothing is printed."""
     uri = request.getfixturevalue(kind)
@@ -174,7 +175,7 @@ def test_the_status_of_a_resumed_training(database):
     assert recorded(database, "resumed")[0].info.status == "FINISHED"
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=random_inputs(8))
 @given(lengths=st.lists(st.integers(0, 4), max_size=4))
 def test_no_point_is_duplicated_or_lost(database, lengths):
     """However often and from which epoch the curves are recorded again, each epoch is there once."""
@@ -302,9 +303,8 @@ def test_an_sqlite_file_or_a_server_or_nothing(uri, monkeypatch):
     assert Settings().tracking_uri == uri
 
 
-def test_a_model_is_recorded_from_training_to_report(database, trained, tmp_path, monkeypatch):
+def test_a_model_is_recorded_from_training_to_report(database, trained, tmp_path):
     """Training records configuration and curves; the evaluation records scores and report, and what is missing."""
-    monkeypatch.setattr("pipeline.metrics.java.available", lambda: False)  # it takes its time
     store = open_bucket(str(tmp_path / "store"))
     toy.copy(trained.store, store, "datasets/", "features/", "encoders/")
     model = train_captioner(
