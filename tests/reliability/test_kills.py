@@ -304,9 +304,9 @@ def test_the_harness_tells_stores_apart(world):
 
 
 def test_there_were_kills_enough(request):
-    """Over this file at least two hundred commands died."""
+    """Over this file so many commands died."""
     if not {"test_a_night_killed_at_its_writes", "test_a_retraining_killed_at_its_writes"} <= {
         item.originalname for item in request.session.items
     }:
         pytest.skip("only some of the kills were asked for")
-    assert KILLS.total() >= 200, KILLS
+    assert KILLS.total() >= (200 if STRESS else 80), KILLS
