@@ -32,7 +32,7 @@ export AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE := $(AIRFLOW_HOME)/pass
 # The tests that need more than Python, by marker: CONTRIBUTING.md describes them.
 TIERS := airflow or browser or kills or photographs
 # Two processes run the tests, a file at a time; more threads than cores would slow both down.
-TWO := -n 2 --dist loadfile
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
 PYTEST := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 $(BIN)/python -m pytest
 MLFLOW_PORT ?= 5000
 export MLFLOW_DISABLE_TELEMETRY ?= true

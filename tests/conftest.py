@@ -68,8 +68,13 @@ REAL = {"flickr8k", "real_encoder"}
 """The fixtures that give real photographs, and the real encoder."""
 
 
+SLOWEST = ("test_journey.py", "test_end_to_end.py", "test_server.py", "test_train.py", "test_kills.py")
+"""The files that run first, so that two processes come to their ends at about the same time."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests that take real photographs in their tier."""
+    """Put the tests that take real photographs in their tier, and the slowest files first."""
+    items.sort(key=lambda item: item.path.name not in SLOWEST)
     for item in items:
         if REAL & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.photographs)

@@ -24,6 +24,13 @@ def picture(seed=0):
     return damaged_images.encoded(Image.fromarray(pixels), "JPEG")
 
 
+@pytest.fixture
+def started():
+    """The processes that were started since the test began, at each call."""
+    before = set(children(os.getpid()))
+    return lambda: sorted(set(children(os.getpid())) - before)
+
+
 def test_pictures_are_those_that_decode_gives():
     """From many threads at once, each gets its own picture, as it would be without a process between."""
     pictures = [picture(seed) for seed in range(40)]
@@ -51,11 +58,11 @@ def test_the_largest_picture_fits(monkeypatch):
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_process_that_dies_costs_one_picture(sent):
+def test_a_process_that_dies_costs_one_picture(sent, started):
     """The picture that it died of fails with advice; another process decodes the next one."""
     with Decoders((20, 20)) as decoders:
         decoders.decode(picture())
-        [pid] = children(os.getpid())
+        [pid] = started()
         os.kill(pid, signal.SIGSTOP)
         with ThreadPoolExecutor(1) as threads:
             waiting = threads.submit(decoders.decode, picture())
@@ -67,13 +74,13 @@ def test_a_process_that_dies_costs_one_picture(sent):
         assert decoders.decode(picture()).shape == (20, 20, 3)
 
 
-def test_nothing_is_left_behind():
+def test_nothing_is_left_behind(started):
     """At the end of the context there is no process any more."""
     with Decoders((20, 20)) as decoders, ThreadPoolExecutor(4) as threads:
         list(threads.map(decoders.decode, [picture()] * 8))
-        started = children(os.getpid())
-        assert started
-    assert gone(started)
+        pids = started()
+        assert pids
+    assert gone(pids)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

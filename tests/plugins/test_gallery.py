@@ -42,6 +42,11 @@ def server(airflow_home):
             return get_auth_manager().generate_jwt(SimpleAuthManagerUser(username="someone", role=role))
 
         yield app, token
+        # They serve for as long as the server runs.
+        from captioning.gallery import routes
+
+        for processes in (routes.small, routes.large):
+            processes.close()
 
 
 @pytest.fixture
