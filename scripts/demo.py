@@ -46,17 +46,19 @@ def run_dag(dag_id: str, conf: dict[str, str | int]) -> None:
     say(f"\n{dag_id} {json.dumps(conf) if conf else ''}")
     command = [str(BIN / "airflow"), "dags", "test", dag_id, "--conf", json.dumps(conf)]
     environment = {**os.environ, "AIRFLOW__LOGGING__JSON_LOGS": "True"}
-    with LOG.open("a") as log:
-        process = subprocess.Popen(
+    with (
+        LOG.open("a") as log,
+        subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
-        )
+        ) as process,
+    ):
         assert process.stdout is not None  # noqa: S101 - for type checkers
         for line in process.stdout:
             log.write(line)
             if text := progress(line):
                 say(text)
-        if process.wait() != 0:
-            sys.exit(f"{dag_id} failed; the complete log is {LOG}")
+    if process.returncode != 0:
+        sys.exit(f"{dag_id} failed; the complete log is {LOG}")
 
 
 def progress(line: str) -> str | None:

@@ -1,9 +1,15 @@
-"""Stopping the Airflow that `make up` started."""
+"""Starting and stopping Airflow, as `make up` does."""
 
 import os
+import signal
+import stat
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
+
+from tests.support.airflow_server import free_ports
 from tests.support.paths import PROJECT
 
 STOP = """
@@ -47,3 +53,63 @@ def test_airflow_is_stopped_where_nobody_reads(tmp_path):
         log = process.stderr.read()
     assert "stopped with 42" in log
     assert "Traceback" not in log
+
+
+AIRFLOW = f"""#!{sys.executable}
+import http.server, os, signal, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+assert sys.argv[1:] == ["standalone"]
+signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
+http.server.HTTPServer(("127.0.0.1", int(os.environ["AIRFLOW__API__PORT"])), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def up(tmp_path):
+    """Starts `make up`'s script with a program in Airflow's place."""
+    [port] = free_ports(1)
+    environment = {
+        **os.environ,
+        "AIRFLOW_HOME": str(tmp_path),
+        "AIRFLOW__API__HOST": "127.0.0.1",
+        "AIRFLOW__API__PORT": str(port),
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(tmp_path / "passwords.json"),
+    }
+    # The script runs what lies beside its interpreter, and needs nothing but Python.
+    (tmp_path / "python").symlink_to(Path(sys.executable).resolve())
+
+    def start(program):
+        (tmp_path / "airflow").write_text(program)
+        (tmp_path / "airflow").chmod(0o755)
+        command = [tmp_path / "python", "-m", "scripts.up"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, cwd=PROJECT, env=environment, text=True, **pipes)
+
+    return start
+
+
+def test_it_says_where_airflow_is_and_stops_it(up, tmp_path):
+    """Once the server answers, URL and login are printed. SIGTERM stops it; a second start beside it is refused."""
+    with up(AIRFLOW) as process:
+        assert process.stdout.readline().startswith("starting Airflow (log: ")
+        line = process.stdout.readline()
+        assert line.startswith("Airflow is at http://127.0.0.1:")
+        passwords = tmp_path / "passwords.json"
+        assert stat.S_IMODE(passwords.stat().st_mode) == 0o600
+        assert line.split("password ")[1].split()[0] in passwords.read_text()
+        with up(AIRFLOW) as second:
+            assert "is already in use" in second.communicate()[1]
+        assert second.returncode == 2
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == "stopping …\nstopped\n"
+    assert process.returncode == 0
+
+
+def test_an_airflow_that_does_not_start(up, tmp_path):
+    """The message names the log."""
+    with up(f"#!{sys.executable}\nraise SystemExit(1)\n") as process:
+        assert f"Airflow did not start: read {tmp_path}/standalone.log" in process.communicate()[1]
+    assert process.returncode == 1

@@ -1,0 +1,74 @@
+"""The demo's commands and what it shows of them, with programs in the place of Airflow and the pipeline."""
+
+import json
+
+import pytest
+
+from scripts import demo
+
+LOG = [
+    {"event": "Running command: ['/venv/bin/python', '-m', 'pipeline', 'ingest', 'photos']", "level": "info"},
+    {"event": "12:00:01 INFO     24 images", "level": "info"},
+    {"event": "Task instance in success state", "level": "info"},
+    {"event": "a task failed", "level": "error", "exception": [{"exc_value": "too few captions"}]},
+    {"event": "the database is locked", "level": "critical"},
+]
+
+
+@pytest.fixture
+def airflow(tmp_path, monkeypatch):
+    """Replaces Airflow by a program that prints a log and keeps its arguments; makes it with an exit status."""
+
+    def make(status):
+        lines = "\n".join(map(json.dumps, LOG))
+        (tmp_path / "airflow").write_text(
+            f'#!/bin/sh\necho "$@" >> {tmp_path}/arguments\ncat <<"END"\n{lines}\nplain text\nEND\nexit {status}\n'
+        )
+        (tmp_path / "airflow").chmod(0o755)
+        return tmp_path / "arguments"
+
+    monkeypatch.setattr(demo, "BIN", tmp_path)
+    monkeypatch.setattr(demo, "LOG", tmp_path / "demo.log")
+    monkeypatch.setattr(demo, "pipeline", lambda *arguments: {"under": "demo/"})
+    monkeypatch.setattr(demo, "pipeline_command", lambda *arguments: ["echo", *arguments])
+    return make
+
+
+def test_both_dags_run_and_their_progress_is_shown(airflow, tmp_path, monkeypatch, capfd):
+    """Commands, their progress and errors; all else is in the log only. At the end stands the table of captions."""
+    arguments = airflow(0)
+    monkeypatch.setattr("sys.argv", ["demo"])
+    demo.main()
+    retraining, night = arguments.read_text().splitlines()
+    assert retraining.startswith("dags test retrain_captioner --conf {")
+    assert json.loads(retraining.partition("--conf ")[2])["epochs"] == demo.DRAWN_TRAINING["epochs"]
+    assert night == "dags test caption_new_images --conf {}"
+    shown = capfd.readouterr().out
+    assert shown.endswith("status --captions 15 --under demo/\n")
+    for text in (
+        "  ingest photos",
+        "    12:00:01 INFO     24 images",
+        "    too few captions",
+        "the database is locked",
+    ):
+        assert text in shown
+    assert "success state" not in shown
+    assert "success state" in (tmp_path / "demo.log").read_text()
+
+
+def test_photographs_of_ones_own_train_as_the_form_does(airflow, tmp_path, monkeypatch):
+    """The folder is named by its whole path, and the training has its defaults."""
+    arguments = airflow(0)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["demo", "--data", "photos", "--encoder", "imagenet"])
+    demo.main()
+    conf = json.loads(arguments.read_text().splitlines()[0].partition("--conf ")[2])
+    assert conf == {"dataset": str(tmp_path / "photos"), "encoder": "imagenet"}
+
+
+def test_a_failed_dag_ends_the_demo(airflow, tmp_path, monkeypatch):
+    """The message says where the log is."""
+    airflow(1)
+    monkeypatch.setattr("sys.argv", ["demo"])
+    with pytest.raises(SystemExit, match=rf"retrain_captioner failed; the complete log is {tmp_path}/demo\.log"):
+        demo.main()
