@@ -269,7 +269,10 @@ def promoted(deployment, context, asked):
         expect(page.get_by_text("CIDEr").first).to_be_visible()
         expect(page.get_by_text("Captions of some test photographs").first).to_be_visible()
         picture(page, "approval")
-        page.get_by_role("button", name="Promote", exact=True).click()
+        # The page must not be closed before its request is answered.
+        with page.expect_response(lambda response: response.request.method == "PATCH") as answer:
+            page.get_by_role("button", name="Promote", exact=True).click()
+        assert answer.value.ok
     deployment.command("extract").kill()
     worker = deployment.command("night", "caption").parent().parent()
     assert "scheduler" not in worker.cmdline()
