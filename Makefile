@@ -39,7 +39,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 # The server's own job queue would start several processes that are not needed here.
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION ?= false
 
-.PHONY: help demo up mlflow bench lint lock clean \
+.PHONY: help demo up mlflow bench docs lint lock clean \
     test test-rest test-airflow test-browser test-kills test-photographs test-cluster test-by-hand stress pictures
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
@@ -84,6 +84,9 @@ stress: .venv/installed-dev  ## run all tests but those of servers on every comb
 pictures: .venv/installed-dev  ## take the screenshots of docs/airflow.md again, with the browser tests
 	@mkdir -p docs/pictures
 	@CAPTION_PICTURES=docs/pictures $(PYTEST) -m browser
+
+docs: .venv/installed  ## write docs/cli.md, docs/configuration.md and docs/store.md from the code
+	@PYTHONPATH=$(ROOT):$(ROOT)/plugins $(BIN)/python scripts/write_docs.py
 
 lint: .venv/installed-dev  ## check style, words, imports and types, and the locked packages for known vulnerabilities
 	@$(BIN)/ruff check .

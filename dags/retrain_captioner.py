@@ -26,7 +26,7 @@ from captioning import notifications
 from captioning.assets import CANDIDATE, CHAMPION, DATASET, FEATURES
 from captioning.names import RETRAINING_DAG
 from captioning.operators import DEFAULT_ARGS, GPU, PipelineOperator, end_run, extract_features
-from pipeline.config import DecodingConfig, TrainingConfig
+from pipeline.config import DecodingConfig, TrainingConfig, describe_bounds
 
 PROMOTE, KEEP = "Promote", "Keep as a candidate"
 """The possible answers of a person."""
@@ -39,14 +39,12 @@ PAGES = {"Report": f"captions/models/{VERSION}/report", "Models": "captions/mode
 ANSWER = "(ti.xcom_pull(task_ids='approval') or {})"
 """The answer in a template; empty if the run needs no approval."""
 
-BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
-
 
 def params_of(model: type[BaseModel], section: str) -> dict[str, Param]:
     """The fields of a configuration as fields of the form, with the names, defaults, bounds and descriptions there."""
     params = {}
     for name, schema in model.model_json_schema()["properties"].items():
-        bounds = ", ".join(f"{words} {schema[bound]:g}" for bound, words in BOUNDS.items() if bound in schema)
+        bounds = describe_bounds(schema)
         params[name] = Param(
             schema.pop("default"),
             section=section,

@@ -1,6 +1,7 @@
 """Training and decoding configuration: the one place for defaults and bounds, read by library, command line and DAG."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -102,3 +103,11 @@ class DecodingConfig(BaseModel):
 
 
 GREEDY = DecodingConfig(beam_width=1)
+
+BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+"""The bounds of a JSON schema, in words."""
+
+
+def describe_bounds(schema: Mapping[str, Any]) -> str:
+    """The bounds of a field in words, from its JSON schema: ``at least 1, at most 50``. Empty if it has none."""
+    return ", ".join(f"{words} {schema[bound]:g}" for bound, words in BOUNDS.items() if bound in schema)

@@ -42,7 +42,10 @@ class Settings(BaseSettings):
         description="where MLflow records trainings: an SQLite file or a server; empty for no tracking",
     )
     shard_size: int = Field(
-        2000, ge=1, description="images per extraction task; a captioning task takes five times as many"
+        2000,
+        ge=1,
+        description="images per extraction task, and what is lost if one is interrupted; a captioning task takes five "
+        "times as many",
     )
     beam_width: int = Field(5, ge=1, le=50, description="beam width of the nightly captions")
     mbr_samples: int = Field(

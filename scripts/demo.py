@@ -39,6 +39,7 @@ def main() -> None:
     subprocess.run(
         [*pipeline_command("status"), "--captions", str(CAPTIONS_SHOWN), "--under", inbox["under"]], check=True
     )
+    say("\nTo see these captions with their pictures, and to run both DAGs yourself, start Airflow:\n\n  make up")
 
 
 def run_dag(dag_id: str, conf: dict[str, str | int]) -> None:

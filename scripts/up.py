@@ -13,6 +13,10 @@ import urllib.request
 from pathlib import Path
 from typing import TextIO
 
+from pipeline.captioner.registry import find_champion
+from pipeline.settings import Settings
+from pipeline.storage import open_bucket
+
 HOST, PORT = os.environ["AIRFLOW__API__HOST"], os.environ["AIRFLOW__API__PORT"]
 URL = f"http://{HOST}:{PORT}"
 PASSWORDS = Path(os.environ["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"])
@@ -46,12 +50,24 @@ def main() -> int:
             if not is_up():
                 sys.stderr.write(f"Airflow did not start: read {LOG}\n")
                 return 1
-            say(f"Airflow is at {URL}, user admin, password {password} — Ctrl-C stops it")
+            say(f"Airflow is at {URL}\n  user:     admin\n  password: {password}\n{next_step()}Ctrl-C stops it.")
             return airflow.wait()
         except KeyboardInterrupt:
             return 0
         finally:
             stop(airflow)
+
+
+def next_step() -> str:
+    """What to do in a store without a champion, in a line; empty where there is one, or where nobody can say."""
+    try:
+        if find_champion(open_bucket(Settings().store)):
+            return ""
+    except Exception:  # such as credentials that only Airflow's connection has: its tasks will say so
+        return ""
+    return (
+        f"There is no model yet. Train one: {URL}/dags/retrain_captioner, Trigger. Or, in another terminal: make demo\n"
+    )
 
 
 def stop(airflow: "subprocess.Popen[bytes]") -> None:

@@ -90,6 +90,29 @@ class Photographs:
         return self.by_key[keys[0]] if keys else None
 
 
+def dataset_schema() -> "pa.Schema":
+    """The schema of a dataset's table."""
+    import pyarrow as pa
+
+    from pipeline.storage.parquet import column
+
+    return pa.schema(
+        [
+            column("image_id", pa.string(), "id of the image in the dataset: the name of its file, which is unique"),
+            column("source", pa.string(), "bucket of the image: a URI, or `store:` and a folder of the store"),
+            column("image_key", pa.string(), "key of the image in this bucket"),
+            column("image_etag", pa.string(), "etag of the image; for a corrected picture, the hash of its content"),
+            column(
+                "content_hash",
+                pa.string(),
+                "hash of the content; null in train, or if the image could not be read",
+            ),
+            column("split", pa.string(), "train, dev or test"),
+            column("captions", pa.list_(pa.string()), "the human captions of the image as they were read, in order"),
+        ]
+    )
+
+
 def split_by_hash(key: str) -> str:
     """A split chosen by the name of the file: train for 80 %, dev and test for 10 % each; it never changes."""
     digest = hashlib.sha256(posixpath.basename(key).encode()).digest()
@@ -98,7 +121,7 @@ def split_by_hash(key: str) -> str:
 
 
 def assemble(annotations: Annotations, source: str) -> "tuple[pa.Table, list[Dropped]]":
-    """The dataset rows of a source, one per image, and the rows that can't be used, by file and line.
+    """The dataset rows of a source, one per image, without hashes, and the rows that can't be used, by file and line.
 
     Args:
         annotations: the captions.
@@ -132,10 +155,9 @@ def assemble(annotations: Annotations, source: str) -> "tuple[pa.Table, list[Dro
         keys[image_id] = photograph.key
         (split,) = annotations.splits[photograph.key]
         texts = [text for _, text in sorted(captions[photograph].items())]
-        rows.append((image_id, source, photograph.key, photograph.etag, split, texts))
-    columns = zip(*sorted(rows), strict=True) if rows else [[]] * 6
-    names_of_texts = ("image_id", "source", "image_key", "image_etag", "split")
-    schema = pa.schema([*((name, pa.string()) for name in names_of_texts), ("captions", pa.list_(pa.string()))])
+        rows.append((image_id, source, photograph.key, photograph.etag, None, split, texts))
+    schema = dataset_schema()
+    columns = zip(*sorted(rows), strict=True) if rows else [[]] * len(schema)
     return pa.table(list(map(list, columns)), schema=schema), sorted(dropped, key=lambda row: (row.file, row.line))
 
 

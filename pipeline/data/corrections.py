@@ -20,27 +20,13 @@ from pipeline.data.text import clean
 from pipeline.errors import PipelineError
 from pipeline.storage import ABSENT, Bucket, ObjectChangedError, layout, open_bucket, parquet
 from pipeline.storage.bucket import is_utf8
+from pipeline.storage.parquet import column
 
 MAX_LENGTH = 300
 """Maximum characters of a better caption."""
 
 READERS = 16
 """Threads that read corrections, each of which is an object of its own."""
-
-SCHEMA = pa.schema(
-    [
-        ("picture", pa.string()),
-        ("caption", pa.string()),
-        ("wrong_caption", pa.string()),
-        ("image_key", pa.string()),
-        ("image_etag", pa.string()),
-        ("model_version", pa.string()),
-        ("corrected_by", pa.string()),
-        ("corrected_at", pa.timestamp("us", tz="UTC")),
-    ]
-)
-"""A correction. ``picture`` is the key of the copy of the picture, relative to the folder of corrections; ``image_key``
-and ``image_etag`` name the image in the inbox, and are null for an uploaded picture."""
 
 
 def _better_caption(text: str) -> str:
@@ -63,18 +49,27 @@ Text = Annotated[str, Field(max_length=4096), AfterValidator(_utf8)]
 
 
 class Correction(BaseModel):
-    """A correction; the content of its object, whose columns are those of ``SCHEMA``."""
+    """A correction; the content of its object, a table of schema ``SCHEMA`` with one row."""
 
     model_config = ConfigDict(frozen=True)
 
     picture: str = Field(description="key of the copy of the picture, relative to the folder of corrections")
     caption: Annotated[str, AfterValidator(_better_caption)] = Field(description="the better caption")
     wrong_caption: Text = Field(description="the generated caption")
-    image_key: Text | None = Field(description="key of the image in the inbox; None for an uploaded picture")
-    image_etag: Text | None = Field(description="version of the image in the inbox")
+    image_key: Text | None = Field(description="key of the image in the inbox; null for an uploaded picture")
+    image_etag: Text | None = Field(description="etag of the image in the inbox; null for an uploaded picture")
     model_version: Text = Field(description="model that generated the wrong caption")
     corrected_by: Text = Field(description="user who corrected it")
-    corrected_at: AwareDatetime = Field(description="time in UTC")
+    corrected_at: AwareDatetime = Field(description="time of the correction, in UTC")
+
+
+SCHEMA = pa.schema(
+    [
+        column(name, pa.timestamp("us", tz="UTC") if name == "corrected_at" else pa.string(), str(field.description))
+        for name, field in Correction.model_fields.items()
+    ]
+)
+"""The fields of a correction as columns."""
 
 
 def add(

@@ -81,10 +81,7 @@ class Dataset:
 
     Attributes:
         id: its name and the fingerprint of its content, ``name/fingerprint``.
-        table: one row per image, by ``image_id``: ``image_id`` (the name of the file, unique), ``source`` (the bucket
-            that holds it, see ``source_name``), ``image_key``, ``image_etag`` (for a corrected picture the hash of its
-            content), ``content_hash`` (of the images of dev and test, otherwise null), ``split`` (one of ``SPLITS``),
-            all string, and ``captions``, list of string, raw, in their order.
+        table: one row per image, by ``image_id``, of the schema that ``dataset_schema`` gives.
     """
 
     id: str
@@ -280,17 +277,15 @@ def _fill_content_hashes(table: "pa.Table", store: Bucket) -> "pa.Table":
             )
             return None
 
-    hashes: list[str | None] = [None] * len(table)
-    if "content_hash" in table.column_names:
-        hashes = table["content_hash"].to_pylist()
-        table = table.drop_columns(["content_hash"])
+    hashes = table["content_hash"].to_pylist()
     rows = table.select(["source", "image_key", "image_etag", "split"]).to_pylist()
     missing = [number for number, row in enumerate(rows) if row["split"] != "train" and hashes[number] is None]
     with ThreadPoolExecutor(READERS) as pool:
         found = pool.map(hash_of, (rows[number] for number in missing))
         for number, value in zip(missing, track(found, total=len(missing), unit="images", log=log), strict=True):
             hashes[number] = value
-    return table.add_column(table.column_names.index("split"), "content_hash", pa.array(hashes, pa.string()))
+    column = table.schema.get_field_index("content_hash")
+    return table.set_column(column, table.schema.field(column), pa.array(hashes, pa.string()))
 
 
 def _add_corrections(table: "pa.Table", dropped: list[Dropped], store: Bucket) -> "tuple[pa.Table, list[Dropped]]":
@@ -306,8 +301,6 @@ def _add_corrections(table: "pa.Table", dropped: list[Dropped], store: Bucket) -
     held_out = set(table["content_hash"].drop_null().to_pylist())
     annotations = _read_corrections(store, bucket, source, held_out)
     corrected, unusable = assemble(annotations, source)
-    hashes = pa.nulls(len(corrected), pa.string())
-    corrected = corrected.add_column(corrected.column_names.index("split"), "content_hash", hashes)
     others = [row for row in dropped if row.file != source]
     return pa.concat_tables([table, corrected]).sort_by("image_id"), [*others, *unusable]
 

@@ -43,7 +43,11 @@ class GateConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    policy: Policy = Policy.AUTO
+    policy: Policy = Field(
+        Policy.AUTO,
+        description="auto: the gate decides by tolerance and floor; approve: a person decides; never: the model stays "
+        "a candidate",
+    )
     tolerance: float = Field(0.015, ge=0, description="CIDEr by which a champion may be below the present one")
     floor: float = Field(0.1, ge=0, description="minimum CIDEr of a champion")
 

@@ -11,8 +11,15 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation.error_analysis import ErrorCount, ErrorKind, LengthGroup
 from pipeline.metrics.coco import Agreement, Diversity, Scores
 from pipeline.storage import Bucket, ObjectNotFoundError, json, layout, parquet
+from pipeline.storage.parquet import column
 
-CAPTIONS = pa.schema([("image_id", pa.string()), ("caption", pa.string()), ("references", pa.list_(pa.string()))])
+CAPTIONS = pa.schema(
+    [
+        column("image_id", pa.string(), "id of the image in the dataset: the name of its file"),
+        column("caption", pa.string(), "the caption, by the decoding of the evaluation"),
+        column("references", pa.list_(pa.string()), "the human captions of the image"),
+    ]
+)
 """The captions of the test split by the chosen decoding, beside the references."""
 
 

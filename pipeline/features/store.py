@@ -9,22 +9,31 @@ import pyarrow as pa
 
 from pipeline.errors import PipelineError
 from pipeline.storage import Bucket, layout, parquet
+from pipeline.storage.parquet import column
 from pipeline.work.listing import IMAGES
 from pipeline.work.outcomes import IDENTITY, latest_outcome
 
-ROWS = pa.schema([*IMAGES, ("attempt", pa.int32()), ("status", pa.string()), ("error", pa.string())])
-"""A row without its vector; ``attempt`` counts the failures before it. ``status`` is ok or failed."""
+ROWS = pa.schema(
+    [
+        *IMAGES,
+        column("attempt", pa.int32(), "number of failed attempts before this one"),
+        column("status", pa.string(), "ok or failed"),
+        column("error", pa.string(), "why the image failed; null if it did not"),
+    ]
+)
+"""A row without its vector."""
 
-INDEX = pa.schema([*ROWS, ("shard", pa.string())])
+INDEX = pa.schema([*ROWS, column("shard", pa.string(), "name of the shard that holds the features of the image")])
 """The feature store without its vectors: the outcome of each attempt, and the shard that holds it."""
 
 
 def schema(shape: tuple[int, ...]) -> pa.Schema:
-    """The schema of a file of features of this shape. In a failed row, ``feature`` is null and ``error`` says why."""
+    """The schema of a file of features of this shape."""
     feature = pa.float16()
     for size in reversed(shape):
         feature = pa.list_(feature, size)
-    return pa.schema([*ROWS, ("feature", feature)])
+    description = "feature vector of the image, or one vector per crop; null if the image failed"
+    return pa.schema([*ROWS, column("feature", feature, description)])
 
 
 def write(

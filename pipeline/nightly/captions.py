@@ -14,27 +14,27 @@ from pipeline.config import DecodingConfig
 from pipeline.evaluation.drift import Profile
 from pipeline.features import store as feature_store
 from pipeline.storage import Bucket, json, layout, parquet
+from pipeline.storage.parquet import column
 from pipeline.timing import Stopwatch
 from pipeline.work import shards
+from pipeline.work.listing import IMAGES
 from pipeline.work.outcomes import IDENTITY
 
 log = logging.getLogger(__name__)
 
 SCHEMA = pa.schema(
     [
-        ("image_key", pa.string()),
-        ("image_etag", pa.string()),
-        ("caption", pa.string()),
-        ("log_prob", pa.float32()),
-        ("status", pa.string()),
-        ("error", pa.string()),
-        ("model_version", pa.string()),
-        ("encoder_id", pa.string()),
-        ("captioned_at", pa.timestamp("us", tz="UTC")),
+        *IMAGES,
+        column("caption", pa.string(), "the caption; null if the image failed"),
+        column("log_prob", pa.float32(), "mean natural log probability of the words; null if the image failed"),
+        column("status", pa.string(), "ok or failed"),
+        column("error", pa.string(), "why the image failed; null if it did not"),
+        column("model_version", pa.string(), "version of the model that captioned the image"),
+        column("encoder_id", pa.string(), "id of the encoder that extracted the features of the image"),
+        column("captioned_at", pa.timestamp("us", tz="UTC"), "time at which the caption was written, in UTC"),
     ]
 )
-"""A row of captions. ``status`` is ok or failed; in a failed row ``caption`` is null and ``error`` says why.
-``log_prob`` is the mean natural logarithm of the probabilities of the words."""
+"""A row of captions."""
 
 OUTCOME = [*IDENTITY, "status", "error", "captioned_at"]
 """The columns that tell the outcome of an attempt."""

@@ -1,7 +1,10 @@
 """The layout of the store: the only module that knows the key of any object in it.
 
 Keys are relative to the store. No object in the store refers to the address of the store itself, so a copy of the store
-works wherever it is. The names of the files inside a model or an encoder belong to the modules that save them.
+works wherever it is.
+
+The names of the files inside a model or an encoder belong to the modules that save them. ``docs/store.md`` is written
+from ``FOLDERS`` and from the docstrings of the functions that return keys.
 """
 
 import hashlib
@@ -27,6 +30,52 @@ CHAMPION = "models/champion.json"
 
 CORRECTION_PICTURES = "pictures/"
 """Copies of corrected pictures, relative to ``CORRECTIONS``."""
+
+FOLDERS = {
+    DATASETS: (
+        "Captioned photographs to learn from. The id of a dataset is its name and a hash of its content, so that the "
+        "same photographs and captions are the same dataset."
+    ),
+    ENCODERS: (
+        "The image encoders with which features are extracted: each is a Keras model for GPUs and an OpenVINO network "
+        "for CPUs. Encoders in 8-bit integers have only the latter."
+    ),
+    FEATURES: (
+        "The features of every image, one Parquet file per shard. An image is encoded once by each encoder; every "
+        "later run reads its features from here and does not need the picture."
+    ),
+    SHARDS: (
+        "The shards of work. A shard is a list of images, and its name is a hash of its content. Its result is one "
+        f"object in `{FEATURES}` or `{CAPTIONS}`, which has the name of the shard and is written in one step. "
+        "Interrupted work can therefore be repeated, and finished work is not done twice."
+    ),
+    MODELS: (
+        "The trained captioners: the Keras models of the ensemble, the vocabulary and the metadata of each, and its "
+        f"evaluations. `{CHAMPION}` names the champion, which is the model that captions the nights, and holds the "
+        "history of promotions."
+    ),
+    TRAINING: (
+        "The checkpoints of trainings. An interrupted training continues from its last checkpoint, and trainings that "
+        "begin in the same way share theirs."
+    ),
+    CAPTIONS: (
+        "The captions of all nights, partitioned by model and date, one Parquet file per shard. A new champion "
+        "captions known images again, so an image can have captions by several models."
+    ),
+    SIDECARS: (
+        "The newest caption of each image as a JSON file of its own, if the setting `CAPTION_SIDECARS` is true. The "
+        "fields are the columns of the captions."
+    ),
+    CORRECTIONS: (
+        "Better captions that people wrote in the gallery. Each correction is a Parquet file with one row, and never "
+        f"changes. Copies of the corrected pictures are in `{CORRECTIONS}{CORRECTION_PICTURES}`."
+    ),
+    RUNS: (
+        "The records of nights and retrainings. Records and profiles are kept. `captioning prune` removes the other "
+        "objects of a run, which are needed only until it ends."
+    ),
+}
+"""The folders at the top of the store, and what they hold."""
 
 DATASET_ID = re.compile(r"\w[\w.-]*/[0-9a-f]{16}", re.ASCII)
 """The id of a dataset: its name and the fingerprint of its content."""
@@ -67,7 +116,7 @@ def dataset_of_table(key: str) -> str | None:
 
 
 def ingest_report(dataset_id: str) -> str:
-    """The report of the ingest that wrote the dataset."""
+    """The report of the ingest that wrote the dataset, with the rows that it dropped and the reasons."""
     return f"{dataset_folder(dataset_id)}/ingest.json"
 
 
@@ -113,7 +162,7 @@ def shard_of_key(key: str) -> str | None:
 
 
 def open_shards(product: str) -> str:
-    """The claimed shards of a product that may have no result yet."""
+    """The claimed shards of a product, such as the features of an encoder, that may have no result yet."""
     return f"{OPEN_SHARDS}{product}.json"
 
 
@@ -133,7 +182,7 @@ def captions_of_model(version: str) -> str:
 
 
 def captions_folder(version: str, date: str) -> str:
-    """Folder of the captions by a model of one night, ``date`` as YYYY-MM-DD."""
+    """Folder of the captions by a model of one night, one Parquet file per shard; ``date`` as YYYY-MM-DD."""
     return f"{captions_of_model(version)}date={date}"
 
 
@@ -144,7 +193,7 @@ def parse_caption_shard(key: str) -> tuple[str, str] | None:
 
 
 def sidecar(image_key: str) -> str:
-    """The caption of one image as JSON."""
+    """The newest caption of one image; characters of its key that some bucket refuses are percent-encoded."""
     return f"{SIDECARS}{safe_name(image_key)}.json"
 
 
@@ -223,7 +272,7 @@ def evaluation_of_metrics(key: str) -> EvaluationKeys | None:
 
 
 def run_record(run: str) -> str:
-    """The record of a run."""
+    """The record of a run: status, counts, errors, scores, seconds by section, drift."""
     return f"{run_folder(run)}.json"
 
 

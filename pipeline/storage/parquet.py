@@ -9,6 +9,11 @@ from pipeline.errors import PipelineError
 from pipeline.storage import Bucket
 
 
+def column(name: str, kind: pa.DataType, description: str) -> pa.Field:
+    """A column of a schema. Its description is stored in the metadata of the field, and so in the files, too."""
+    return pa.field(name, kind, metadata={"description": description})
+
+
 def write(table: pa.Table, key: str, bucket: Bucket, *, metadata: Mapping[str, str] | None = None) -> None:
     """Write the table as one Parquet file (zstd), with ``metadata`` as the metadata of its schema."""
     sink = pa.BufferOutputStream()

@@ -6,9 +6,14 @@ from itertools import islice
 import pyarrow as pa
 
 from pipeline.storage import StoredObject
-from pipeline.work.outcomes import IDENTITY
+from pipeline.storage.parquet import column
 
-IMAGES = pa.schema([(name, pa.string()) for name in IDENTITY])
+IMAGES = pa.schema(
+    [
+        column("image_key", pa.string(), "key of the image in its bucket"),
+        column("image_etag", pa.string(), "etag of the image when it was listed, which identifies its version"),
+    ]
+)
 """A listing: images by key, each with its etag at the time of the listing."""
 
 PAGE = 50_000

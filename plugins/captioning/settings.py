@@ -19,8 +19,8 @@ class AirflowSettings(BaseSettings):
     )
     notify_webhook: str = Field(
         "",
-        description="Airflow connection of a webhook that gets the same messages; its password is the secret end of "
-        "the address",
+        description="Airflow connection of a webhook (Slack, Teams, …) that gets the same messages; its host is the "
+        "address, and its password the secret end of the address",
     )
     night_deadline: float = Field(5, gt=0, description="hours after it was queued at which a night is late")
 

@@ -8,8 +8,6 @@ from json import loads
 
 import duckdb
 import pandas as pd
-import pyarrow as pa
-import pyarrow.dataset
 import pytest
 
 from pipeline.config import DecodingConfig
@@ -97,20 +95,21 @@ def archive(inbox, store):
 
 
 def snippets():
-    """The code of the README that reads the newest captions."""
+    """The code of the README and of docs/captions.md that reads the newest captions."""
     [chapter] = re.findall(r"## Read the captions\n(.*?)\n## ", (PROJECT / "README.md").read_text(), re.DOTALL)
-    return re.findall(r"```python\n(.*?)```", chapter, re.DOTALL)
+    text = chapter + (PROJECT / "docs" / "captions.md").read_text()
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
 @pytest.mark.parametrize("new_bucket", ["file"], indirect=True)
 @pytest.mark.parametrize("snippet", snippets(), ids=["duckdb", "pandas", "pyarrow"])
-def test_the_code_of_the_readme_reads_the_newest_captions(archive, inbox, snippet):
+def test_the_documented_code_reads_the_newest_captions(archive, inbox, snippet):
     """DuckDB, pandas and pyarrow alone find exactly one newest caption of each photograph that could be read."""
     code = ast.parse(snippet.replace("data/store", str(archive.root)))
     last = ast.Expression(code.body.pop().value)
-    names = {"duckdb": duckdb, "pd": pd, "pyarrow": pa}
-    exec(compile(code, "README.md", "exec"), names)  # noqa: S102 - the README's own lines
-    found = eval(compile(last, "README.md", "eval"), names)  # noqa: S307
+    names = {}
+    exec(compile(code, "documents", "exec"), names)  # noqa: S102 - the documents' own lines
+    found = eval(compile(last, "documents", "eval"), names)  # noqa: S307
     if isinstance(found, duckdb.DuckDBPyRelation):
         found = found.to_arrow_table()
     frame = found if isinstance(found, pd.DataFrame) else found.to_pandas()

@@ -44,7 +44,8 @@ def test_both_dags_run_and_their_progress_is_shown(airflow, tmp_path, monkeypatc
     assert json.loads(retraining.partition("--conf ")[2])["epochs"] == demo.DRAWN_TRAINING["epochs"]
     assert night == "dags test caption_new_images --conf {}"
     shown = capfd.readouterr().out
-    assert shown.endswith("status --captions 15 --under demo/\n")
+    assert "\nstatus --captions 15 --under demo/\n" in shown
+    assert shown.endswith("\n  make up\n")
     for text in (
         "  ingest photos",
         "    12:00:01 INFO     24 images",

@@ -1,10 +1,13 @@
 """Starting and stopping Airflow, as `make up` does."""
 
+import json
 import os
+import re
 import signal
 import stat
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -77,8 +80,10 @@ def up(tmp_path):
         "AIRFLOW__API__HOST": "127.0.0.1",
         "AIRFLOW__API__PORT": str(port),
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(tmp_path / "passwords.json"),
+        "CAPTION_STORE": (tmp_path / "store").as_uri(),
+        "PYTHONPATH": os.pathsep.join([str(PROJECT), sysconfig.get_path("purelib")]),
     }
-    # The script runs what lies beside its interpreter, and needs nothing but Python.
+    # The script runs what lies beside its interpreter.
     (tmp_path / "python").symlink_to(Path(sys.executable).resolve())
 
     def start(program):
@@ -92,14 +97,20 @@ def up(tmp_path):
 
 
 def test_it_says_where_airflow_is_and_stops_it(up, tmp_path):
-    """Once the server answers, URL and login are printed. SIGTERM stops it; a second start beside it is refused."""
+    """Once the server answers, one reads URL, login and what to do. SIGTERM stops it; a second start is refused."""
     with up(AIRFLOW) as process:
         assert process.stdout.readline().startswith("starting Airflow (log: ")
-        line = process.stdout.readline()
-        assert line.startswith("Airflow is at http://127.0.0.1:")
+        assert process.stdout.readline().startswith("Airflow is at http://127.0.0.1:")
+        assert process.stdout.readline() == "  user:     admin\n"
+        password = process.stdout.readline().removeprefix("  password: ").strip()
         passwords = tmp_path / "passwords.json"
         assert stat.S_IMODE(passwords.stat().st_mode) == 0o600
-        assert line.split("password ")[1].split()[0] in passwords.read_text()
+        assert json.loads(passwords.read_text()) == {"admin": password}
+        # The store is empty.
+        assert re.fullmatch(
+            r"There is no model yet. Train one: \S+, Trigger. Or, .*: make demo\n", process.stdout.readline()
+        )
+        assert process.stdout.readline() == "Ctrl-C stops it.\n"
         with up(AIRFLOW) as second:
             assert "is already in use" in second.communicate()[1]
         assert second.returncode == 2

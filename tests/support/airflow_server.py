@@ -167,9 +167,12 @@ def start_airflow(home: Path, environment: dict[str, str]) -> Iterator[Airflow]:
     with subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, encoding="utf-8") as process:
         try:
             assert process.stdout is not None
+            url = ""
             for line in process.stdout:
-                if found := re.match(r"Airflow is at (\S+), user (\S+), password (\S+)", line):
-                    yield Airflow(*found.groups())
+                if found := re.match(r"Airflow is at (\S+)", line):
+                    url = found[1]
+                if found := re.match(r" +password: (\S+)", line):
+                    yield Airflow(url, "admin", found[1])
                     return
             raise RuntimeError("Airflow did not start: `make up` says why.")
         finally:

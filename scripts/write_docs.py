@@ -1,0 +1,306 @@
+"""Write the reference documents from the code: docs/cli.md, docs/configuration.md and docs/store.md.
+
+`make docs` runs it. A test fails if a document differs from what this script renders.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import typer
+from pydantic import BaseModel
+from pydantic_settings import BaseSettings
+from typer.core import TyperGroup
+
+from captioning.settings import AirflowSettings
+from pipeline.cli import app
+from pipeline.config import DecodingConfig, TrainingConfig, describe_bounds
+from pipeline.data import corrections
+from pipeline.data.annotations import dataset_schema
+from pipeline.evaluation import results
+from pipeline.evaluation.promotion_gate import GateConfig
+from pipeline.features import store as feature_store
+from pipeline.nightly import captions
+from pipeline.settings import PROJECT, Settings
+from pipeline.storage import layout
+
+SETTINGS: dict[str, tuple[type[BaseModel], Sequence[str]]] = {
+    "Store and inputs": (Settings, ["store", "inbox", "dataset", "encoder"]),
+    "Runs": (Settings, ["shard_size", "max_failed_fraction", "tracking_uri"]),
+    "Nightly captions": (Settings, ["beam_width", "mbr_samples", "sidecars", "drift_limit"]),
+    "Notifications": (AirflowSettings, ["notify_email", "notify_webhook", "night_deadline"]),
+}
+"""The settings in the groups in which the document shows them; a test checks that all have one."""
+
+PLACEHOLDERS = {"dataset_id": "NAME/FINGERPRINT", "date": "YYYY-MM-DD"}
+"""What stands for an argument in a key of the store. For other arguments it is their name in capitals."""
+
+STORE = "data/store"
+"""The address of the store in queries: that of the default store, from the root of the checkout."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A kind of Parquet table in the store.
+
+    Attributes:
+        title: the heading.
+        files: pattern of the keys of its files.
+        text: what a row is, and what the query returns.
+        schema: its columns.
+        query: an SQL query of DuckDB, with ``{files}`` in place of the files.
+    """
+
+    title: str
+    files: str
+    text: str
+    schema: pa.Schema
+    query: str
+
+
+TABLES = (
+    Table(
+        "Captions",
+        layout.shard_result(layout.captions_folder("*", "*"), "*"),
+        "Every image that a night lists has a row, whether it was captioned or failed. It gets a further row whenever "
+        "it is tried again or captioned by a new champion. The partitions are two more columns: `model` is the version "
+        "of the model, and `date` the date of the night. The query returns the newest caption of every image.",
+        captions.SCHEMA,
+        "select image_key, caption, model, date\n"
+        "from {files}\n"
+        "where status = 'ok'\n"
+        "qualify row_number() over (partition by image_key order by captioned_at desc) = 1",
+    ),
+    Table(
+        "Features",
+        layout.shard_result(layout.features_folder("*"), "*"),
+        "Every attempt to encode an image has a row. The type of `feature` is shown for ResNet50: the length of the "
+        "vectors depends on the encoder, and an encoder with crops has a list of vectors. The query counts the failed "
+        "attempts by error.",
+        feature_store.schema((2048,)),
+        "select error, count(*) as attempts\n"
+        "from {files}\n"
+        "where status = 'failed'\n"
+        "group by error\n"
+        "order by attempts desc",
+    ),
+    Table(
+        "Datasets",
+        layout.dataset_table("*/*"),
+        "Every image of a dataset has a row. The query counts the images and captions in each split of each dataset.",
+        dataset_schema(),
+        "select filename, split, count(*) as images, sum(len(captions)) as captions\n"
+        "from {files}\n"
+        "group by filename, split\n"
+        "order by filename, split",
+    ),
+    Table(
+        "Captions of an evaluation",
+        layout.EvaluationKeys(f"{layout.evaluations('*')}*").captions,
+        "Every image of the test split has a row. `references` is a keyword of SQL and must be quoted. The query "
+        "returns the captions beside the human captions.",
+        results.CAPTIONS,
+        'select filename, image_id, caption, "references"\nfrom {files}\norder by filename, image_id',
+    ),
+    Table(
+        "Corrections",
+        layout.correction("*", "*"),
+        "Every correction has a row. The query returns all of them, the newest first.",
+        corrections.SCHEMA,
+        "select corrected_at, image_key, wrong_caption, caption\nfrom {files}\norder by corrected_at desc",
+    ),
+    Table(
+        "Shards",
+        layout.shard("*"),
+        "Every image of a shard has a row. A shard of captions has all these columns, a shard of features only the "
+        "first three. The query counts the images of each shard.",
+        feature_store.INDEX,
+        "select filename, count(*) as images\nfrom {files}\ngroup by filename\norder by filename",
+    ),
+)
+
+
+def main() -> None:
+    """Write all documents."""
+    for name, render in DOCUMENTS.items():
+        (PROJECT / "docs" / name).write_text(render())
+
+
+def render_configuration() -> str:
+    """The settings, and the fields of the configuration of a retraining."""
+    blocks = [
+        "## Settings",
+        "Settings are environment variables. Every command reads them, in a shell as well as in a task of Airflow. In "
+        "the defaults, `…` stands for the folder of the checkout.",
+    ]
+    for title, (model, names) in SETTINGS.items():
+        blocks.append(f"### {title}")
+        if model is AirflowSettings:
+            blocks.append("Airflow itself reads these, so they must be set for all its parts and not only for workers.")
+        blocks.append(_table(["variable", "default", "description"], _fields(model, names)))
+    blocks += [
+        "### Variables of libraries",
+        _table(
+            ["variable", "default", "description"],
+            [
+                ["`AWS_…`", "", "as boto3 reads them; in Airflow, its connection `aws_default` takes precedence"],
+                ["`KERAS_BACKEND`", "`tensorflow`", "backend of Keras; `jax` works too, if it is installed"],
+                ["`MLFLOW_TRACKING_…`", "", "as MLflow reads them: the credentials of a tracking server"],
+            ],
+        ),
+        "## Configuration of a retraining",
+        "The form of the DAG `retrain_captioner` has these fields and those that choose the data. On the command line, "
+        "[`captioning train`](cli.md#captioning-train) takes the fields of the training as `--set NAME=VALUE`. "
+        "[`captioning evaluate`](cli.md#captioning-evaluate) and [`captioning gate`](cli.md#captioning-gate) have an "
+        "option for each of the other fields.",
+    ]
+    for title, text, model in (
+        ("Training", "", TrainingConfig),
+        (
+            "Decoding of the evaluation",
+            "The nightly captions are decoded as `CAPTION_BEAM_WIDTH` and `CAPTION_MBR_SAMPLES` say.",
+            DecodingConfig,
+        ),
+        ("Promotion gate", "The form calls the field `policy` Promotion.", GateConfig),
+    ):
+        rows = _fields(model, model.model_fields)
+        blocks += [f"### {title}", text, _table(["field", "default", "description"], rows)]
+    return _document("Configuration", blocks)
+
+
+def render_cli() -> str:
+    """Every command with its arguments and options, as ``--help`` shows them."""
+    root = typer.main.get_group(app)
+    commands = list(_commands(root, typer.Context(root, info_name="captioning")))
+    blocks = [
+        f"{root.help} `captioning COMMAND --help` shows the section of a command.",
+        "Commands write their log to standard error and their result to standard output. The result is one line of "
+        "JSON, except that `caption` and `status` print text. The exit status is 0 after success. It is 2 if the input "
+        "or the configuration is wrong, so that the same command would fail again. After any other status, the command "
+        "can be repeated.",
+        _table(
+            ["command", "description"],
+            [
+                [f"[`{context.command_path}`](#{context.command_path.replace(' ', '-')})", str(context.command.help)]
+                for context in commands
+            ],
+        ),
+    ]
+    for context in commands:
+        command = context.command
+        usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+        records = (parameter.get_help_record(context) for parameter in command.params)
+        rows = [[f"`{name}`", " ".join(text.split())] for name, text in filter(None, records)]
+        blocks += [f"## {context.command_path}", str(command.help), f"```\n{usage}\n```"]
+        blocks += [_table(["argument or option", "description"], rows)] if rows else []
+    return _document("Command line", blocks)
+
+
+def render_store() -> str:
+    """The layout of the store, and the schema and a query of each table."""
+    keys = _keys()
+    blocks = [
+        _paragraph(inspect.getdoc(layout), 1),
+        "## Folders",
+        "Names in capitals stand for what varies.",
+    ]
+    for folder, text in layout.FOLDERS.items():
+        rows = [[f"`{key}`", description] for key, description in keys.items() if key.startswith(folder)]
+        blocks += [f"### {folder}", text, _table(["key", "description"], rows)]
+    blocks += [
+        "## Tables",
+        "The queries are for [DuckDB](https://duckdb.org) and the default store, from the root of the checkout. For "
+        f"another store, replace `{STORE}` by its address, for example `s3://my-bucket/captioning`. A query fails if "
+        "the store has no file of its table yet.",
+    ]
+    for table in TABLES:
+        rows = [[f"`{column.name}`", f"`{column.type}`", describe(column)] for column in table.schema]
+        query = table.query.format(files=f"'{STORE}/{table.files}'")
+        blocks += [
+            f"### {table.title}",
+            f"`{table.files}`",
+            table.text,
+            _table(["column", "type", "description"], rows),
+            f"```sql\n{query}\n```",
+        ]
+    return _document("The store", blocks)
+
+
+def describe(column: pa.Field) -> str:
+    """The description of a column of a schema."""
+    return str(column.metadata[b"description"].decode())
+
+
+DOCUMENTS: dict[str, Callable[[], str]] = {
+    "cli.md": render_cli,
+    "configuration.md": render_configuration,
+    "store.md": render_store,
+}
+"""The functions that render the documents, by file."""
+
+
+def _fields(model: type[BaseModel], names: Iterable[str]) -> Iterator[list[str]]:
+    """A row for each of these fields of a model: name or environment variable, default, and description."""
+    properties = model.model_json_schema()["properties"]
+    for name in names:
+        field = model.model_fields[name]
+        default = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+        # The document must not depend on the place of the checkout.
+        default = default.replace(PROJECT.as_uri(), "file://…").replace(str(PROJECT), "…")
+        bounds = describe_bounds(properties[name])
+        yield [
+            f"`CAPTION_{name.upper()}`" if issubclass(model, BaseSettings) else f"`{name}`",
+            f"`{default}`" if default else "",
+            f"{field.description} ({bounds})" if bounds else str(field.description),
+        ]
+
+
+def _commands(group: TyperGroup, context: typer.Context) -> Iterator[typer.Context]:
+    """The contexts of all commands of a group and of the groups in it."""
+    for name, command in group.commands.items():
+        child = typer.Context(command, info_name=name, parent=context)
+        yield child
+        if isinstance(command, TyperGroup):
+            yield from _commands(command, child)
+
+
+def _keys() -> dict[str, str]:
+    """What each key of the store holds, from the docstrings of the layout."""
+    found = {}
+    for function in filter(inspect.isfunction, vars(layout).values()):
+        signature = inspect.signature(function)
+        if signature.return_annotation is str:
+            arguments = [PLACEHOLDERS.get(name, name.upper()) for name in signature.parameters]
+            found[function(*arguments)] = _paragraph(inspect.getdoc(function), 0)
+    evaluation = layout.EvaluationKeys(f"{layout.evaluations_on('VERSION', PLACEHOLDERS['dataset_id'])}DECODING")
+    for name, member in vars(layout.EvaluationKeys).items():
+        if isinstance(member, property):
+            found[getattr(evaluation, name)] = _paragraph(inspect.getdoc(member), 0)
+    # A text with which another key begins is a folder or a prefix. A text outside of all folders is a part of a key.
+    return {
+        key: text
+        for key, text in found.items()
+        if key.startswith(tuple(layout.FOLDERS)) and not any(other.startswith(key) for other in found if other != key)
+    }
+
+
+def _paragraph(docstring: str | None, number: int) -> str:
+    """A paragraph of a docstring as one line of Markdown."""
+    return " ".join(str(docstring).split("\n\n")[number].split()).replace("``", "`")
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *([cell.replace("|", r"\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _document(title: str, blocks: Iterable[str]) -> str:
+    """A document of these blocks, with a comment that says how it is made; empty blocks are left out."""
+    comment = "<!-- Written by scripts/write_docs.py. Change the code that it reads, and run `make docs`. -->"
+    return "\n\n".join([comment, f"# {title}", *filter(None, blocks)]) + "\n"
+
+
+if __name__ == "__main__":
+    main()
