@@ -95,8 +95,9 @@ lint: .venv/installed-dev  ## check style, words, imports and types, and the loc
 	@$(BIN)/python scripts/check_words.py
 	@$(BIN)/python scripts/audit.py requirements.txt requirements-dev.txt requirements-gpu.txt requirements-mlflow.txt
 
-lock:  ## compile the locks from their .in files (needs uv)
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes requirements.in -o requirements.txt
+lock:  ## compile the locks from pyproject.toml and the .in files (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes pyproject.toml --extra airflow --extra training \
+	    -o requirements.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes requirements-dev.in -o requirements-dev.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes requirements-gpu.in -o requirements-gpu.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes requirements-mlflow.in -o requirements-mlflow.txt
@@ -104,12 +105,12 @@ lock:  ## compile the locks from their .in files (needs uv)
 clean:  ## remove the environment and the caches, but not data/
 	rm -rf .venv .venv-mlflow .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 
-.venv/installed: requirements.txt
+.venv/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.12 …")'
 	@echo "installing the packages into .venv (a few minutes, once)"
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -c requirements.txt -r requirements.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 .venv/installed-dev: .venv/installed requirements-dev.txt

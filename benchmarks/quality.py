@@ -1,4 +1,4 @@
-"""The scores of a training configuration, as means over seeds: a row of the tables in README and docs/experiments.md.
+"""The scores of a training configuration, as means over seeds: a row of the tables in docs/.
 
     python -m benchmarks.quality DATA ENCODER [NAME=VALUE ...] [--crops] [--int8] [--seeds 0 1 2]
         [--beam-width 1 5] [--mbr-samples 0 40]

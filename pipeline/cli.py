@@ -475,6 +475,14 @@ def status(
 
 
 @app.command()
+def install_dags(folder: Annotated[Path, typer.Argument(help="Airflow's DAG folder")]) -> None:
+    """Write two files into Airflow's DAG folder that import the DAGs of the installed package."""
+    from pipeline.ops import dag_files
+
+    _print({"files": [str(file) for file in dag_files.write(folder)]})
+
+
+@app.command()
 def demo_data(
     directory: Annotated[Path, typer.Argument(help="folder for the pictures and captions")],
     images: Annotated[int, typer.Option(min=10, help="number of pictures")] = 600,

@@ -1,5 +1,6 @@
 """Settings of the deployment, read from environment variables with the prefix ``CAPTION_``."""
 
+import os
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,9 +11,17 @@ from pipeline.config import DecodingConfig
 from pipeline.errors import PipelineError
 
 PROJECT = Path(__file__).resolve().parents[1]
-"""The root of the checkout; by default all data is under its ``data/``."""
+"""The folder that holds this package: the root of the checkout, or site-packages."""
 
-DATA = PROJECT / "data"
+
+def data_folder(project: Path) -> Path:
+    """The folder of all data by default: ``data/`` in a checkout, for an installed package the user's own."""
+    if (project / "pyproject.toml").is_file():
+        return project / "data"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "captioning"
+
+
+DATA = data_folder(PROJECT)
 
 T = TypeVar("T", bound=BaseSettings)
 

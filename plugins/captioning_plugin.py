@@ -1,47 +1,11 @@
-"""Airflow's entry to the package `captioning`: the gallery in the navigation, and the listener that writes run notes.
+"""Shows Airflow the plugins of the package `captioning` in its plugins folder, unless an installed package does so.
 
-Airflow executes this file in each of its parts, in every task's process too, so it imports as little as it can.
+Where both do, Airflow reports the second one as an error.
 """
 
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from importlib.metadata import entry_points
 
-from airflow.plugins_manager import AirflowPlugin
+if not entry_points(group="airflow.plugins", name="captioning_gallery"):
+    from captioning.plugin import GalleryPlugin, RunNotesPlugin
 
-from captioning import run_notes
-
-
-async def gallery(
-    scope: MutableMapping[str, Any],
-    receive: Callable[[], Awaitable[Any]],
-    send: Callable[[Any], Awaitable[None]],
-) -> None:
-    """The gallery as an ASGI application, imported on the first request."""
-    from captioning.gallery.routes import app
-
-    await app(scope, receive, send)
-
-
-class GalleryPlugin(AirflowPlugin):
-    """Mounts the gallery at ``captions/`` and adds it to the navigation."""
-
-    name = "captioning_gallery"
-    fastapi_apps: list[Any] = [{"app": gallery, "url_prefix": "/captions", "name": "Captions"}]  # noqa: RUF012 - as Airflow declares it
-    external_views: list[Any] = [  # noqa: RUF012 - as Airflow declares it
-        {
-            "name": "Captions",
-            "href": "captions/",
-            "destination": "nav",
-            "url_route": "captions",
-            "icon": "captions/static/icon.svg",
-            "icon_dark_mode": "captions/static/icon-dark.svg",
-            "nav_top_level": True,
-        }
-    ]
-
-
-class RunNotesPlugin(AirflowPlugin):
-    """Registers the listener that writes the notes of runs and tasks."""
-
-    name = "captioning_run_notes"
-    listeners: list[Any] = [run_notes]  # noqa: RUF012 - as Airflow declares it
+    __all__ = ["GalleryPlugin", "RunNotesPlugin"]

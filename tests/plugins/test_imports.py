@@ -1,7 +1,9 @@
 """Our modules in Airflow's processes: each file is loaded under one name only, and plugins stay light."""
 
+import importlib.metadata
 import json
 import os
+import runpy
 import subprocess
 import sys
 
@@ -74,13 +76,22 @@ def load(airflow_home, tmp_path):
     return load
 
 
+PLUGINS_LOADED = ["captioning_plugin", "captioning/plugin"]
+
+
 @pytest.mark.parametrize(
     ("code", "loaded"),
     [
-        (API_SERVER, ["captioning_plugin", "captioning/run_notes", "captioning/gallery/routes"]),
-        (DAG_PROCESSOR.replace("{bundle}", str(PROJECT)), ["captioning_plugin", "captioning/operators"]),
-        (DAG_PROCESSOR.replace("{bundle}", str(PROJECT / "dags")), ["captioning_plugin", "captioning/operators"]),
-        (TASK, ["captioning_plugin", "captioning/run_notes", "captioning/operators"]),
+        (API_SERVER, [*PLUGINS_LOADED, "captioning/run_notes", "captioning/gallery/routes"]),
+        (
+            DAG_PROCESSOR.replace("{bundle}", str(PROJECT)),
+            [*PLUGINS_LOADED, "captioning/operators"],
+        ),
+        (
+            DAG_PROCESSOR.replace("{bundle}", str(PROJECT / "dags")),
+            [*PLUGINS_LOADED, "captioning/operators"],
+        ),
+        (TASK, [*PLUGINS_LOADED, "captioning/run_notes", "captioning/operators"]),
     ],
     ids=["API server", "DAG processor, repository", "DAG processor, dags", "task"],
 )
@@ -109,3 +120,14 @@ def test_plugins_are_light(load):
     """Loading the plugins, which each part of Airflow does, does not load the gallery, and the gallery no Keras."""
     files = load(PLUGINS)
     assert [path for path in files if path.startswith("dags/")] == []
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_plugins_folder_shows_what_no_package_shows(installed, monkeypatch):
+    """Where the package is not installed, as in the image of a cluster, the folder has both plugins; else none."""
+    found = ["an entry point"] if installed else []
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: found)
+    names = runpy.run_path(str(PROJECT / "plugins" / "captioning_plugin.py"))
+    assert {"GalleryPlugin", "RunNotesPlugin"} & names.keys() == (
+        set() if installed else {"GalleryPlugin", "RunNotesPlugin"}
+    )
