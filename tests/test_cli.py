@@ -40,6 +40,7 @@ COMMANDS = {
     "backup": {"target"},
     "caption": {"pictures", "--alternatives", "--json", "--model", *DECODING},
     "status": {"--captions", "--under"},
+    "install-dags": {"folder"},
     "demo-data": {"directory", "--images", "--seed"},
     "demo-inbox": {"--count"},
     "night list": {"run", "--archive", "--retry-failed", "--no-retry-failed"},

@@ -15,7 +15,7 @@ from pipeline.data.decoders import Decoders
 from pipeline.data.images import BadImageError, decode
 from tests.support import damaged_images
 from tests.support.paths import PROJECT
-from tests.support.processes import children, gone
+from tests.support.processes import children, gone, suspend
 
 
 def picture(seed=0):
@@ -63,7 +63,7 @@ def test_a_process_that_dies_costs_one_picture(sent, started):
     with Decoders((20, 20)) as decoders:
         decoders.decode(picture())
         [pid] = started()
-        os.kill(pid, signal.SIGSTOP)
+        suspend(pid)
         with ThreadPoolExecutor(1) as threads:
             waiting = threads.submit(decoders.decode, picture())
             time.sleep(0.2)

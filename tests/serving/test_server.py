@@ -24,7 +24,7 @@ from pipeline.serving.client import BadPictureError, BusyError, CaptionClient, T
 from pipeline.storage import json, layout, open_bucket
 from tests.support import toy
 from tests.support.paths import PROJECT
-from tests.support.processes import gone
+from tests.support.processes import gone, suspend
 
 HEAVY = ("keras", "tensorflow", "numpy", "openvino", "PIL", "pandas", "pyarrow")
 
@@ -149,7 +149,7 @@ def test_a_dead_server_is_replaced(client):
     os.kill(pid(client), signal.SIGKILL)
     os.waitid(os.P_PID, pid(client), os.WEXITED | os.WNOWAIT)
     assert colour(client.caption(toy.picture("green"))) == "green"
-    os.kill(pid(client), signal.SIGSTOP)
+    suspend(pid(client))
     with ThreadPoolExecutor(1) as threads:
         caption = threads.submit(client.caption, toy.picture("red"))
         while not sent(client):
@@ -165,7 +165,7 @@ def test_the_time_of_a_picture_is_limited(client, monkeypatch):
     for data in (toy.picture("red"), bytes(1_000_000)):
         assert colour(client.caption(toy.picture("blue"))) == "blue"
         stopped = pid(client)
-        os.kill(stopped, signal.SIGSTOP)
+        suspend(stopped)
         with monkeypatch.context() as patch, pytest.raises(TimeLimitError, match=r"No captions within 0\.5 s"):
             patch.setattr(client, "seconds", 0.5)
             client.caption(data)
@@ -188,7 +188,7 @@ def test_an_interrupted_caller_leaves_no_answer_behind(client, monkeypatch):
 def test_the_number_of_waiting_pictures_is_limited(client):
     """One is captioned and eight wait; the tenth is refused at once, and the nine get their captions."""
     client.caption(toy.picture("red"))
-    os.kill(pid(client), signal.SIGSTOP)
+    suspend(pid(client))
     with ThreadPoolExecutor(10) as threads:
         callers = {threads.submit(client.caption, toy.picture("red")) for _ in range(10)}
         [refused], others = wait(callers, return_when=FIRST_COMPLETED)

@@ -1,5 +1,7 @@
 """Processes that others have started, as Linux shows them."""
 
+import os
+import signal
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +18,13 @@ def children(pid: int) -> list[int]:
         if int(fields[1]) == pid and fields[0] != "Z":
             found.append(int(status.parent.name))
     return found
+
+
+def suspend(pid: int) -> None:
+    """Stop a process, and wait until it has stopped: until then it may go on reading."""
+    os.kill(pid, signal.SIGSTOP)
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.001)
 
 
 def gone(pids: Iterable[int]) -> bool:
