@@ -6,10 +6,8 @@
 import io
 import subprocess
 import sys
-import threading
 import zipfile
 import zlib
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,37 +17,17 @@ from pipeline.captioner import registry
 from pipeline.serving.client import CaptionClient, UnavailableError
 from pipeline.storage import layout, open_bucket
 from tests.support import secrets, toy
+from tests.support.faults import Proxy
 from tests.support.paths import PROJECT
 
 
-class Refuses(BaseHTTPRequestHandler):
-    """An S3 server that refuses all credentials."""
-
-    def do_GET(self):  # as http.server calls it
-        self.answer(secrets.REFUSAL)
-
-    def do_HEAD(self):
-        self.answer(b"")
-
-    def answer(self, body):
-        self.send_response(403)
-        self.send_header("Content-Type", "application/xml")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        """Say nothing."""
-
-
 @pytest.fixture(scope="module")
-def refusing_server():
+def refusing_server(s3_server):
     """The URL of a server that refuses all credentials."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Refuses)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    server = Proxy(s3_server)
+    secrets.refuse_credentials(server)
+    yield server.url
+    server.stop()
 
 
 @pytest.fixture

@@ -60,7 +60,6 @@ def empty(tmp_path, new_bucket):
 pytestmark = pytest.mark.kills
 
 LOCAL = pytest.mark.parametrize("new_bucket", ["file"], indirect=True)
-EVERYWHERE = pytest.mark.parametrize("new_bucket", ["file", "s3"] if STRESS else ["file"], indirect=True)
 
 
 def night(world, run="n1", date="2026-01-02"):
@@ -114,7 +113,6 @@ def counts(record):
     return tuple(record[name] for name in ("listed", "captioned", "failed", "already_done"))
 
 
-@EVERYWHERE
 def test_a_night_killed_at_its_writes(world):
     """Listing, planning, extraction, captioning with sidecars and the count, killed at their writes in turn."""
     world.settings["CAPTION_SIDECARS"] = "true"
@@ -123,7 +121,6 @@ def test_a_night_killed_at_its_writes(world):
     assert len(caption_rows(world.store)) == 4
 
 
-@EVERYWHERE
 def test_a_retraining_killed_at_its_writes(empty, tmp_path, toy_encoder):
     """All steps are killed at their writes in turn."""
     source = toy.draw(open_bucket(str(tmp_path / "source")))
@@ -153,7 +150,6 @@ def test_promotion_and_rollback_killed_at_every_write(world, trained):
     assert [promotion.version for promotion in registry.read_champion(world.store).history] == [old, new]
 
 
-@EVERYWHERE
 @pytest.mark.parametrize("seed", range(40 if STRESS else 3))
 def test_a_night_killed_at_random(world, seed):
     """Killed at any moment, again and again, and begun anew under the same name or another, a night ends whole."""

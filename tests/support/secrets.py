@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from tests.support.faults import Answer, Pass, Proxy, Request
+
 KEY, TOKEN, PASSWORD = "kWq7secretKeyZ4tD", "Vn3sessionTokenX8pL", "Rb5trackingPasswordJ2m"
 
 TRACKING = f"http://tracker:{PASSWORD}@127.0.0.1:1/"
@@ -26,6 +28,17 @@ REFUSAL = (
     f"<StringToSign>{KEY}</StringToSign></Error>"
 ).encode()
 """The body of an S3 server's response that refuses credentials and repeats what it was sent, as some do."""
+
+
+def refuse_credentials(server: Proxy) -> None:
+    """Have an S3 server refuse all requests, and repeat in its responses what it was sent."""
+
+    def refused(request: Request, _: Pass) -> Answer:
+        return Answer(403, [("Content-Type", "application/xml")], b"" if request.method == "HEAD" else REFUSAL)
+
+    for method in ("GET", "HEAD", "PUT"):
+        for listings in (False, True):
+            server.plan(refused, method, listings=listings)
 
 
 def without_credentials() -> dict[str, str]:
