@@ -24,7 +24,7 @@ from pipeline.storage import layout, open_bucket
 from pipeline.work import runs
 from tests.support import secrets, toy
 from tests.support.airflow_server import NIGHT_DAG, RETRAINING_DAG, start_airflow
-from tests.support.faults import Answer, Proxy
+from tests.support.faults import Proxy
 from tests.support.nights import rows_in
 from tests.support.paths import PROJECT
 from tests.support.receivers import SECRET, open_receivers
@@ -322,10 +322,7 @@ def repeated(deployment, kept):
 @pytest.fixture(scope="module")
 def refused(deployment, repeated):
     """A night that S3 refuses, while the webhook's receiver is down."""
-    answer = Answer(403, [("Content-Type", "application/xml")], secrets.REFUSAL)
-    for method in ("GET", "HEAD", "PUT"):
-        for listings in (False, True):
-            deployment.s3.plan(lambda *_: answer, method, listings=listings)
+    secrets.refuse_credentials(deployment.s3)
     deployment.receivers.close_webhook()
     night = deployment.server.trigger(NIGHT_DAG)
     night.end()
