@@ -132,7 +132,8 @@ def render_configuration() -> str:
     blocks = [
         "## Settings",
         "Settings are environment variables. Every command reads them, in a shell as well as in a task of Airflow. In "
-        "the defaults, `…` stands for the folder of the checkout.",
+        "the defaults, `…` stands for the folder of the checkout. An installed package has no checkout: its data is "
+        "below `$XDG_DATA_HOME/captioning`, or `~/.local/share/captioning`, instead of `…/data`.",
     ]
     for title, (model, names) in SETTINGS.items():
         blocks.append(f"### {title}")
