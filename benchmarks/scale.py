@@ -12,10 +12,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -36,10 +36,10 @@ ENCODER, VERSION, NEW = "encoder-0", "v1", 100
 
 TAKEN = datetime(2026, 1, 1, tzinfo=UTC)
 
-STEPS: dict[str, Callable[[Bucket], object]] = {
-    "list": lambda store: nights.list_inbox("r", inbox="file:///photographs", store=store),
-    "plan_extraction": lambda store: nights.plan_extraction("r", store=store, shard_size=500),
-    "plan_captions": lambda store: nights.plan_captions("r", store=store, date="2026-01-02", shard_size=500),
+STEPS: dict[str, Callable[[Bucket, Bucket], object]] = {
+    "list": lambda store, inbox: nights.list_inbox("r", inbox=inbox, store=store, options=nights.NightOptions()),
+    "plan_extraction": lambda store, _: nights.plan_extraction("r", store=store, shard_size=500),
+    "plan_captions": lambda store, _: nights.plan_captions("r", store=store, date="2026-01-02", shard_size=500),
 }
 """The steps of a night before it reads a picture."""
 
@@ -51,7 +51,10 @@ class Listing(LocalBucket):
         super().__init__(Path("/photographs"))
         self.keys = keys
 
-    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+    def require(self) -> None:
+        """It is there."""
+
+    def list(self, prefix: str = "", *, passed_over: Counter[str] | None = None) -> Iterator[StoredObject]:
         """Keys such as a camera's folders have, with etags such as S3's."""
         for number in range(self.keys):
             yield StoredObject(f"2026/{number // 1000:04}/IMG_{number:07}.jpg", f"{number:032x}", 100_000, TAKEN)
@@ -99,12 +102,12 @@ def prepare(store: Bucket, keys: int) -> None:
         vectors = np.zeros((len(part), 8), np.float16)
         of_features = pa.table(
             [
+                pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 8),
                 [item.key for item in part],
                 [item.etag for item in part],
                 [0] * len(part),
                 ["ok"] * len(part),
                 pa.nulls(len(part), pa.string()),
-                pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 8),
             ],
             schema=feature_store.schema((8,)),
         )
@@ -124,8 +127,7 @@ def work(step: str, folder: str, keys: int) -> None:
     """Run a step of a night; print its seconds, and its peak of memory in MB."""
     store = open_bucket(folder)
     start = time.perf_counter()
-    with patch.object(nights, "open_bucket", lambda _: Listing(keys)):
-        STEPS[step](store)
+    STEPS[step](store, Listing(keys))
     seconds = time.perf_counter() - start
     print(f"{seconds:.3f} {peak():.0f}")  # noqa: T201
 

@@ -57,6 +57,12 @@ with DAG(
             title="Retry failed images",
             description="Also retry the images that failed in earlier nights",
         ),
+        "accept_smaller_inbox": Param(
+            False,
+            type="boolean",
+            title="Accept a smaller inbox",
+            description="Go on, even if the inbox is empty or has lost many photographs since the last night",
+        ),
     },
     **notifications.night_callbacks(),
 ) as dag:
@@ -68,6 +74,7 @@ with DAG(
             "{{ run_id }}",
             "--archive={{ params.archive }}",
             "{{ '--retry-failed' if params.retry_failed else '--no-retry-failed' }}",
+            "{{ '--accept-smaller-inbox' if params.accept_smaller_inbox else '--no-accept-smaller-inbox' }}",
         ],
     )
     plan_extraction = PipelineOperator(

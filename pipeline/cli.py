@@ -23,6 +23,7 @@ from pipeline.errors import PipelineError
 from pipeline.settings import read_settings
 
 if TYPE_CHECKING:
+    from pipeline.nightly.night import NightOptions
     from pipeline.storage import Bucket
 
 DEFAULT = DecodingConfig()
@@ -468,10 +469,10 @@ def status(
     captions: Annotated[int, typer.Option(min=0, help="number of captions to show")] = 0,
     under: Annotated[str, typer.Option(help="show only captions of images whose key begins with this")] = "",
 ) -> None:
-    """Show the champion, the models, the coverage of the inbox, the last runs, and some captions."""
+    """Show the champion, the models, the last runs, and some captions."""
     from pipeline.ops import status as report
 
-    report.show(_store(), inbox=read_settings().inbox, limit=captions, under=under)
+    report.show(_store(), limit=captions, under=under)
 
 
 @app.command()
@@ -502,27 +503,51 @@ def demo_inbox(count: Annotated[int, typer.Option(min=1, help="maximum number of
     _print(demo.fill(_store(), read_settings().inbox, count=count))
 
 
+ArchiveName = Annotated[
+    Literal["all", "new"],
+    typer.Option(help="all: caption images that the champion has not captioned; new: only those that no model has"),
+]
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed/--no-retry-failed", help="try again images that failed in earlier nights")
+]
+
+
+@night.command("preview")
+def night_preview(*, archive: ArchiveName = "all", retry_failed: RetryFailed = False) -> None:
+    """Say what a night would do now: images, shards, hours. Nothing is written."""
+    from dataclasses import asdict
+
+    from pipeline.nightly import preview
+
+    settings = read_settings()
+    found = preview.preview(
+        inbox=_inbox(),
+        store=_store(),
+        options=_night_options(archive, retry_failed=retry_failed),
+        shard_size=settings.shard_size,
+    )
+    _print({**asdict(found), "summary": str(found)})
+
+
 @night.command("list")
 def night_list(
     run: RunName,
-    archive: Annotated[
-        Literal["all", "new"],
-        typer.Option(help="all: caption images that the champion has not captioned; new: only those that no model has"),
-    ] = "all",
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed/--no-retry-failed", help="try again images that failed in earlier nights")
+    *,
+    archive: ArchiveName = "all",
+    retry_failed: RetryFailed = False,
+    accept_smaller_inbox: Annotated[
+        bool,
+        typer.Option(
+            "--accept-smaller-inbox/--no-accept-smaller-inbox",
+            help="go on, even if the inbox is empty or has lost more photographs than CAPTION_MAX_SHRINK_FRACTION",
+        ),
     ] = False,
 ) -> None:
     """List the inbox and fix the champion for the whole night."""
     from pipeline.nightly import night as nightly
 
-    listed = nightly.list_inbox(
-        run,
-        inbox=read_settings().inbox,
-        store=_store(),
-        archive=nightly.Archive(archive),
-        retry_failed=retry_failed,
-    )
+    options = _night_options(archive, retry_failed=retry_failed, accept_smaller_inbox=accept_smaller_inbox)
+    listed = nightly.list_inbox(run, inbox=_inbox(), store=_store(), options=options)
     _print({**listed, "summary": f"{listed['listed']:,} images, to be captioned by {listed['version']}"})
 
 
@@ -567,9 +592,34 @@ def night_reconcile(run: RunName) -> None:
 
     settings = read_settings()
     record = reconcile(
-        run, store=_store(), max_failed_fraction=settings.max_failed_fraction, drift_limit=settings.drift_limit
+        run,
+        store=_store(),
+        max_failed_fraction=settings.max_failed_fraction,
+        max_shrink_fraction=settings.max_shrink_fraction,
+        drift_limit=settings.drift_limit,
     )
     _print({**record.model_dump(mode="json"), "summary": str(record)})
+
+
+def _night_options(archive: str, *, retry_failed: bool, accept_smaller_inbox: bool = False) -> "NightOptions":
+    from pipeline.nightly.inbox import Patterns
+    from pipeline.nightly.night import Archive, NightOptions
+
+    settings = read_settings()
+    return NightOptions(
+        archive=Archive(archive),
+        retry_failed=retry_failed,
+        patterns=Patterns(settings.inbox_include, settings.inbox_exclude),
+        limit=settings.night_limit,
+        max_shrink_fraction=settings.max_shrink_fraction,
+        accept_smaller_inbox=accept_smaller_inbox,
+    )
+
+
+def _inbox() -> "Bucket":
+    from pipeline.storage import open_bucket
+
+    return open_bucket(read_settings().inbox)
 
 
 def _store() -> "Bucket":

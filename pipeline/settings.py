@@ -66,6 +66,24 @@ class Settings(BaseSettings):
     max_failed_fraction: float = Field(
         0.05, ge=0, le=1, description="share of the images of a run that may fail before the run fails"
     )
+    inbox_include: str = Field(
+        "",
+        description="patterns of the keys that are captioned, separated by commas, such as `2026/*,*.jpg`; `*` matches "
+        "slashes, too; empty for all",
+    )
+    inbox_exclude: str = Field(
+        "", description="patterns of keys that are not captioned, in the same form, such as `*/thumbnails/*`"
+    )
+    max_shrink_fraction: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="share of the photographs that may be missing from the inbox since the last night; if more are, or "
+        "none is left, the run fails until a person confirms it; 1 for no check",
+    )
+    night_limit: int = Field(
+        0, ge=0, description="maximum images that a night captions, the newest first; 0 for no maximum"
+    )
     drift_limit: float = Field(
         0.5, gt=0, description="standard deviations by which a night may differ from earlier ones without a warning"
     )

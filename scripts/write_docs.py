@@ -28,7 +28,8 @@ from pipeline.storage import layout
 SETTINGS: dict[str, tuple[type[BaseModel], Sequence[str]]] = {
     "Store and inputs": (Settings, ["store", "inbox", "dataset", "encoder"]),
     "Runs": (Settings, ["shard_size", "max_failed_fraction", "tracking_uri"]),
-    "Nightly captions": (Settings, ["beam_width", "mbr_samples", "sidecars", "drift_limit"]),
+    "Listing of the inbox": (Settings, ["inbox_include", "inbox_exclude", "max_shrink_fraction"]),
+    "Nightly captions": (Settings, ["night_limit", "beam_width", "mbr_samples", "sidecars", "drift_limit"]),
     "Notifications": (AirflowSettings, ["notify_email", "notify_webhook", "night_deadline"]),
 }
 """The settings in the groups in which the document shows them; a test checks that all have one."""

@@ -168,7 +168,7 @@ def test_a_retraining(store, source, result, toy_encoder):
     """Each command takes the results of earlier ones, from captioned pictures to a champion."""
     inputs = result("resolve-inputs", "r1", "--dataset", source, "--encoder", str(toy_encoder))
     assert (inputs["dataset"], inputs["encoder"]) == (source, str(toy_encoder))
-    assert runs.read_record("r1", store).status == "running"
+    assert runs.read_record(runs.RETRAINING, "r1", store).status == "running"
     report = result("ingest", inputs["dataset"], "--name", "toy")
     dataset = report["dataset"]
     assert report["summary"] == "24 images (16 train, 4 dev, 4 test), 48 captions"
@@ -210,7 +210,7 @@ def test_a_retraining(store, source, result, toy_encoder):
         "scores": {name: value for name, value in metrics.items() if name in promoted["scores"]},
         "summary": f"{version} is the new champion: {promoted['reason']}",
     }
-    record = runs.read_record("r1", store)
+    record = runs.read_record(runs.RETRAINING, "r1", store)
     assert (record.status, record.extracted, record.scores["CIDEr"]) == ("succeeded", 24, metrics["CIDEr"])
     assert (record.version, record.dataset, record.promoted) == (version, dataset, True)
 
@@ -226,7 +226,7 @@ def test_a_night(store, result, command, trained):
     assert result("demo-inbox", "--count", "3")["new"] == 0
     night = result("night", "list", "n1")
     assert (night["listed"], night["version"]) == (3, version)
-    assert runs.read_record("n1", store).status == "running"
+    assert runs.read_record(runs.NIGHT, "n1", store).status == "running"
     # The inbox holds pictures of the dataset, but under other keys.
     for shard in result("night", "plan-extraction", "n1"):
         assert result("extract", shard)["failed"] == 0
@@ -284,7 +284,7 @@ def test_inputs_of_the_settings(store, result, monkeypatch):
         "origin": origin,
         "summary": f"dataset s3://photos/captions.csv, encoder random ({origin})",
     }
-    record = runs.read_record("r1", store)
+    record = runs.read_record(runs.RETRAINING, "r1", store)
     assert (record.kind, record.status) == (runs.RETRAINING, "running")
     assert (record.dataset, record.encoder) == ("s3://photos/captions.csv", "random")
 
@@ -350,14 +350,14 @@ def test_the_champion_is_evaluated_only_for_the_decision(store, result, options,
 def test_the_end_of_a_run(store, result, kind):
     """With an error it is failed; without one, only if its record does not say how it ended."""
     assert result("end-run", kind, "x1", "--error", "killed") == {"failed": True, "summary": "killed"}
-    record = runs.read_record("x1", store)
+    record = runs.read_record(runs.RETRAINING, "x1", store)
     assert (record.kind, record.status, record.message) == (kind, "failed", "killed")
     assert result("end-run", kind, "x1") == {"failed": False, "summary": "the run has ended"}
-    assert runs.read_record("x1", store) == record
+    assert runs.read_record(runs.RETRAINING, "x1", store) == record
     assert result("end-run", kind, "x1", "--error", "again")["failed"]
-    assert runs.read_record("x1", store).message == "again"
+    assert runs.read_record(runs.RETRAINING, "x1", store).message == "again"
     assert result("end-run", kind, "x2") == {"failed": True, "summary": "the run did not end"}
-    assert runs.read_record("x2", store).message == "The run ended before its last step."
+    assert runs.read_record(runs.RETRAINING, "x2", store).message == "The run ended before its last step."
 
 
 # --- other commands --------------------------------------------------------------------------------------------------

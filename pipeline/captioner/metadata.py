@@ -1,13 +1,17 @@
 """The metadata of a model: what it was trained on, how, and which files belong to it."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from pipeline.config import TrainingConfig
 from pipeline.errors import PipelineError
-from pipeline.storage import Bucket, ObjectNotFoundError, json, layout
+from pipeline.storage import Bucket, DamagedObjectError, ObjectNotFoundError, json, layout
 from pipeline.storage.artifacts import Checksums
+
+READERS = 8
+"""Documents that are read in parallel."""
 
 PhaseName = Literal["cross_entropy", "scst"]
 
@@ -62,8 +66,29 @@ def load_metadata(version: str, store: Bucket) -> ModelMetadata:
         ) from None
 
 
-def list_models(store: Bucket) -> list[ModelMetadata]:
-    """Every model in the store, the newest first."""
-    versions = (layout.model_of_metadata(item.key) for item in store.list(layout.MODELS))
-    models = [load_metadata(version, store) for version in versions if version is not None]
-    return sorted(models, key=lambda model: model.created_at, reverse=True)
+def list_models(store: Bucket, *, limit: int | None = None, damaged: list[str] | None = None) -> list[ModelMetadata]:
+    """The models in the store, the newest first.
+
+    Args:
+        store: the store.
+        limit: only the last models, by their versions.
+        damaged: the messages of damaged models are added here, and the models are left out.
+
+    Raises:
+        DamagedObjectError: a model's metadata is damaged, and there is no ``damaged`` to say so.
+    """
+
+    def load(version: str) -> ModelMetadata | None:
+        try:
+            return load_metadata(version, store)
+        except DamagedObjectError as error:
+            if damaged is None:
+                raise
+            damaged.append(str(error))
+            return None
+
+    found = (layout.model_of_metadata(item.key) for item in store.list(layout.MODELS))
+    versions = sorted(filter(None, found), reverse=True)[:limit]
+    with ThreadPoolExecutor(READERS) as pool:
+        models = filter(None, pool.map(load, versions))
+        return sorted(models, key=lambda model: model.created_at, reverse=True)

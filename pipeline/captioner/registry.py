@@ -1,12 +1,15 @@
 """The registry: the pointer to the champion, the model that captions the nights, and its history."""
 
+import logging
 from datetime import UTC, datetime
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from pipeline.captioner.metadata import load_metadata
 from pipeline.errors import PipelineError
-from pipeline.storage import ABSENT, Bucket, json, layout
+from pipeline.storage import ABSENT, Bucket, DamagedObjectError, json, layout
+
+log = logging.getLogger(__name__)
 
 
 class Promotion(BaseModel):
@@ -52,7 +55,11 @@ def promote(version: str, store: Bucket, *, run: str = "", reason: str = "by han
         ObjectChangedError: another promotion happened at the same moment.
     """
     load_metadata(version, store)
-    current, etag = _read(store)
+    try:
+        current, etag = _read(store)
+    except DamagedObjectError as error:
+        log.warning("%s The history of promotions is lost.", error)
+        current, etag = None, store.etag(layout.CHAMPION)
     if current is not None and current.version == version:
         return current
     history = current.history if current else []
@@ -78,4 +85,5 @@ def _read(store: Bucket) -> tuple[Champion | None, str]:
     etag = store.etag(layout.CHAMPION)
     if etag == ABSENT:
         return None, ABSENT
-    return json.read(Champion, layout.CHAMPION, store, etag=etag), etag
+    advice = "`captioning promote VERSION` writes it again."
+    return json.read(Champion, layout.CHAMPION, store, etag=etag, advice=advice), etag

@@ -117,7 +117,7 @@ def test_profile(version: str, decoding: DecodingConfig, store: Bucket) -> Profi
     metrics = find_metrics(version, model.dataset, decoding, store) or latest_metrics(model, store)
     if metrics is None:
         return None
-    return json.read(Profile, layout.evaluation(version, model.dataset, metrics.decoding).profile, store)
+    return json.find(Profile, layout.evaluation(version, model.dataset, metrics.decoding).profile, store)
 
 
 def _moments(numbers: Sequence[float]) -> Moments:

@@ -28,7 +28,7 @@ from pipeline.evaluation.results import CAPTIONS, Metrics, format_scores
 from pipeline.features import extraction
 from pipeline.features.splits import SplitFeatures, read_split
 from pipeline.metrics.coco import HumanBaseline, Scorer, diversity
-from pipeline.storage import Bucket, ObjectChangedError, ObjectNotFoundError, json, layout, parquet
+from pipeline.storage import Bucket, ObjectChangedError, json, layout, parquet
 
 T = TypeVar("T")
 
@@ -119,12 +119,9 @@ def evaluate_model(
 def _human_baseline(scorer: Scorer, dataset: Dataset, store: Bucket) -> HumanBaseline:
     """The scores of humans on these test images: computed once, then read from the store."""
     key = layout.human_baseline(dataset.id, scorer.tokenizer)
-    try:
-        stored = json.read(HumanBaseline, key, store)
-        if scorer.can_use(stored):
-            return stored
-    except ObjectNotFoundError:
-        pass
+    stored = json.find(HumanBaseline, key, store)
+    if stored is not None and scorer.can_use(stored):
+        return stored
     human = scorer.human_baseline()
     json.write(human, key, store)
     return human

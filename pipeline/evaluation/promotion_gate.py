@@ -14,7 +14,7 @@ from pipeline.captioner import registry
 from pipeline.config import DecodingConfig
 from pipeline.errors import PipelineError
 from pipeline.evaluation.results import candidate_metrics, find_metrics
-from pipeline.storage import Bucket, ObjectNotFoundError
+from pipeline.storage import Bucket, json, layout
 from pipeline.work import runs
 from pipeline.work.runs import RetrainingRecord
 
@@ -189,8 +189,5 @@ def describe(record: RetrainingRecord) -> str:
 
 def _record(run: str, store: Bucket) -> RetrainingRecord:
     """The record of this run, or a new one if it was not begun."""
-    try:
-        record = runs.read_record(run, store)
-    except ObjectNotFoundError:
-        record = None
-    return record if isinstance(record, RetrainingRecord) else RetrainingRecord(run=run, started_at=datetime.now(UTC))
+    record = json.find(RetrainingRecord, layout.run_record(runs.RETRAINING, run), store)
+    return record or RetrainingRecord(run=run, started_at=datetime.now(UTC))

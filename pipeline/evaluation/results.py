@@ -10,7 +10,7 @@ from pipeline.config import DecodingConfig
 from pipeline.errors import PipelineError
 from pipeline.evaluation.error_analysis import ErrorCount, ErrorKind, LengthGroup
 from pipeline.metrics.coco import Agreement, Diversity, Scores
-from pipeline.storage import Bucket, ObjectNotFoundError, json, layout, parquet
+from pipeline.storage import Bucket, json, layout, parquet
 from pipeline.storage.parquet import column
 
 CAPTIONS = pa.schema(
@@ -52,10 +52,7 @@ class Metrics(BaseModel):
 
 def find_metrics(version: str, dataset_id: str, decoding: DecodingConfig, store: Bucket) -> Metrics | None:
     """The scores of a model on a dataset with a decoding, or None if there is no such evaluation."""
-    try:
-        return json.read(Metrics, layout.evaluation(version, dataset_id, decoding).metrics, store)
-    except ObjectNotFoundError:
-        return None
+    return json.find(Metrics, layout.evaluation(version, dataset_id, decoding).metrics, store)
 
 
 def candidate_metrics(version: str, decoding: DecodingConfig, store: Bucket) -> Metrics:
@@ -73,14 +70,15 @@ def latest_metrics(model: ModelMetadata, store: Bucket) -> Metrics | None:
     """The newest scores of a model on its own dataset, or None if it was not evaluated."""
     prefix = layout.evaluations_on(model.version, model.dataset)
     keys = (layout.evaluation_of_metrics(item.key) for item in store.list(prefix))
-    found = [json.read(Metrics, evaluation.metrics, store) for evaluation in keys if evaluation is not None]
-    return max(found, key=lambda metrics: metrics.evaluated_at, default=None)
+    found = [json.find(Metrics, evaluation.metrics, store) for evaluation in keys if evaluation is not None]
+    return max(filter(None, found), key=lambda metrics: metrics.evaluated_at, default=None)
 
 
 def read_captions(metrics: Metrics, store: Bucket) -> list[dict[str, Any]]:
     """The captions that got the scores: rows of ``image_id``, ``caption`` and ``references``."""
     key = layout.evaluation(metrics.version, metrics.dataset, metrics.decoding).captions
-    rows: list[dict[str, Any]] = parquet.read(key, store).to_pylist()
+    advice = f"Delete the metrics.json beside it, and run `captioning evaluate {metrics.version}` again."
+    rows: list[dict[str, Any]] = parquet.read(key, store, columns=CAPTIONS.names, advice=advice).to_pylist()
     return rows
 
 

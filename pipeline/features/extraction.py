@@ -134,7 +134,7 @@ def extract(name: str, *, store: Bucket) -> Extraction:
 
     shard = shards.read(name, store)
     encoder_id, source = shard.spec["encoder_id"], shard.spec["source"]
-    if store.exists(shard.result_key):
+    if shards.is_done(shard, store):
         log.info("%s exists: nothing to do", store.url(shard.result_key))
         return Extraction(name, 0, 0, 0.0, encoder_id)
     stopwatch = Stopwatch()

@@ -10,6 +10,7 @@ import pyarrow as pa
 from pipeline.errors import PipelineError
 from pipeline.storage import Bucket, layout, parquet
 from pipeline.storage.parquet import column
+from pipeline.work import shards
 from pipeline.work.listing import IMAGES
 from pipeline.work.outcomes import IDENTITY, latest_outcome
 
@@ -33,7 +34,8 @@ def schema(shape: tuple[int, ...]) -> pa.Schema:
     for size in reversed(shape):
         feature = pa.list_(feature, size)
     description = "feature vector of the image, or one vector per crop; null if the image failed"
-    return pa.schema([*ROWS, column("feature", feature, description)])
+    # The vectors come first, so that the other columns are at the end, which one request fetches.
+    return pa.schema([column("feature", feature, description), *ROWS])
 
 
 def write(
@@ -51,10 +53,10 @@ def write(
     failed = [error is not None for error in errors]
     table = pa.table(
         [
+            _column(vectors, null=failed),
             *images.select([*IDENTITY, "attempt"]),
             pa.array(["failed" if each else "ok" for each in failed], pa.string()),
             pa.array(errors, pa.string()),
-            _column(vectors, null=failed),
         ],
         schema=schema(vectors.shape[1:]),
     )
@@ -62,11 +64,15 @@ def write(
 
 
 def index(encoder_id: str, store: Bucket) -> pa.Table:
-    """Every row of an encoder's features without the vectors, as a table of schema ``INDEX``."""
+    """Every row of an encoder's features without the vectors, as a table of schema ``INDEX``.
+
+    Damaged files are left out, with a warning: their images have no features then, and are encoded again.
+    """
     parts = [INDEX.empty_table()]
-    for item in store.list(f"{layout.features_folder(encoder_id)}/"):
-        table = parquet.read(item.key, store, columns=ROWS.names)
-        shard = layout.shard_of_result(item.key)
+    keys = shards.results(f"{layout.features_folder(encoder_id)}/", store)
+    tables = parquet.read_all(keys, store, columns=ROWS.names, by_ranges=True, advice=shards.REDONE)
+    for key, table in tables:
+        shard = layout.shard_of_result(key)
         parts.append(table.append_column("shard", pa.array([shard] * len(table), pa.string())))
     return pa.concat_tables(parts)
 
@@ -103,7 +109,7 @@ def read_vectors(rows: pa.Table, *, encoder_id: str, store: Bucket) -> npt.NDArr
     vectors: npt.NDArray[np.float32] | None = None
     for shard, positions in wanted.items():
         key = layout.shard_result(layout.features_folder(encoder_id), shard)
-        table = parquet.read(key, store, columns=[*IDENTITY, "feature"])
+        table = parquet.read(key, store, columns=[*IDENTITY, "feature"], by_ranges=True, advice=shards.REDONE)
         identities = zip(*(table[name].to_pylist() for name in IDENTITY), strict=True)
         in_shard = [(row, positions[identity]) for row, identity in enumerate(identities) if identity in positions]
         taken = table["feature"].combine_chunks().take(pa.array([row for row, _ in in_shard]))

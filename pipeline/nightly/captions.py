@@ -1,7 +1,7 @@
 """The table of captions: written shard by shard from stored features, one row per image and attempt."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -47,7 +47,7 @@ def caption_shard(name: str, *, store: Bucket, decoding: DecodingConfig, sidecar
         The name of the ``shard``, how many ``images`` it has, and a ``summary``.
     """
     shard = shards.read(name, store)
-    if store.exists(shard.result_key):
+    if shards.is_done(shard, store):
         log.info("%s exists: nothing to do", store.url(shard.result_key))
         return {"shard": name, "images": 0, "summary": shards.summary(0, 0)}
     version, encoder_id = shard.spec["version"], shard.spec["encoder_id"]
@@ -105,13 +105,12 @@ def _table(shard: shards.Shard, captions: dict[str, Caption]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def read(keys: Iterable[str], store: Bucket, *, columns: Sequence[str] = OUTCOME) -> pa.Table:
-    """Some columns of all rows in these objects; by default those that tell the outcomes."""
-    schema = pa.schema([SCHEMA.field(name) for name in columns])
-    parts = (parquet.read(key, store, columns=columns) for key in keys)
-    return pa.concat_tables([schema.empty_table(), *parts])
+def read(keys: Iterable[str], store: Bucket, *, damaged: list[str] | None = None) -> pa.Table:
+    """The outcome columns of all rows in these objects.
 
-
-def keys_of_model(version: str, store: Bucket) -> list[str]:
-    """The keys of all captions by a model."""
-    return [item.key for item in store.list(layout.captions_of_model(version))]
+    A damaged object is left out, with a warning; its message is added to ``damaged``. Its images have no captions then,
+    and are captioned again.
+    """
+    schema = pa.schema([SCHEMA.field(name) for name in OUTCOME])
+    parts = parquet.read_all(keys, store, columns=OUTCOME, advice=shards.REDONE, damaged=damaged)
+    return pa.concat_tables([schema.empty_table(), *(table for _, table in parts)])

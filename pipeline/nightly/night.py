@@ -6,6 +6,7 @@ which counts the images and compares the night with earlier ones (see ``reconcil
 """
 
 import logging
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -15,14 +16,14 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from pipeline.captioner.metadata import load_metadata
 from pipeline.captioner.registry import read_champion
-from pipeline.data.images import is_image
 from pipeline.features import extraction
 from pipeline.features import store as feature_store
 from pipeline.nightly import captions
-from pipeline.storage import Bucket, layout, open_bucket, parquet, source_name
+from pipeline.nightly.inbox import Patterns, check_size, list_photographs
+from pipeline.storage import Bucket, layout, parquet, source_name
 from pipeline.work import runs, shards
-from pipeline.work.listing import tabulate
-from pipeline.work.outcomes import latest_outcome, pending
+from pipeline.work.listing import IMAGES
+from pipeline.work.outcomes import IDENTITY, latest_outcome, pending
 from pipeline.work.runs import NightRecord
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,27 @@ class Archive(StrEnum):
     NEW = "new"
 
 
+@dataclass(frozen=True)
+class NightOptions:
+    """What a person or the settings decide about a night.
+
+    Attributes:
+        archive: which images a new champion captions.
+        retry_failed: whether images that failed in earlier nights are tried again.
+        patterns: which keys are captioned.
+        limit: maximum images that the night captions, the newest first; 0 for no maximum.
+        max_shrink_fraction: share of the photographs that may be missing since the last night.
+        accept_smaller_inbox: whether more may be missing, or all.
+    """
+
+    archive: Archive = Archive.ALL
+    retry_failed: bool = False
+    patterns: Patterns = field(default_factory=Patterns)
+    limit: int = 0
+    max_shrink_fraction: float = 0.2
+    accept_smaller_inbox: bool = False
+
+
 class Night(BaseModel):
     """The facts that are fixed for the whole night when the inbox is listed."""
 
@@ -49,6 +71,8 @@ class Night(BaseModel):
     encoder_id: str
     archive: Archive
     retry_failed: bool = Field(description="whether images that failed in earlier nights are tried again")
+    passed_over: dict[str, int] = Field({}, description="what the inbox holds besides the listed images, by kind")
+    postponed: int = Field(0, description="images that are left to later nights, by the limit of a night")
     listed_at: AwareDatetime
 
     @property
@@ -57,40 +81,61 @@ class Night(BaseModel):
         return layout.CAPTIONS if self.archive is Archive.NEW else layout.captions_of_model(self.version)
 
 
-def list_inbox(
-    run: str, *, inbox: str, store: Bucket, archive: Archive = Archive.ALL, retry_failed: bool = False
-) -> dict[str, Any]:
+def list_inbox(run: str, *, inbox: Bucket, store: Bucket, options: NightOptions) -> dict[str, Any]:
     """List the photographs in the inbox, fix the model that captions them, and begin the record of the run.
 
     Returns:
-        The number of images ``listed``, and the ``version`` of the champion.
+        The number of images ``listed``, what was ``passed_over`` by kind, how many images are ``postponed``, and the
+        ``version`` of the champion.
 
     Raises:
-        PipelineError: there is no champion yet.
+        PipelineError: there is no champion yet, the inbox does not exist or may not be listed, or it has shrunk by more
+            than allowed.
     """
-    version = read_champion(store).version
-    night = Night(
-        inbox=source_name(open_bucket(inbox), store),
-        version=version,
-        encoder_id=load_metadata(version, store).encoder_id,
-        archive=archive,
-        retry_failed=retry_failed,
-        listed_at=datetime.now(UTC),
-    )
-    table = list_photographs(inbox)
+    night, images, listed = choose_images(inbox, store, options)
+    if not options.accept_smaller_inbox:
+        check_size(listed, night.passed_over, inbox=inbox, store=store, max_shrink_fraction=options.max_shrink_fraction)
     for stage in (runs.EXTRACTION, runs.CAPTIONS):
         runs.forget_shards(run, stage, store)
-    parquet.write(table, layout.run_listing(run), store, metadata={"night": night.model_dump_json()})
-    runs.write_record(begin_record(run, night, listed=len(table)), store)
-    log.info("%d images in %s, to be captioned by %s", len(table), inbox, version)
-    return {"listed": len(table), "version": version}
+    parquet.write(images, layout.run_listing(run), store, metadata={"night": night.model_dump_json()})
+    runs.write_record(begin_record(run, night, listed=listed), store)
+    log.info("%d images in %s, to be captioned by %s", listed, inbox.uri, night.version)
+    return {
+        "listed": listed,
+        "passed_over": night.passed_over,
+        "postponed": night.postponed,
+        "version": night.version,
+    }
+
+
+def choose_images(inbox: Bucket, store: Bucket, options: NightOptions) -> tuple[Night, pa.Table, int]:
+    """The facts of a night, the images that it works on (schema ``IMAGES``), and how many were listed in all."""
+    version = read_champion(store).version
+    listing, passed_over = list_photographs(inbox, options.patterns)
+    night = Night(
+        inbox=source_name(inbox, store),
+        version=version,
+        encoder_id=load_metadata(version, store).encoder_id,
+        archive=options.archive,
+        retry_failed=options.retry_failed,
+        passed_over=passed_over,
+        listed_at=datetime.now(UTC),
+    )
+    images = listing
+    if options.limit:
+        waiting = not_done(listing, night, store)
+        newest_first = waiting.sort_by([("modified", "descending"), ("image_key", "ascending")])
+        postponed = newest_first.slice(options.limit).select(IDENTITY)
+        night = night.model_copy(update={"postponed": len(postponed)})
+        images = listing.join(postponed, keys=IDENTITY, join_type="left anti")
+    return night, images.select(IMAGES.names).sort_by("image_key"), len(listing)
 
 
 def plan_extraction(run: str, *, store: Bucket, shard_size: int) -> list[str]:
     """The shards of images to be captioned that have no features of the champion's encoder yet."""
     images, night = read_listing(run, store)
     return extraction.plan_extraction(
-        _not_done(images, night, store),
+        not_done(images, night, store),
         run=run,
         source=night.inbox,
         encoder_id=night.encoder_id,
@@ -107,7 +152,7 @@ def plan_captions(run: str, *, store: Bucket, date: str, shard_size: int) -> lis
     """
     images, night = read_listing(run, store)
     names = shards.claim(
-        lambda: feature_store.look_up(_not_done(images, night, store), encoder_id=night.encoder_id, store=store),
+        lambda: feature_store.look_up(not_done(images, night, store), encoder_id=night.encoder_id, store=store),
         {
             "folder": layout.captions_folder(night.version, date),
             "version": night.version,
@@ -124,14 +169,9 @@ def plan_captions(run: str, *, store: Bucket, date: str, shard_size: int) -> lis
     return names
 
 
-def list_photographs(inbox: str) -> pa.Table:
-    """The photographs in an inbox, as a listing of schema ``IMAGES``."""
-    return tabulate(item for item in open_bucket(inbox).list() if is_image(item.key))
-
-
 def read_listing(run: str, store: Bucket) -> tuple[pa.Table, Night]:
-    """The listing that a night works on, and the facts that are fixed for it."""
-    table = parquet.read(layout.run_listing(run), store)
+    """The images that a night works on, and the facts that are fixed for it."""
+    table = parquet.read(layout.run_listing(run), store, advice="List the inbox again: `captioning night list RUN`.")
     return table, Night.model_validate_json(parquet.metadata(table)["night"])
 
 
@@ -141,7 +181,7 @@ def begin_record(run: str, night: Night, *, listed: int) -> NightRecord:
     return NightRecord(run=run, started_at=night.listed_at, listed=listed, **facts)
 
 
-def _not_done(images: pa.Table, night: Night, store: Bucket) -> pa.Table:
+def not_done(images: pa.Table, night: Night, store: Bucket) -> pa.Table:
     """The listed images that are still to be captioned."""
-    attempts = captions.read((item.key for item in store.list(night.captions_prefix)), store)
+    attempts = captions.read(shards.results(night.captions_prefix, store), store)
     return pending(images, latest_outcome(attempts, by="captioned_at"), retry_failed=night.retry_failed)

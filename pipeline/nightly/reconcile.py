@@ -4,6 +4,7 @@ Every listed image must be captioned, failed, or done before; a night that has l
 """
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -17,9 +18,9 @@ from pipeline.evaluation import drift
 from pipeline.evaluation.drift import Profile
 from pipeline.nightly import captions
 from pipeline.nightly.night import Night, begin_record, read_listing
-from pipeline.storage import Bucket, ObjectNotFoundError, json, layout
+from pipeline.storage import Bucket, json, layout
 from pipeline.work import runs, shards
-from pipeline.work.outcomes import IDENTITY, check_failures, latest_outcome
+from pipeline.work.outcomes import GONE, IDENTITY, check_failures, latest_outcome
 from pipeline.work.runs import NightRecord
 from pipeline.work.shards import ShardStats
 
@@ -29,46 +30,52 @@ NIGHTS = 30
 """Earlier nights with which a night is compared."""
 
 
-def reconcile(run: str, *, store: Bucket, max_failed_fraction: float, drift_limit: float) -> NightRecord:
+def reconcile(
+    run: str, *, store: Bucket, max_failed_fraction: float, max_shrink_fraction: float, drift_limit: float
+) -> NightRecord:
     """Count the images of a night and write its record, which it returns.
 
     Args:
         run: the run.
         store: the store.
         max_failed_fraction: share of the images that may fail.
+        max_shrink_fraction: share of the images that may have been removed or replaced since the listing.
         drift_limit: standard deviations by which the night may differ from the model's test and from earlier nights
             without a warning.
 
     Raises:
-        PipelineError: an image is unaccounted for, or too many failed; the record then has the status failed.
+        PipelineError: an image is unaccounted for, or too many failed or vanished; the record then has the status
+            failed.
     """
     images, night = read_listing(run, store)
     names = runs.recorded_shards(run, runs.CAPTIONS, store)
-    results = [shards.read(name, store).result_key for name in names]
-    attempts = captions.read(results, store).join(images, keys=IDENTITY, join_type="inner")
+    results = {shard.result_key for shard in shards.read_existing(names, store)}
+    damaged: list[str] = []
+    attempts = captions.read(results, store, damaged=damaged).join(images, keys=IDENTITY, join_type="inner")
     outcomes = latest_outcome(attempts, by="captioned_at")
-    others = captions.read(
-        (item.key for item in store.list(night.captions_prefix) if item.key not in set(results)), store
-    )
+    earlier = set(shards.results(night.captions_prefix, store)) - results
+    others = captions.read(earlier, store, damaged=damaged)
     before = images.join(outcomes, keys=IDENTITY, join_type="left anti")
     missing = before.join(others, keys=IDENTITY, join_type="left anti")
-    failed = outcomes.filter(pc.field("status") == "failed")
+    gone = outcomes.filter(pc.field("error") == GONE)
+    failed = outcomes.filter((pc.field("status") == "failed") & (pc.field("error") != GONE))
     failures = list(zip(failed["image_key"].to_pylist(), failed["error"].to_pylist(), strict=True))
     extracted, seconds = runs.extraction_stats(run, store)
     stats = shards.read_stats(names, store)
     differences, warnings = _drift(run, stats, night, failed=len(failures), limit=drift_limit, store=store)
     finished_at = datetime.now(UTC)
-    record = begin_record(run, night, listed=len(images)).model_copy(
+    record = begin_record(run, night, listed=len(images) + night.postponed).model_copy(
         update={
             "already_done": len(before) - len(missing),
             "extracted": extracted,
-            "captioned": len(outcomes) - len(failures),
+            "captioned": len(outcomes) - len(failures) - len(gone),
             "failed": len(failures),
+            "gone": len(gone),
             "errors": dict(Counter(error for _, error in failures).most_common()),
             "drift": differences,
-            "warnings": warnings,
+            "warnings": [*warnings, *damaged],
             "seconds": dict(Counter(seconds) + Counter(runs.total_seconds(stats))),
-            "images_per_second": round(len(outcomes) / max((finished_at - night.listed_at).total_seconds(), 1e-9), 2),
+            "images_per_second": _rate(len(outcomes), (finished_at - night.listed_at).total_seconds()),
             "finished_at": finished_at,
         }
     )
@@ -77,6 +84,7 @@ def reconcile(run: str, *, store: Bucket, max_failed_fraction: float, drift_limi
         log.warning("%s", warning)
     try:
         _check_complete(record, missing)
+        _check_gone(record, max_shrink_fraction)
         check_failures(failures, len(outcomes), allowed_fraction=max_failed_fraction)
     except PipelineError as error:
         runs.write_failure(record, str(error), store)
@@ -90,10 +98,25 @@ def _check_complete(record: NightRecord, missing: pa.Table) -> None:
     """Raise ``PipelineError`` if a listed image has no row."""
     if len(missing):
         raise PipelineError(
-            f"{record.listed} images were listed in {record.inbox}, but {record.captioned} captioned + {record.failed} "
-            f"failed + {record.already_done} done before are {record.listed - len(missing)}. The others have no row, "
-            f"such as {', '.join(missing['image_key'].to_pylist()[:5])}. Run the night again."
+            f"{record.listed} images were listed in {record.inbox}, but only {record.listed - len(missing)} are "
+            f"accounted for ({record}). The others have no row, such as "
+            f"{', '.join(missing['image_key'].to_pylist()[:5])}. Run the night again."
         )
+
+
+def _check_gone(record: NightRecord, allowed_fraction: float) -> None:
+    """Raise ``PipelineError`` if far too many images have vanished since the listing, as from a disk that fell off."""
+    if record.gone > math.ceil(record.listed * allowed_fraction):
+        raise PipelineError(
+            f"{record.gone:,} of {record.listed:,} images in {record.inbox} were removed or replaced after they were "
+            f"listed, more than the allowed {allowed_fraction:.0%} (CAPTION_MAX_SHRINK_FRACTION). Check that the inbox "
+            "is still there. The next night tries them again."
+        )
+
+
+def _rate(images: int, seconds: float) -> float:
+    """Images per second; 0 where the clock was set back, and the time is not known."""
+    return round(images / seconds, 2) if seconds > 0 else 0.0
 
 
 def _drift(
@@ -124,11 +147,11 @@ def _earlier_profiles(run: str, version: str, here: Profile, store: Bucket) -> l
 
 def _profiles(run: str, version: str, here: Profile, store: Bucket) -> Iterator[Profile]:
     for record in runs.list_records(runs.NIGHT, store):
-        if record.status != "succeeded" or record.version != version or record.run == run:
+        if not isinstance(record, NightRecord) or record.status != "succeeded":
             continue
-        try:
-            profile = json.read(Profile, layout.run_profile(record.run), store)
-        except ObjectNotFoundError:  # a night with nothing to caption
+        if record.version != version or record.run == run:
             continue
-        if profile.decoding == here.decoding:
+        profile = json.find(Profile, layout.run_profile(record.run), store)
+        # A night with nothing to caption has none.
+        if profile is not None and profile.decoding == here.decoding:
             yield profile

@@ -51,7 +51,8 @@ def back_up(source: Bucket, target: Bucket) -> Copied:
     began = datetime.now(UTC)
     immutable = [item for item in source.list() if item.modified <= began and item.key not in mutable]
     known = {item.key: item for item in target.list()}
-    wanted = [item for item in immutable if _differs(item, known.get(item.key))]
+    # The records of runs are shown in the order in which they were written.
+    wanted = sorted((item for item in immutable if _differs(item, known.get(item.key))), key=lambda item: item.modified)
 
     def carry(item: StoredObject) -> int:
         data = source.get(item.key)

@@ -5,11 +5,12 @@ of a thousand. A shard is small and fetched in one request. Only the columns tha
 others if rows pass the filters. A search with few results stops after a while, and the next page continues it.
 """
 
+import math
 import re
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
 from typing import Any, Literal
@@ -22,10 +23,11 @@ from pipeline.captioner.metadata import ModelMetadata, list_models, load_metadat
 from pipeline.captioner.registry import Promotion, find_champion
 from pipeline.errors import PipelineError
 from pipeline.evaluation.results import Metrics, latest_metrics
-from pipeline.storage import Bucket, ObjectNotFoundError, layout, parquet
+from pipeline.storage import Bucket, DamagedObjectError, ObjectNotFoundError, layout, parquet
 from pipeline.work import runs
 from pipeline.work.outcomes import latest_outcome
 from pipeline.work.runs import NightRecord
+from pipeline.work.shards import REDONE
 
 SECONDS = 2.0
 """Time after which a search that has not filled its page stops."""
@@ -33,7 +35,13 @@ SECONDS = 2.0
 READERS = 8
 """Shards that are read in parallel."""
 
+MANY = 10_000
+"""Captions of one image: all."""
+
 COLUMNS = ["image_key", "image_etag", "caption", "log_prob", "status", "error", "model_version", "captioned_at"]
+
+NIGHT = r"^(\d{4}-\d\d-\d\d)?$"
+"""The date of a night, or nothing."""
 
 SEARCHED = ["caption", "image_key", "error"]
 """The columns that are searched for words."""
@@ -45,7 +53,7 @@ class Filters(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     words: str = Field("", max_length=300, description="each word must occur in the caption, the key or the error")
-    night: str = Field("", pattern=r"^(\d{4}-\d\d-\d\d)?$", description="date of the partition")
+    night: str = Field("", pattern=NIGHT, description="date of the partition")
     version: str = Field("", max_length=200, description="of the model")
     status: Literal["", "ok", "failed"] = ""
     unsure: float | None = Field(None, gt=0, le=1, description="upper limit of the mean probability of a word")
@@ -70,11 +78,13 @@ class Page:
         rows: the columns ``COLUMNS`` of each, and ``night``.
         after: where the next page begins; ``None`` at the end.
         searched_to: the last night that was searched, if time ran out before the page was full.
+        damaged: messages of damaged shards, which were left out.
     """
 
     rows: list[dict[str, Any]]
     after: str | None
     searched_to: str | None = None
+    damaged: tuple[str, ...] = ()
 
 
 def shards(store: Bucket) -> list[Shard]:
@@ -112,22 +122,25 @@ def page(
     deadline = time.monotonic() + seconds
     passing, needed = _row_filter(filters)
     rows: list[dict[str, Any]] = []
+    damaged: list[str] = []
 
     def read(shard: Shard) -> list[dict[str, Any]]:
         """The first rows that pass the filters, up to one more than a page holds, with their numbers."""
+        unseen = pc.field("number") >= (seen if shard == found[first] else 0)
         try:
-            file = parquet.fetch(shard.key, store)
+            with parquet.opened(shard.key, store, advice=REDONE) as file:
+                numbered = file.read(columns=needed).append_column("number", pa.arange(0, file.metadata.num_rows))
+                numbers = numbered.filter(passing & unseen)["number"].slice(0, size + 1)
+                if not len(numbers):
+                    return []
+                taken = file.read(columns=COLUMNS).take(numbers).append_column("number", numbers)
         except ObjectNotFoundError:  # pruned since it was listed
             return []
-        unseen = pc.field("number") >= (seen if shard == found[first] else 0)
-        numbered = file.read(columns=needed).append_column("number", pa.arange(0, file.metadata.num_rows))
-        numbers = numbered.filter(passing & unseen)["number"].slice(0, size + 1)
-        if not len(numbers):
+        except DamagedObjectError as error:
+            damaged.append(str(error))
             return []
-        found_rows: list[dict[str, Any]] = (
-            file.read(columns=COLUMNS).take(numbers).append_column("number", numbers).to_pylist()
-        )
-        return found_rows
+        with_numbers: list[dict[str, Any]] = taken.to_pylist()
+        return with_numbers
 
     with ThreadPoolExecutor(READERS) as pool:
         for batch in _growing_batches(rest):
@@ -136,23 +149,36 @@ def page(
                 rows += [{**row, "night": shard.night} for row in taken]
                 if len(rows) == size:
                     more = len(taken) < len(left) or shard != rest[-1]
-                    return Page(rows, f"{shard.key}:{taken[-1]['number'] + 1}" if more else None)
+                    following = f"{shard.key}:{taken[-1]['number'] + 1}" if more else None
+                    return Page(rows, following, damaged=tuple(damaged))
             if time.monotonic() > deadline and batch[-1] != rest[-1]:
-                following = rest[rest.index(batch[-1]) + 1]
-                return Page(rows, f"{following.key}:0", searched_to=batch[-1].night)
-    return Page(rows, None)
+                next_shard = rest[rest.index(batch[-1]) + 1]
+                return Page(rows, f"{next_shard.key}:0", searched_to=batch[-1].night, damaged=tuple(damaged))
+    return Page(rows, None, damaged=tuple(damaged))
 
 
-def image_captions(key: str, *, store: Bucket) -> list[dict[str, Any]]:
-    """Every row of an image, by all models: first the one that counts, then the others, the newest first."""
-    found = page(shards(store), Filters(image=key), store=store, size=10_000, seconds=float("inf")).rows
-    if not found:
-        return []
-    rows = sorted(found, key=lambda row: row["captioned_at"], reverse=True)
+def image_captions(key: str, *, store: Bucket, night: str = "", seconds: float = SECONDS) -> Page:
+    """The captions of an image by all models: first the one that counts, then the others, the newest first.
+
+    Args:
+        key: of the image.
+        store: the store.
+        night: a night in which it was captioned, which is searched first; empty if none is known.
+        seconds: time after which the search through all nights stops.
+    """
+    found = shards(store)
+    here = page(found, Filters(image=key, night=night), store=store, size=MANY, seconds=math.inf) if night else None
+    everywhere = page(found, Filters(image=key), store=store, size=MANY, seconds=seconds)
+    rows = everywhere.rows
+    if here is not None:
+        rows = [*rows, *(row for row in here.rows if row not in rows)]
+    if not rows:
+        return everywhere
+    rows = sorted(rows, key=lambda row: row["captioned_at"], reverse=True)
     newest = [row for row in rows if row["image_etag"] == rows[0]["image_etag"]]
     table = pa.Table.from_pylist(newest).append_column("row", pa.arange(0, len(newest)))
     current = newest[latest_outcome(table, by="captioned_at")["row"][0].as_py()]
-    return [current, *(row for row in rows if row is not current)]
+    return replace(everywhere, rows=[current, *(row for row in rows if row is not current)])
 
 
 @dataclass(frozen=True)
@@ -165,8 +191,18 @@ class Model:
     is_champion: bool
 
 
-def models(store: Bucket) -> list[Model]:
-    """All models, the newest first."""
+def newest_models(
+    store: Bucket, champion: str | None, *, limit: int, damaged: list[str] | None = None
+) -> list[ModelMetadata]:
+    """The champion and the newest models, the newest first; ``damaged`` as for ``list_models``."""
+    found = list_models(store, limit=limit, damaged=damaged)
+    if champion and champion not in [model.version for model in found]:
+        found.append(load_metadata(champion, store))
+    return found
+
+
+def models(store: Bucket, *, limit: int, damaged: list[str]) -> list[Model]:
+    """The champion and the newest models, the newest first; ``damaged`` as for ``list_models``."""
     champion = find_champion(store)
     history = {promotion.version: promotion for promotion in champion.history} if champion else {}
 
@@ -176,7 +212,8 @@ def models(store: Bucket) -> list[Model]:
         return Model(metadata, latest_metrics(metadata, store), history.get(version), is_champion)
 
     with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(describe, list_models(store)))
+        found = newest_models(store, champion.version if champion else None, limit=limit, damaged=damaged)
+        return list(pool.map(describe, found))
 
 
 def report(version: str, store: Bucket) -> bytes:
@@ -187,9 +224,9 @@ def report(version: str, store: Bucket) -> bytes:
     return store.get(layout.evaluation(version, metrics.dataset, metrics.decoding).report)
 
 
-def nights(store: Bucket, *, limit: int) -> list[NightRecord]:
-    """The records of the last nights, the newest first."""
-    records = islice(runs.list_records(runs.NIGHT, store), limit)
+def nights(store: Bucket, *, limit: int, damaged: list[str]) -> list[NightRecord]:
+    """The records of the last nights, the newest first; ``damaged`` as for ``list_records``."""
+    records = islice(runs.list_records(runs.NIGHT, store, damaged=damaged), limit)
     return [record for record in records if isinstance(record, NightRecord)]
 
 

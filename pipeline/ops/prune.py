@@ -92,12 +92,15 @@ def _captions(store: Bucket, kept: Sequence[ModelMetadata]) -> Iterator[Removabl
     captioned = captions.read(theirs, store).filter(pc.field("status") == "ok").select(["image_key"])
     for version, objects in by_version.items():
         if version not in versions:
-            redundant = [item for item in objects if _all_in(captions.read([item.key], store), captioned)]
-            yield Removable("captions", version, redundant)
+            yield Removable("captions", version, [item for item in objects if _all_in(item.key, captioned, store)])
 
 
-def _all_in(rows: pa.Table, captioned: pa.Table) -> bool:
-    """Whether every image that these rows caption is among the captioned ones."""
+def _all_in(key: str, captioned: pa.Table, store: Bucket) -> bool:
+    """Whether every image that a shard captions is among the captioned ones; not known of a damaged shard."""
+    damaged: list[str] = []
+    rows = captions.read([key], store, damaged=damaged)
+    if damaged:
+        return False
     here = rows.filter(pc.field("status") == "ok").select(["image_key"])
     return len(here.join(captioned, keys=["image_key"], join_type="left anti")) == 0
 
@@ -122,8 +125,7 @@ def _shards(store: Bucket) -> Iterator[Removable]:
 
 def _runs(store: Bucket) -> Iterator[Removable]:
     """The intermediate objects of runs; their records and profiles are kept."""
-    intermediate = [item for item in store.list(layout.RUNS) if layout.is_run_intermediate(item.key)]
-    yield Removable("runs", "listings and lists of shards", intermediate)
+    yield Removable("runs", "listings and lists of shards", list(store.list(layout.STEPS)))
 
 
 def _checkpoints(store: Bucket) -> Iterator[Removable]:

@@ -1,5 +1,6 @@
-"""The state of a store: champion, models, coverage of the inbox, last runs, and captions, as tables for a terminal."""
+"""The state of a store: champion, models, last runs, and captions, as tables for a terminal."""
 
+import math
 from collections.abc import Mapping
 from itertools import islice
 
@@ -7,17 +8,15 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from pipeline.captioner.metadata import list_models
 from pipeline.captioner.registry import read_champion
 from pipeline.data import corrections
 from pipeline.errors import PipelineError
 from pipeline.evaluation.promotion_gate import describe
 from pipeline.evaluation.results import latest_metrics
-from pipeline.nightly import captions
-from pipeline.nightly.coverage import Coverage, coverage
+from pipeline.ops import browse
+from pipeline.ops.browse import newest_models
 from pipeline.storage import Bucket, layout
 from pipeline.work import runs
-from pipeline.work.outcomes import latest_outcome
 from pipeline.work.runs import NightRecord, RetrainingRecord
 
 WIDTH = 1000
@@ -26,13 +25,15 @@ WIDTH = 1000
 RUNS = 5
 """Runs of each kind that are shown."""
 
+MODELS = 8
+"""Models that are shown."""
 
-def show(store: Bucket, *, inbox: str, limit: int, under: str) -> None:
-    """Print the state of a store, and some of the champion's captions.
+
+def show(store: Bucket, *, limit: int, under: str) -> None:
+    """Print the state of a store, and some of the champion's newest captions.
 
     Args:
         store: the store.
-        inbox: URI of the inbox.
         limit: number of captions to print.
         under: print only captions of images whose key begins with this.
     """
@@ -44,29 +45,33 @@ def show(store: Bucket, *, inbox: str, limit: int, under: str) -> None:
     except PipelineError as error:
         champion = None
         _print(console, str(error))
-    report = _show_models(console, store, champion)
-    if champion:
-        _show_coverage(console, coverage(champion, inbox=inbox, store=store), inbox)
-    _show_runs(console, store)
+    damaged: list[str] = []
+    report = _show_models(console, store, champion, damaged)
+    _show_runs(console, store, damaged)
     if champion and limit:
         _show_captions(console, store, champion, limit, under)
+    for message in damaged:
+        _print(console, f"damaged:     {message}")
     _print(console, f"captions:    {store.url(layout.CAPTIONS)}")
     if corrected := corrections.count(store):
         _print(console, f"corrections: {corrected} better captions in {store.url(layout.CORRECTIONS)}")
     if report:
         _print(console, f"report:      {report}")
+    if champion:
+        _print(console, "pending:     `captioning night preview` counts the images that the next night will caption")
 
 
-def _show_models(console: Console, store: Bucket, champion: str | None) -> str | None:
-    """Print the models; return the address of the champion's report, if there is one."""
-    columns = (Column("model", no_wrap=True), "", "encoder", "CIDEr", "BLEU-4")
-    table = Table(*columns, title="Models (scores on the test split)")
+def _show_models(console: Console, store: Bucket, champion: str | None, damaged: list[str]) -> str | None:
+    """Print the champion and the newest models; return the address of the champion's report, if there is one."""
+    columns = (Column("model", no_wrap=True), "", "encoder", "CIDEr", "BLEU-4", "test split", "decoding")
+    table = Table(*columns, title="Models (scores of the newest evaluation)")
     report = None
-    for model in list_models(store):
+    for model in newest_models(store, champion, limit=MODELS, damaged=damaged):
         metrics = latest_metrics(model, store)
-        numbers = ("not evaluated", "")
+        numbers = ["not evaluated", "", "", ""]
         if metrics:
-            numbers = (f"{metrics.summary['CIDEr']:.3f}", f"{metrics.summary['BLEU-4']:.3f}")
+            scores = [f"{metrics.summary[name]:.3f}" for name in ("CIDEr", "BLEU-4")]
+            numbers = [*scores, metrics.dataset, str(metrics.decoding)]
             if model.version == champion:
                 report = store.url(layout.evaluation(champion, metrics.dataset, metrics.decoding).report)
         table.add_row(model.version, "champion" if model.version == champion else "", model.encoder_id, *numbers)
@@ -75,23 +80,14 @@ def _show_models(console: Console, store: Bucket, champion: str | None) -> str |
     return report
 
 
-def _show_coverage(console: Console, found: Coverage, inbox: str) -> None:
-    _print(
-        console,
-        f"{inbox}: {found.listed} images = {found.captioned} captioned by the champion + "
-        f"{sum(found.errors.values())} failed + {found.pending} pending",
-    )
-    _show_errors(console, found.errors)
-
-
 def _show_errors(console: Console, errors: Mapping[str, int]) -> None:
     for error, count in errors.items():
         _print(console, f"    {count} × {error}")
 
 
-def _show_runs(console: Console, store: Bucket) -> None:
+def _show_runs(console: Console, store: Bucket, damaged: list[str]) -> None:
     for kind in (runs.RETRAINING, runs.NIGHT):
-        for record in islice(runs.list_records(kind, store), RUNS):
+        for record in islice(runs.list_records(kind, store, damaged=damaged), RUNS):
             _show_run(console, record)
 
 
@@ -117,11 +113,12 @@ def _show_run(console: Console, record: NightRecord | RetrainingRecord) -> None:
 
 def _show_captions(console: Console, store: Bucket, version: str, limit: int, under: str) -> None:
     table = Table("image", "caption", title=f"Captions by {version}")
-    columns = [*captions.OUTCOME, "caption"]
-    attempts = captions.read(captions.keys_of_model(version, store), store, columns=columns)
-    rows = latest_outcome(attempts, by="captioned_at").to_pylist()
-    shown = [row for row in rows if row["image_key"].startswith(under)]
-    for row in shown[:limit]:
+    # The words are searched everywhere, so some rows may be of other images.
+    filters = browse.Filters(version=version, words=under)
+    rows = browse.page(browse.shards(store), filters, store=store, size=limit, seconds=math.inf).rows
+    for row in rows:
+        if not row["image_key"].startswith(under):
+            continue
         # As text: Rich would interpret square brackets in a key as markup.
         caption = row["caption"] if row["status"] == "ok" else f"failed: {row['error']}"
         table.add_row(Text(row["image_key"]), Text(caption))

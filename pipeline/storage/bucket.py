@@ -6,6 +6,7 @@ others (a network failure, a full disk) keep their type and carry a note that na
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +16,15 @@ from pipeline.errors import PipelineError
 
 ABSENT = "absent"
 """The etag to pass as ``if_match`` for an object that must not exist yet."""
+
+
+HIDDEN_NAMES = frozenset(
+    {"lost+found", "$RECYCLE.BIN", "System Volume Information", "@eaDir", "Thumbs.db", "desktop.ini"}
+)
+"""Files and folders that operating systems and storage appliances create beside photographs."""
+
+HIDDEN, MARKERS, SPECIAL, NOT_UTF8 = "hidden", "folder markers", "broken links and special files", "names not in UTF-8"
+"""The kinds of entries that a listing passes over."""
 
 
 class ObjectNotFoundError(PipelineError):
@@ -33,6 +43,10 @@ class ObjectTooLargeError(PipelineError):
     """The object has more bytes than the reader allows."""
 
 
+class DamagedObjectError(PipelineError):
+    """The object is not what was written under its key: it is damaged, or another program wrote it."""
+
+
 class BadKeyError(PipelineError):
     """No object in this bucket can have this key."""
 
@@ -46,12 +60,14 @@ class StoredObject:
         etag: changes whenever the object's bytes do.
         size: in bytes.
         modified: when it was written, in UTC.
+        archived: it must be restored from an archive before it can be read.
     """
 
     key: str
     etag: str
     size: int
     modified: datetime
+    archived: bool = False
 
 
 class Bucket(ABC):
@@ -68,10 +84,18 @@ class Bucket(ABC):
         return f"{self.uri}/{key}"
 
     @abstractmethod
-    def list(self, prefix: str = "") -> Iterator[StoredObject]:
-        """The objects whose key begins with ``prefix``, by key (UTF-8 byte order).
+    def require(self) -> None:
+        """Raise ``PipelineError`` if there is no such bucket or folder, or it may not be listed."""
 
-        Folder markers, unfinished writes, and the hidden files and folders of a local folder are left out.
+    @abstractmethod
+    def list(self, prefix: str = "", *, passed_over: Counter[str] | None = None) -> Iterator[StoredObject]:
+        """The objects whose key begins with ``prefix``, by key (UTF-8 byte order); none if there is no such folder.
+
+        Hidden files and folders (see ``hidden_part``), folder markers, and what is no file are passed over, and counted
+        in ``passed_over`` by kind. A hidden folder counts as one.
+
+        Raises:
+            PipelineError: a folder, or the bucket, may not be listed.
         """
 
     @abstractmethod
@@ -129,8 +153,22 @@ class Bucket(ABC):
     def _too_large(self, key: str, size: int, limit: int) -> ObjectTooLargeError:
         return ObjectTooLargeError(f"{self.url(key)} has {size} bytes, more than the limit of {limit}.")
 
+    def _refuse_hidden(self, key: str) -> None:
+        """Raise ``BadKeyError`` if no listing would show an object with this key."""
+        if (hidden := hidden_part(key)) is not None:
+            raise self._bad_key(key, f"would not be listed, because {hidden.rpartition('/')[2]!r} is a hidden name")
+
     def _bad_key(self, key: str, why: str) -> BadKeyError:
         return BadKeyError(f"{key!r} is not a valid key in {self.uri}: it {why}. Rename the object.")
+
+
+def hidden_part(key: str) -> str | None:
+    """The part of the key that ends with its first hidden name; ``None`` if no name in it is hidden."""
+    names = key.split("/")
+    for place, name in enumerate(names):
+        if name.startswith(".") or name in HIDDEN_NAMES:
+            return "/".join(names[: place + 1])
+    return None
 
 
 def is_utf8(key: str) -> bool:

@@ -1,11 +1,13 @@
 """Typed JSON documents in a bucket."""
 
+import logging
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from pipeline.errors import PipelineError
-from pipeline.storage import Bucket
+from pipeline.storage import Bucket, DamagedObjectError, ObjectNotFoundError
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -33,7 +35,7 @@ def read(kind: type[T], key: str, bucket: Bucket, *, etag: str | None = None, ad
     Raises:
         ObjectNotFoundError: there is no such object.
         ObjectChangedError: it does not have this etag any more.
-        PipelineError: it is not a valid document of this type.
+        DamagedObjectError: it is not a valid document of this type.
     """
     data = bucket.get(key, etag=etag)
     try:
@@ -42,5 +44,19 @@ def read(kind: type[T], key: str, bucket: Bucket, *, etag: str | None = None, ad
         wrong = "; ".join(
             f"{'.'.join(map(str, e['loc']))}: {e['msg']}" if e["loc"] else e["msg"] for e in error.errors()
         )
-        message = f"{bucket.url(key)} is not a valid document: {wrong}."
-        raise PipelineError(f"{message} {advice}".rstrip()) from error
+        message = f"{bucket.url(key)} is damaged, or not a document of this kind: {wrong}."
+        raise DamagedObjectError(f"{message} {advice}".rstrip()) from error
+
+
+def find(kind: type[T], key: str, bucket: Bucket) -> T | None:
+    """The document, or ``None`` if there is none, or a damaged one, which is logged as a warning.
+
+    For documents that can be made again, or done without.
+    """
+    try:
+        return read(kind, key, bucket)
+    except ObjectNotFoundError:
+        return None
+    except DamagedObjectError as error:
+        log.warning("%s", error)
+        return None

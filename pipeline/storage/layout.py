@@ -23,6 +23,8 @@ SIDECARS = "sidecars/"
 CORRECTIONS = "corrections/"
 MODELS = "models/"
 RUNS = "runs/"
+PROFILES = "runs/profiles/"
+STEPS = "runs/steps/"
 TRAINING = "training/"
 
 CHAMPION = "models/champion.json"
@@ -71,8 +73,8 @@ FOLDERS = {
         f"changes. Copies of the corrected pictures are in `{CORRECTIONS}{CORRECTION_PICTURES}`."
     ),
     RUNS: (
-        "The records of nights and retrainings. Records and profiles are kept. `captioning prune` removes the other "
-        "objects of a run, which are needed only until it ends."
+        "The records of nights and retrainings, and the profiles of nights, which are kept. The objects in "
+        f"`{STEPS}` are needed only until their run ends; `captioning prune` removes them."
     ),
 }
 """The folders at the top of the store, and what they hold."""
@@ -88,7 +90,10 @@ PART_BYTES = 240
 
 _MODEL_METADATA = "metadata.json"
 _ENCODER_FILES = "files.json"
-_CAPTION_SHARD = re.compile(r"captions/model=(?P<version>[^/]+)/date=(?P<date>\d{4}-\d\d-\d\d)/[^/]+\.parquet")
+_SHARD = r"(?P<shard>[0-9a-f]{16})"
+_CAPTION_SHARD = re.compile(rf"captions/model=(?P<version>[^/]+)/date=(?P<date>\d{{4}}-\d\d-\d\d)/{_SHARD}\.parquet")
+_FEATURE_SHARD = re.compile(rf"features/[^/]+/{_SHARD}\.parquet")
+_SHARD_OBJECT = re.compile(rf"shards/{_SHARD}\.(parquet|stats\.json)")
 
 _UNSAFE = re.compile(
     r"[\x00-\x1f\x7f]"  # control characters, which file names or log lines can't hold
@@ -156,9 +161,9 @@ def shard_stats(name: str) -> str:
 
 
 def shard_of_key(key: str) -> str | None:
-    """The shard to which an object in ``SHARDS`` belongs; ``None`` for the lists of open shards."""
-    name = key.removeprefix(SHARDS)
-    return None if "/" in name else name.partition(".")[0]
+    """The shard to which an object in ``SHARDS`` belongs; ``None`` for other objects."""
+    match = _SHARD_OBJECT.fullmatch(key)
+    return match and match["shard"]
 
 
 def open_shards(product: str) -> str:
@@ -171,9 +176,10 @@ def shard_result(folder: str, name: str) -> str:
     return f"{folder}/{name}.parquet"
 
 
-def shard_of_result(key: str) -> str:
-    """The shard whose result has this key."""
-    return key.rpartition("/")[2].removesuffix(".parquet")
+def shard_of_result(key: str) -> str | None:
+    """The shard whose result has this key; ``None`` for other objects, which other programs may have put there."""
+    match = _CAPTION_SHARD.fullmatch(key) or _FEATURE_SHARD.fullmatch(key)
+    return match and match["shard"]
 
 
 def captions_of_model(version: str) -> str:
@@ -271,42 +277,34 @@ def evaluation_of_metrics(key: str) -> EvaluationKeys | None:
     return keys if keys.metrics == key else None
 
 
-def run_record(run: str) -> str:
-    """The record of a run: status, counts, errors, scores, seconds by section, drift."""
-    return f"{run_folder(run)}.json"
+def run_records(kind: str) -> str:
+    """Prefix of the records of all runs of a kind."""
+    return f"{RUNS}{kind}/"
 
 
-def run_of_record(key: str) -> bool:
-    """Whether the key is that of a run's record, and not of an object in the folder of a run."""
-    return key.removeprefix(RUNS).count("/") == 0 and key.endswith(".json")
-
-
-def run_folder(run: str) -> str:
-    """Folder of the intermediate objects of a run.
-
-    The run ids of Airflow contain colons and pluses, which some tools reject in names.
-    """
-    return f"{RUNS}{re.sub(r'[^A-Za-z0-9_.-]', '-', run)}"
-
-
-def run_listing(run: str) -> str:
-    """The listing of the inbox that a night works on."""
-    return f"{run_folder(run)}/listing.parquet"
+def run_record(kind: str, run: str) -> str:
+    """The record of a run of a kind, night or retraining: status, counts, errors, scores, seconds by section, drift."""
+    return f"{run_records(kind)}{_run_name(run)}.json"
 
 
 def run_profile(run: str) -> str:
     """Statistics of a night's captions and features, for the detection of drift."""
-    return f"{run_folder(run)}/profile.json"
+    return f"{PROFILES}{_run_name(run)}.json"
+
+
+def run_listing(run: str) -> str:
+    """The listing of the inbox that a night works on."""
+    return f"{STEPS}{_run_name(run)}/listing.parquet"
 
 
 def run_shards(run: str, stage: str) -> str:
     """The shards that a stage of a run works on."""
-    return f"{run_folder(run)}/{stage}.json"
+    return f"{STEPS}{_run_name(run)}/{stage}.json"
 
 
-def is_run_intermediate(key: str) -> bool:
-    """Whether an object in ``RUNS`` is needed only until its run ends."""
-    return not run_of_record(key) and not key.endswith("/profile.json")
+def _run_name(run: str) -> str:
+    """The name of a run without the colons and pluses of Airflow's run ids, which some tools reject in names."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", run)
 
 
 def checkpoint(digest: str) -> str:

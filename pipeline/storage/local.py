@@ -3,12 +3,15 @@
 import contextlib
 import errno
 import fcntl
+import getpass
 import hashlib
+import logging
 import os
 import re
 import stat
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +19,20 @@ from typing import IO
 from urllib.parse import quote
 
 from pipeline.errors import PipelineError
-from pipeline.storage.bucket import ABSENT, Bucket, ObjectDeniedError, ObjectNotFoundError, StoredObject, is_utf8
+from pipeline.storage.bucket import (
+    ABSENT,
+    HIDDEN,
+    NOT_UTF8,
+    SPECIAL,
+    Bucket,
+    ObjectDeniedError,
+    ObjectNotFoundError,
+    StoredObject,
+    hidden_part,
+    is_utf8,
+)
+
+log = logging.getLogger(__name__)
 
 
 class LocalBucket(Bucket):
@@ -33,24 +49,52 @@ class LocalBucket(Bucket):
     def url(self, key: str) -> str:
         return f"{self.uri}/{quote(key, safe='/=+@,')}"
 
-    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+    def require(self) -> None:
+        if not self.root.is_dir():
+            what = "is a file" if self.root.exists() else "does not exist"
+            raise PipelineError(
+                f"{self.uri} {what}, and not a folder. Check the address and, if it is on another disk, that it is "
+                "mounted."
+            )
+
+    def list(self, prefix: str = "", *, passed_over: Counter[str] | None = None) -> Iterator[StoredObject]:
         # Walk only the folder in the prefix, and sort the keys as S3 does, by their UTF-8 bytes.
         folder, _, _ = prefix.rpartition("/")
         top = self._path(folder) if folder else self.root
+        counts = Counter[str]() if passed_over is None else passed_over
         found = []
         for directory, folders, names in os.walk(top, onerror=_raise_unless_missing, followlinks=True):
             here = Path(directory)
-            folders[:] = [name for name in folders if not name.startswith(".") and not _is_cycle(here / name)]
+            folders[:] = [
+                name for name in folders if not self._is_passed_over(here / name, counts) and not _is_cycle(here / name)
+            ]
             for name in names:
                 path = here / name
                 key = path.relative_to(self.root).as_posix()
-                if key.startswith(prefix) and not _is_hidden(key):
-                    status = _status(path)
-                    if status is not None:
-                        _require_utf8(key, self.root)
+                if key.startswith(prefix) and not self._is_passed_over(path, counts):
+                    try:
+                        status = _status(path)
+                    except PermissionError as error:  # the folder may be listed, but not entered
+                        raise _unreadable(here) from error
+                    if status is None:
+                        counts[SPECIAL] += 1
+                    else:
                         modified = datetime.fromtimestamp(status.st_mtime, UTC)
                         found.append(StoredObject(key, _local_etag(status), status.st_size, modified))
         yield from sorted(found, key=lambda item: item.key.encode())
+
+    def _is_passed_over(self, path: Path, counts: Counter[str]) -> bool:
+        """Whether a listing passes over this file or folder, which is then counted."""
+        key = path.relative_to(self.root).as_posix()
+        if not is_utf8(key):
+            log.warning("%s is passed over, because its name is not UTF-8: rename it", ascii(str(path)))
+            counts[NOT_UTF8] += 1
+            return True
+        if hidden_part(key) is not None:
+            # The remains of unfinished writes are nobody's files.
+            counts[HIDDEN] += not _is_unfinished(path.name)
+            return True
+        return False
 
     def get(self, key: str, *, etag: str | None = None, limit: int | None = None) -> bytes:
         try:
@@ -120,7 +164,7 @@ class LocalBucket(Bucket):
             for name in names:
                 path = Path(directory, name)
                 # Locks are kept: the next writer that acquires one removes it.
-                if re.fullmatch(r"\.tmp-[0-9a-f]{32}", name):
+                if name.startswith(".tmp-") and _is_unfinished(name):
                     with contextlib.suppress(FileNotFoundError):  # its writer has renamed or removed it
                         if path.stat().st_mtime < older_than.timestamp():
                             path.unlink()
@@ -134,8 +178,7 @@ class LocalBucket(Bucket):
 
     def _path_to_write(self, key: str) -> Path:
         path = self._path(key)
-        if _is_hidden(key):
-            raise self._bad_key(key, "would be a hidden file, which is not listed")
+        self._refuse_hidden(key)
         if not is_utf8(key):
             raise self._bad_key(key, "is not UTF-8")
         if not Path(os.path.realpath(path.parent)).is_relative_to(self.root):
@@ -200,17 +243,30 @@ def _is_cycle(folder: Path) -> bool:
     return folder.is_symlink() and any(folder.samefile(parent) for parent in folder.parents)
 
 
-def _is_hidden(key: str) -> bool:
-    return "/." in f"/{key}"
+def _is_unfinished(name: str) -> bool:
+    """Whether this is the temporary file, or the lock, of a write."""
+    return re.fullmatch(r"\.(tmp|lock)-[0-9a-f]{32}", name) is not None
 
 
 def _raise_unless_missing(error: OSError) -> None:
     # A missing folder is an empty listing, as on S3. An unreadable one is an error: its objects would be left out
     # silently.
+    if isinstance(error, PermissionError):
+        raise _unreadable(Path(error.filename)) from error
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        error.add_note(f"while listing {error.filename}")
         raise error
 
 
-def _require_utf8(key: str, root: Path) -> None:
-    if not is_utf8(key):
-        raise PipelineError(f"{root}: the file name {os.fsencode(key)!r} is not UTF-8. Rename or remove it.")
+def _unreadable(folder: Path) -> PipelineError:
+    return PipelineError(
+        f"{folder.as_uri()} may not be read. Give the user {_user()} the permission to list and to enter this folder, "
+        "or move it elsewhere."
+    )
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name, as in containers
+        return str(os.getuid())

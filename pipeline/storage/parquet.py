@@ -1,12 +1,20 @@
 """Parquet tables in a bucket."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import PipelineError
-from pipeline.storage import Bucket
+from pipeline.storage import Bucket, DamagedObjectError, ObjectNotFoundError
+
+log = logging.getLogger(__name__)
+
+READERS = 16
+"""Tables that are read in parallel."""
 
 
 def column(name: str, kind: pa.DataType, description: str) -> pa.Field:
@@ -15,44 +23,93 @@ def column(name: str, kind: pa.DataType, description: str) -> pa.Field:
 
 
 def write(table: pa.Table, key: str, bucket: Bucket, *, metadata: Mapping[str, str] | None = None) -> None:
-    """Write the table as one Parquet file (zstd), with ``metadata`` as the metadata of its schema."""
+    """Write the table as one Parquet file (zstd, pages with checksums), with ``metadata`` in its schema."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata(dict(metadata or {})), sink, compression="zstd")
+    pq.write_table(
+        table.replace_schema_metadata(dict(metadata or {})), sink, compression="zstd", write_page_checksum=True
+    )
     bucket.put(key, bytes(sink.getvalue()))
 
 
-def read(key: str, bucket: Bucket, *, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a table, or some of its columns; only the bytes of these are fetched.
+def read(
+    key: str, bucket: Bucket, *, columns: Sequence[str] | None = None, by_ranges: bool = False, advice: str = ""
+) -> pa.Table:
+    """Read a table, or some of its columns; arguments and errors as for ``opened``.
+
+    Raises:
+        DamagedObjectError: also if the table has not all of the columns.
+    """
+    with opened(key, bucket, by_ranges=by_ranges, advice=advice) as file:
+        if missing := set(columns or ()) - set(file.schema_arrow.names):
+            raise pa.ArrowInvalid(f"it has no column {', '.join(sorted(missing))}")
+        return file.read(columns=columns)
+
+
+@contextlib.contextmanager
+def opened(key: str, bucket: Bucket, *, by_ranges: bool = False, advice: str = "") -> Iterator[pq.ParquetFile]:
+    """Open the file of a table. Columns are decoded when they are read, and the checksums of their pages are verified.
+
+    Args:
+        key: of the file.
+        bucket: where it is.
+        by_ranges: fetch only the bytes that are read. By default, the whole file is fetched in one request.
+        advice: what to do if the file is damaged; ends the error message.
 
     Raises:
         ObjectNotFoundError: there is no such object.
-        PipelineError: it is not a Parquet file.
+        DamagedObjectError: it is not a readable Parquet file; reads inside the ``with`` block raise it, too.
     """
-    try:
-        with bucket.open(key) as file:
-            return pq.ParquetFile(file).read(columns=columns)
-    except pa.ArrowInvalid as error:
-        raise _unreadable(key, bucket, error) from error
+    with contextlib.closing(bucket.open(key) if by_ranges else pa.BufferReader(bucket.get(key))) as source:
+        try:
+            yield pq.ParquetFile(source, pre_buffer=True, page_checksum_verification=True)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            # By contract, errors of the bucket that are not PipelineErrors carry a note: this one is Arrow's.
+            if getattr(error, "__notes__", None):
+                raise
+            message = f"{bucket.url(key)} is damaged, or not a Parquet file of this kind: {error}."
+            raise DamagedObjectError(f"{message} {advice}".rstrip()) from error
 
 
-def fetch(key: str, bucket: Bucket) -> pq.ParquetFile:
-    """Fetch the whole file of a table in one request; columns are decoded when they are read.
+def read_all(
+    keys: Iterable[str],
+    bucket: Bucket,
+    *,
+    columns: Sequence[str],
+    by_ranges: bool = False,
+    advice: str = "",
+    damaged: list[str] | None = None,
+) -> Iterator[tuple[str, pa.Table]]:
+    """Read many tables in parallel, and leave out those that are damaged, or were removed since they were listed.
 
-    Raises:
-        ObjectNotFoundError: there is no such object.
-        PipelineError: it is not a Parquet file.
+    A damaged table is logged as a warning, and its message is added to ``damaged``. The other arguments are those of
+    ``read``.
+
+    Returns:
+        Each key with its table, in the order of the keys.
     """
-    data = bucket.get(key)
+    read_one = partial(_read_unless_gone, bucket=bucket, columns=columns, by_ranges=by_ranges, advice=advice)
+    keys = list(keys)
+    with ThreadPoolExecutor(READERS) as pool:
+        for key, found in zip(keys, pool.map(read_one, keys), strict=True):
+            if isinstance(found, DamagedObjectError):
+                log.warning("%s", found)
+                if damaged is not None:
+                    damaged.append(str(found))
+            elif found is not None:
+                yield key, found
+
+
+def _read_unless_gone(
+    key: str, *, bucket: Bucket, columns: Sequence[str], by_ranges: bool, advice: str
+) -> pa.Table | DamagedObjectError | None:
     try:
-        return pq.ParquetFile(pa.BufferReader(data))
-    except pa.ArrowInvalid as error:
-        raise _unreadable(key, bucket, error) from error
+        return read(key, bucket, columns=columns, by_ranges=by_ranges, advice=advice)
+    except ObjectNotFoundError:
+        return None
+    except DamagedObjectError as error:
+        return error
 
 
 def metadata(table: pa.Table) -> dict[str, str]:
     """The metadata that ``write`` stored with the table."""
     return {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
-
-
-def _unreadable(key: str, bucket: Bucket, error: pa.ArrowInvalid) -> PipelineError:
-    return PipelineError(f"{bucket.url(key)} is not a readable Parquet file: {error}")

@@ -5,6 +5,7 @@ import io
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING
@@ -12,11 +13,14 @@ from typing import IO, TYPE_CHECKING
 from pipeline.errors import PipelineError
 from pipeline.storage.bucket import (
     ABSENT,
+    HIDDEN,
+    MARKERS,
     Bucket,
     ObjectChangedError,
     ObjectDeniedError,
     ObjectNotFoundError,
     StoredObject,
+    hidden_part,
     is_utf8,
 )
 
@@ -61,13 +65,25 @@ class S3Bucket(Bucket):
         self.prefix = f"{prefix}/" if prefix else ""
         self.client = _s3_client(environment or {})
 
-    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+    def require(self) -> None:
+        with self._translate_errors("", None, denied=PipelineError):
+            self.client.list_objects_v2(Bucket=self.name, MaxKeys=1)
+
+    def list(self, prefix: str = "", *, passed_over: Counter[str] | None = None) -> Iterator[StoredObject]:
+        counts = Counter[str]() if passed_over is None else passed_over
+        last_hidden = None
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=self.prefix + prefix)
         with self._translate_errors(prefix, None, denied=PipelineError):
             for page in pages:
                 for item in page.get("Contents", []):
-                    if not item["Key"].endswith("/"):
-                        key = item["Key"].removeprefix(self.prefix)
+                    key = item["Key"].removeprefix(self.prefix)
+                    if (hidden := hidden_part(key)) is not None:
+                        # The keys below a hidden folder follow one another.
+                        counts[HIDDEN] += hidden != last_hidden
+                        last_hidden = hidden
+                    elif not key or key.endswith("/"):
+                        counts[MARKERS] += 1
+                    else:
                         modified = item["LastModified"].astimezone(UTC)
                         yield StoredObject(key, item["ETag"].strip('"'), item["Size"], modified)
 
@@ -81,6 +97,7 @@ class S3Bucket(Bucket):
         return io.BufferedReader(reader, buffer_size=1 << 16)
 
     def put(self, key: str, data: bytes, *, if_match: str | None = None) -> str:
+        self._refuse_hidden(key)
         condition = {}
         if if_match == ABSENT:
             condition = {"IfNoneMatch": "*"}
@@ -96,6 +113,7 @@ class S3Bucket(Bucket):
         return response["ETag"].strip('"')
 
     def delete(self, key: str) -> None:
+        self._refuse_hidden(key)
         with self._translate_errors(key, None):
             self.client.delete_object(Bucket=self.name, Key=self._full(key))
 

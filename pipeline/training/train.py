@@ -1,5 +1,6 @@
 """Training of captioners: each model of an ensemble by cross-entropy on whole captions, then self-critically (SCST)."""
 
+import contextlib
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
@@ -11,10 +12,10 @@ from pipeline import __version__
 from pipeline.captioner.bundle import save
 from pipeline.captioner.captioner import Captioner
 from pipeline.captioner.merge_model import build
-from pipeline.captioner.metadata import EnsembleMember, Epoch, ModelMetadata, list_models
+from pipeline.captioner.metadata import EnsembleMember, Epoch, ModelMetadata, load_metadata
 from pipeline.config import TrainingConfig
 from pipeline.data.vocabulary import embedding_matrix
-from pipeline.storage import Bucket, layout
+from pipeline.storage import ABSENT, Bucket, DamagedObjectError, ObjectChangedError, layout
 from pipeline.training import loop, scst
 from pipeline.training import mlflow as tracking
 from pipeline.training.batches import TrainingData
@@ -133,14 +134,20 @@ def _record(run: tracking.Run, config: TrainingConfig, seed: int, epochs: Sequen
 def _version(digest: str, store: Bucket) -> str:
     """The version of the model: chosen when its training starts, and kept when it is started again."""
     key = layout.training_version(digest)
-    if not store.exists(key):
-        store.put(key, f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{digest}".encode())
-    return store.get(key).decode()
+    # Of two trainings that start at once, both take the version of the first.
+    with contextlib.suppress(ObjectChangedError):
+        store.put(key, f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{digest}".encode(), if_match=ABSENT)
+    version = store.get(key).decode(errors="replace")
+    if not version.endswith(f"-{digest}"):
+        raise DamagedObjectError(f"{store.url(key)} is damaged, or not ours. Delete it, and train again.")
+    return version
 
 
 def _find(digest: str, store: Bucket) -> ModelMetadata | None:
     """The model that was trained from the same inputs, if there is one."""
-    return next((model for model in list_models(store) if model.version.endswith(f"-{digest}")), None)
+    versions = filter(None, (layout.model_of_metadata(item.key) for item in store.list(layout.MODELS)))
+    found = next((version for version in versions if version.endswith(f"-{digest}")), None)
+    return load_metadata(found, store) if found else None
 
 
 def _hash(*inputs: str) -> str:

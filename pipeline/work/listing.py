@@ -14,15 +14,19 @@ IMAGES = pa.schema(
         column("image_etag", pa.string(), "etag of the image when it was listed, which identifies its version"),
     ]
 )
-"""A listing: images by key, each with its etag at the time of the listing."""
+"""Images by key, each with its etag at the time of the listing."""
+
+LISTING = pa.schema([*IMAGES, column("modified", pa.timestamp("us", tz="UTC"), "when the image was written, in UTC")])
+"""A listing of a bucket."""
 
 PAGE = 50_000
 """Objects of a listing that are in memory at once."""
 
 
 def tabulate(images: Iterator[StoredObject]) -> pa.Table:
-    """A listing of schema ``IMAGES``, page by page: a million rows take a tenth of the memory of as many objects."""
-    pages = [IMAGES.empty_table()]
+    """A listing of schema ``LISTING``, page by page: a million rows take a tenth of the memory of as many objects."""
+    pages = [LISTING.empty_table()]
     while page := list(islice(images, PAGE)):
-        pages.append(pa.table([[item.key for item in page], [item.etag for item in page]], schema=IMAGES))
+        columns = [[item.key for item in page], [item.etag for item in page], [item.modified for item in page]]
+        pages.append(pa.table(columns, schema=LISTING))
     return pa.concat_tables(pages).combine_chunks()

@@ -4,22 +4,38 @@ A record is written when the run begins, with the status ``running``, and again 
 failed. The shards that a run works on are stored in its folder until then.
 """
 
+import contextlib
+import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from pipeline.storage import ABSENT, Bucket, ObjectChangedError, ObjectNotFoundError, json, layout
+from pipeline.storage import (
+    ABSENT,
+    Bucket,
+    DamagedObjectError,
+    ObjectChangedError,
+    ObjectNotFoundError,
+    json,
+    layout,
+)
 from pipeline.work import shards
 from pipeline.work.shards import ShardStats
+
+log = logging.getLogger(__name__)
 
 EXTRACTION, CAPTIONS = "extraction", "captions"
 """The stages of a run that work on shards."""
 
 NIGHT, RETRAINING = "night", "retraining"
 """The kinds of run."""
+
+READERS = 8
+"""Records that are read in parallel."""
 
 Status = Literal["running", "succeeded", "failed"]
 
@@ -48,9 +64,12 @@ class NightRecord(RunRecord):
     archive: str = Field("", description="which images were captioned: all, or only new ones")
     retry_failed: bool = Field(False, description="whether images that failed in earlier nights were tried again")
     listed: int = 0
+    passed_over: dict[str, int] = Field({}, description="what the inbox holds besides the listed images, by kind")
     already_done: int = Field(0, description="images that had a caption, or had failed, before the run")
+    postponed: int = Field(0, description="images that are left to later nights, by the limit of a night")
     captioned: int = 0
     failed: int = 0
+    gone: int = Field(0, description="images that were removed or replaced after they were listed")
     errors: dict[str, int] = Field({}, description="failed images by error, the most frequent first")
     drift: dict[str, dict[str, float]] = Field(
         {}, description="differences from the model's test and from earlier nights, in standard deviations"
@@ -60,10 +79,12 @@ class NightRecord(RunRecord):
 
     def __str__(self) -> str:
         warnings = f"; warnings: {len(self.warnings)}" if self.warnings else ""
+        others = {"gone since": self.gone, "postponed": self.postponed}
+        rest = "".join(f" + {count:,} {name}" for name, count in others.items() if count)
         return (
             f"{self.listed:,} images listed = {self.captioned:,} captioned + {self.failed:,} failed + "
-            f"{self.already_done:,} done before; features of {self.extracted:,} extracted; "
-            f"model {self.version}{warnings}"
+            f"{self.already_done:,} done before{rest}; features of {self.extracted:,} extracted; "
+            f"model {self.version}{describe_passed_over(self.passed_over)}{warnings}"
         )
 
 
@@ -79,37 +100,59 @@ class RetrainingRecord(RunRecord):
     scores: dict[str, float] = Field({}, description="on the test split, by their usual names")
 
 
-AnyRecord = Annotated[NightRecord | RetrainingRecord, Field(discriminator="kind")]
+AnyRecord = NightRecord | RetrainingRecord
 
 RECORDS: dict[str, type[NightRecord] | type[RetrainingRecord]] = {NIGHT: NightRecord, RETRAINING: RetrainingRecord}
 
 
-def write_record(record: NightRecord | RetrainingRecord, store: Bucket) -> None:
+def write_record(record: AnyRecord, store: Bucket) -> None:
     """Write the record of a run, in place of an earlier one."""
-    json.write(record, layout.run_record(record.run), store)
+    json.write(record, layout.run_record(record.kind, record.run), store)
 
 
-def read_record(run: str, store: Bucket, *, etag: str | None = None) -> NightRecord | RetrainingRecord:
-    """The record of a run.
+def read_record(kind: str, run: str, store: Bucket, *, etag: str | None = None) -> AnyRecord:
+    """The record of a run of a kind.
 
     Raises:
         ObjectNotFoundError: it has not begun.
         ObjectChangedError: ``etag`` was given, and its record has another one.
+        DamagedObjectError: it can't be read.
     """
-    return json.read(AnyRecord, layout.run_record(run), store, etag=etag)  # type: ignore[arg-type]
+    return _read(kind, layout.run_record(kind, run), store, etag=etag)
 
 
-def list_records(kind: str, store: Bucket) -> Iterator[NightRecord | RetrainingRecord]:
-    """The records of the runs of one kind, those that ended or began last first."""
-    keys = [item.key for item in store.list(layout.RUNS) if layout.run_of_record(item.key)]
-    records: list[NightRecord | RetrainingRecord] = [json.read(AnyRecord, key, store) for key in keys]  # type: ignore[arg-type]
-    of_kind = (record for record in records if record.kind == kind)
-    yield from sorted(of_kind, key=lambda record: record.finished_at or record.started_at, reverse=True)
+def list_records(kind: str, store: Bucket, *, damaged: list[str] | None = None) -> Iterator[AnyRecord]:
+    """The records of the runs of one kind, the last written first; only those that are asked for are read.
+
+    A damaged record is left out: it is logged as a warning, and its message is added to ``damaged``.
+    """
+    found = sorted(store.list(layout.run_records(kind)), key=lambda item: item.modified, reverse=True)
+
+    def read(key: str) -> AnyRecord | DamagedObjectError | None:
+        try:
+            return _read(kind, key, store)
+        except ObjectNotFoundError:
+            return None
+        except DamagedObjectError as error:
+            return error
+
+    with ThreadPoolExecutor(READERS) as pool:
+        for start in range(0, len(found), READERS):
+            for record in pool.map(read, (item.key for item in found[start : start + READERS])):
+                if isinstance(record, DamagedObjectError):
+                    log.warning("%s", record)
+                    if damaged is not None:
+                        damaged.append(str(record))
+                elif record is not None:
+                    yield record
 
 
-def write_failure(
-    record: NightRecord | RetrainingRecord, message: str, store: Bucket, *, if_match: str | None = None
-) -> None:
+def describe_passed_over(counts: Mapping[str, int]) -> str:
+    """What a listing passed over, as the end of a sentence; empty if it was nothing."""
+    return "; passed over: " + ", ".join(f"{count:,} {kind}" for kind, count in counts.items()) if counts else ""
+
+
+def write_failure(record: AnyRecord, message: str, store: Bucket, *, if_match: str | None = None) -> None:
     """Write a run as failed. The message is stored without the address of the store.
 
     Raises:
@@ -120,7 +163,7 @@ def write_failure(
         "message": message.replace(store.uri, "the store"),
         "finished_at": datetime.now(UTC),
     }
-    json.write(record.model_copy(update=update), layout.run_record(record.run), store, if_match=if_match)
+    json.write(record.model_copy(update=update), layout.run_record(record.kind, record.run), store, if_match=if_match)
 
 
 def end_run(kind: str, run: str, error: str | None, store: Bucket) -> bool:
@@ -134,12 +177,13 @@ def end_run(kind: str, run: str, error: str | None, store: Bucket) -> bool:
         store: the store.
     """
     while True:
-        etag = store.etag(layout.run_record(run))
+        etag = store.etag(layout.run_record(kind, run))
         try:
-            if etag == ABSENT:
-                record: NightRecord | RetrainingRecord = RECORDS[kind](run=run, started_at=datetime.now(UTC))
-            else:
-                record = read_record(run, store, etag=etag)
+            record: AnyRecord = RECORDS[kind](run=run, started_at=datetime.now(UTC))
+            if etag != ABSENT:
+                # A damaged record says nothing: it is written again.
+                with contextlib.suppress(DamagedObjectError):
+                    record = read_record(kind, run, store, etag=etag)
             if not error and record.status != "running":
                 return False
             write_failure(record, error or "The run ended before its last step.", store, if_match=etag)
@@ -156,10 +200,8 @@ def record_shards(run: str, stage: str, names: Sequence[str], store: Bucket) -> 
 
 def recorded_shards(run: str, stage: str, store: Bucket) -> list[str]:
     """The shards that a stage of the run works on; empty if none were recorded."""
-    try:
-        return json.read(list[str], layout.run_shards(run, stage), store)
-    except ObjectNotFoundError:
-        return []
+    # If the list is damaged, the images of its shards count as done before: none is lost.
+    return json.find(list[str], layout.run_shards(run, stage), store) or []
 
 
 def forget_shards(run: str, stage: str, store: Bucket) -> None:
@@ -170,7 +212,7 @@ def forget_shards(run: str, stage: str, store: Bucket) -> None:
 def extraction_stats(run: str, store: Bucket) -> tuple[int, dict[str, float]]:
     """How many images the run extracted features from, and the seconds by section that this took."""
     names = recorded_shards(run, EXTRACTION, store)
-    images = sum(len(shards.read(name, store).images) for name in names)
+    images = sum(len(shard.images) for shard in shards.read_existing(names, store))
     return images, total_seconds(shards.read_stats(names, store))
 
 
@@ -180,3 +222,8 @@ def total_seconds(stats: Iterable[ShardStats]) -> dict[str, float]:
     for each in stats:
         total.update(each.seconds)
     return dict(total)
+
+
+def _read(kind: str, key: str, store: Bucket, *, etag: str | None = None) -> AnyRecord:
+    advice = "Delete it: the run is then no longer shown."
+    return json.read(RECORDS[kind], key, store, etag=etag, advice=advice)

@@ -9,17 +9,37 @@ an image is in at most one open shard: a process that needs an image of an open 
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, JsonValue
 
-from pipeline.storage import ABSENT, Bucket, ObjectChangedError, ObjectNotFoundError, json, layout, parquet
+from pipeline.storage import (
+    ABSENT,
+    Bucket,
+    DamagedObjectError,
+    ObjectChangedError,
+    ObjectNotFoundError,
+    json,
+    layout,
+    parquet,
+)
 from pipeline.work.outcomes import IDENTITY
+
+log = logging.getLogger(__name__)
 
 MAX_SHARDS = 1000
 """Maximum shards of one claim; if there is more work, the shards grow instead."""
+
+
+READERS = 16
+"""Objects that are read in parallel."""
+
+REDONE = "Delete it: its images are then pending, and the next run writes them again."
+"""What to do about a damaged result of a shard."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +72,45 @@ class ShardStats(BaseModel):
 
 
 def read(name: str, store: Bucket) -> Shard:
-    """Read a shard. Raises ``ObjectNotFoundError`` if there is no such shard."""
-    table = parquet.read(layout.shard(name), store)
+    """Read a shard.
+
+    Raises:
+        ObjectNotFoundError: there is no such shard.
+        DamagedObjectError: it can't be read.
+    """
+    table = parquet.read(layout.shard(name), store, advice="Delete it, and run the planning step again.")
     return Shard(name, table, parquet.metadata(table))
+
+
+def read_existing(names: Iterable[str], store: Bucket) -> Iterator[Shard]:
+    """Read those of the shards that exist. A damaged one is left out, with a warning."""
+
+    def read_unless_gone(name: str) -> Shard | None:
+        try:
+            return read(name, store)
+        except (ObjectNotFoundError, DamagedObjectError) as error:
+            log.warning("%s", error)
+            return None
+
+    with ThreadPoolExecutor(READERS) as pool:
+        yield from filter(None, pool.map(read_unless_gone, names))
+
+
+def results(prefix: str, store: Bucket) -> list[str]:
+    """The keys of the results of shards that begin with ``prefix``, without what other programs have put there."""
+    return [item.key for item in store.list(prefix) if layout.shard_of_result(item.key) is not None]
+
+
+def is_done(shard: Shard, store: Bucket) -> bool:
+    """Whether the result of the shard exists. A damaged one does not count, and is to be written again."""
+    try:
+        parquet.read(shard.result_key, store)
+    except ObjectNotFoundError:
+        return False
+    except DamagedObjectError as error:
+        log.warning("%s", error)
+        return False
+    return True
 
 
 def claim(
@@ -78,11 +134,13 @@ def claim(
         shard_size: images in a new shard; more if there would be more than ``MAX_SHARDS`` shards.
     """
     while True:
-        listed, etag = _read_open(product, store)
+        listed, etag = _read_list(layout.open_shards(product), store)
         still_open = {name: result for name, result in listed.items() if not store.exists(result)}
         pending = find_pending()
         taken_over = []
-        for shard in (read(name, store) for name in still_open):
+        # A shard that can't be read is dropped, and its images are pending again.
+        existing = list(read_existing(still_open, store))
+        for shard in existing:
             if {**shard.spec, "folder": ""} != {**spec, "folder": ""}:
                 continue
             rest = pending.join(shard.images.select(IDENTITY), keys=IDENTITY, join_type="left anti")
@@ -94,7 +152,7 @@ def claim(
         if not new:
             return taken_over
         try:
-            listed = {**still_open, **{shard.name: shard.result_key for shard in new}}
+            listed = {shard.name: shard.result_key for shard in [*existing, *new]}
             json.write(listed, layout.open_shards(product), store, if_match=etag)
         except ObjectChangedError:
             continue  # another process has claimed shards, perhaps of the same images
@@ -110,7 +168,7 @@ def summary(images: int, failed: int) -> str:
 
 def open_shards(store: Bucket) -> set[str]:
     """The names of all shards that are claimed and not done."""
-    claims = [json.read(dict[str, str], item.key, store) for item in store.list(layout.OPEN_SHARDS)]
+    claims = [_read_list(item.key, store)[0] for item in store.list(layout.OPEN_SHARDS)]
     return {name for listed in claims for name, result in listed.items() if not store.exists(result)}
 
 
@@ -120,14 +178,16 @@ def write_stats(shard: str, stats: ShardStats, store: Bucket) -> None:
 
 
 def read_stats(shards: Iterable[str], store: Bucket) -> list[ShardStats]:
-    """The statistics of shards. A process interrupted right after it wrote the result of a shard leaves none."""
-    stats = []
-    for shard in shards:
-        try:
-            stats.append(json.read(ShardStats, layout.shard_stats(shard), store))
-        except ObjectNotFoundError:
-            continue
-    return stats
+    """The statistics of shards. A process interrupted right after it wrote the result of a shard leaves none.
+
+    Damaged statistics are left out, with a warning.
+    """
+
+    def find(shard: str) -> ShardStats | None:
+        return json.find(ShardStats, layout.shard_stats(shard), store)
+
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(filter(None, pool.map(find, shards)))
 
 
 def _write(
@@ -143,13 +203,19 @@ def _write(
     return shards
 
 
-def _read_open(product: str, store: Bucket) -> tuple[dict[str, str], str]:
-    """The keys of the results by shard, and the etag of their list."""
-    key = layout.open_shards(product)
-    etag = store.etag(key)
-    if etag == ABSENT:
-        return {}, ABSENT
-    try:
-        return json.read(dict[str, str], key, store, etag=etag), etag
-    except ObjectChangedError:
-        return _read_open(product, store)
+def _read_list(key: str, store: Bucket) -> tuple[dict[str, str], str]:
+    """A list of open shards: the keys of their results by shard; and the etag of the list, or ``ABSENT``.
+
+    A damaged list is read as an empty one, with a warning: work is then done again, and none is lost.
+    """
+    while True:
+        etag = store.etag(key)
+        if etag == ABSENT:
+            return {}, ABSENT
+        try:
+            return json.read(dict[str, str], key, store, etag=etag), etag
+        except ObjectChangedError:
+            continue
+        except DamagedObjectError as error:
+            log.warning("%s The next claim writes it again.", error)
+            return {}, etag

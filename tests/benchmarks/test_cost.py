@@ -50,15 +50,14 @@ def counted(s3_bucket_name, evaluated, tmp_path, monkeypatch):
 
 def work(run, store, inbox, shard_size, patch):
     """A night, each step with the counted clients; the number of extraction shards."""
-    patch.setattr(night, "open_bucket", lambda uri: inbox)
     patch.setattr(extraction, "open_source", lambda name, store: inbox)
-    night.list_inbox(run, inbox=inbox.uri, store=store)
+    night.list_inbox(run, inbox=inbox, store=store, options=night.NightOptions())
     shards = night.plan_extraction(run, store=store, shard_size=shard_size)
     for shard in shards:
         extraction.extract(shard, store=store)
     for shard in night.plan_captions(run, store=store, date="2026-01-01", shard_size=shard_size):
         captions.caption_shard(shard, store=store, decoding=DecodingConfig(), sidecars=False)
-    reconcile.reconcile(run, store=store, max_failed_fraction=0, drift_limit=99)
+    reconcile.reconcile(run, store=store, max_failed_fraction=0, max_shrink_fraction=0, drift_limit=99)
     runs.end_run(runs.NIGHT, run, None, store)
     return len(shards)
 

@@ -354,7 +354,7 @@ def test_a_failed_night_has_a_note_and_a_record(deployment, first_night):
     assert first_night.of_tasks("end_run", "state") == ["success"]
     message = "list_inbox: error: No model has been promoted in "
     assert first_night.shown["note"].startswith(message)
-    record = runs.read_record(first_night.id, deployment.store)
+    record = runs.read_record(runs.NIGHT, first_night.id, deployment.store)
     assert (record.kind, record.status) == ("night", "failed")
     assert record.message.startswith(message)
 
@@ -371,7 +371,7 @@ def test_many_failed_tasks_are_counted(deployment):
     run = deployment.server.first_run("failing")
     text = deployment.notification("failing failed: a_command, extract", run.id)
     assert run.end() == "failed"
-    record = runs.read_record(run.id, deployment.store)
+    record = runs.read_record(runs.NIGHT, run.id, deployment.store)
     assert (record.kind, record.status) == ("night", "failed")
     assert record.message.startswith("a_command: error: ")
     assert record.message.endswith(
@@ -463,7 +463,7 @@ def test_notes_of_a_retraining(deployment, promoted):
     assert notes["gate"] == promoted.retraining.shown["note"]
     assert promoted.retraining.of_tasks("extract", "rendered_map_index") == [f"1: {IMAGES} images"]
     assert promoted.retraining.of_tasks("end_run", "state") == ["success"]
-    assert runs.read_record(promoted.retraining.id, deployment.store).status == "succeeded"
+    assert runs.read_record(runs.RETRAINING, promoted.retraining.id, deployment.store).status == "succeeded"
 
 
 @pytest.mark.airflow
@@ -526,7 +526,7 @@ def test_a_night_survives_killed_processes(deployment, promoted):
     [failed] = [row for row in rows if row["status"] == "failed"]
     assert failed["image_key"] == "camera/broken.jpg"
     assert "cannot be decoded" in failed["error"]
-    record = runs.read_record(promoted.night.id, deployment.store)
+    record = runs.read_record(runs.NIGHT, promoted.night.id, deployment.store)
     assert record.status == "succeeded"
     assert (record.listed, record.captioned, record.failed, record.already_done) == (NEW, NEW - 1, 1, 0)
 
@@ -790,7 +790,7 @@ def test_a_person_keeps_the_candidate(deployment, promoted, kept):
     """The second candidate is compared with the champion, which stays; the record says who decided."""
     assert f"champion {promoted.version}" in kept.question["body"]
     assert registry.read_champion(deployment.store).version == promoted.version
-    record = runs.read_record(kept.run.id, deployment.store)
+    record = runs.read_record(runs.RETRAINING, kept.run.id, deployment.store)
     assert (record.status, record.promoted) == ("succeeded", False)
     assert record.reason.startswith("admin rejected it; CIDEr ")
 
@@ -798,7 +798,7 @@ def test_a_person_keeps_the_candidate(deployment, promoted, kept):
 @pytest.mark.airflow
 def test_a_correction_reaches_the_next_dataset(deployment, corrected, kept):
     """The corrected picture is in the second retraining's dataset, with the person's caption alone."""
-    found = dataset.load(runs.read_record(kept.run.id, deployment.store).dataset, deployment.store)
+    found = dataset.load(runs.read_record(runs.RETRAINING, kept.run.id, deployment.store).dataset, deployment.store)
     assert corrected.caption in str(found.table.to_pylist())
 
 
@@ -811,9 +811,9 @@ def test_a_repeated_retraining_and_night_do_nothing(deployment, promoted, repeat
         assert {key for key in before if key.startswith(folder)} == {key for key in after if key.startswith(folder)}
     assert {key for key in before if key.startswith(work) and before[key] != after[key]} == set()
     assert after[layout.CHAMPION] == before[layout.CHAMPION]
-    record = runs.read_record(repeated.night.id, deployment.store)
+    record = runs.read_record(runs.NIGHT, repeated.night.id, deployment.store)
     assert (record.extracted, record.captioned, record.failed, record.already_done) == (0, 0, 0, NEW)
-    record = runs.read_record(repeated.retraining.id, deployment.store)
+    record = runs.read_record(runs.RETRAINING, repeated.retraining.id, deployment.store)
     assert (record.status, record.promoted) == ("succeeded", False)
 
 

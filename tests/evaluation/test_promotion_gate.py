@@ -143,7 +143,7 @@ def test_the_record_that_began_is_completed(bucket):
     runs.end_run(runs.RETRAINING, "r", "the power failed", bucket)
     candidate("v1", bucket, cider=0.4)
     gate("v1", bucket)
-    record = runs.read_record("r", bucket)
+    record = runs.read_record(runs.RETRAINING, "r", bucket)
     assert (record.started_at, record.encoder, record.dataset) == (began, "imagenet", DATASET)
     assert (record.status, record.message) == ("succeeded", "")
 

@@ -12,10 +12,11 @@ import pytest
 
 from pipeline.config import DecodingConfig
 from pipeline.data.images import is_image
+from pipeline.errors import PipelineError
 from pipeline.nightly import captions
 from pipeline.nightly import night as nights
-from pipeline.storage import ObjectNotFoundError, layout, parquet
-from pipeline.work import runs
+from pipeline.storage import layout, parquet
+from pipeline.work import runs, shards
 from pipeline.work.outcomes import latest_outcome
 from tests.support import toy
 from tests.support.nights import (
@@ -46,7 +47,7 @@ def test_the_table_is_as_documented(inbox, store, trained):
 
 def test_a_crash_before_the_shard_is_written_leaves_no_row(inbox, store, trained, monkeypatch):
     """The shard is written last: if that fails, sidecars or not, the images are captioned by the retry."""
-    nights.list_inbox("n1", inbox=inbox.uri, store=store)
+    nights.list_inbox("n1", inbox=inbox, store=store, options=nights.NightOptions())
     extract("n1", store)
     [shard] = nights.plan_captions("n1", store=store, date=DATE, shard_size=10)
 
@@ -58,9 +59,9 @@ def test_a_crash_before_the_shard_is_written_leaves_no_row(inbox, store, trained
         with pytest.raises(OSError, match="disk full"):
             captions.caption_shard(shard, store=store, decoding=BEAM, sidecars=True)
     assert rows_in(store) == []
-    with pytest.raises(ObjectNotFoundError, match=shard):
+    with pytest.raises(PipelineError, match="only 0 are accounted for"):
         reconciled("n1", store)
-    assert runs.read_record("n1", store).status == "running"
+    assert runs.read_record(runs.NIGHT, "n1", store).status == "failed"
     done = captions.caption_shard(shard, store=store, decoding=BEAM, sidecars=True)
     assert done == {"shard": shard, "images": 7, "captioned": 6, "failed": 1, "summary": "7 images, 1 failed"}
     assert identities(rows_in(store)) == photographs(inbox, trained.model.version)
@@ -87,7 +88,7 @@ def archive(inbox, store):
     """A store after nights with a failed picture, a changed one, a new champion and one more photograph."""
     night("n1", inbox, store)
     inbox.put("red.jpg", toy.picture("green", 77))
-    night("n2", inbox, store, date="2026-01-03", retry_failed=True)
+    night("n2", inbox, store, date="2026-01-03", options=nights.NightOptions(retry_failed=True))
     promote_copy("v2", store)
     inbox.put("yellow, new.jpg", toy.picture("yellow", 3))
     night("n3", inbox, store, date="2026-01-04")
@@ -136,8 +137,7 @@ def test_the_partitions_are_columns(archive, trained):
 def test_the_latest_outcomes_of_a_model(archive, trained):
     """One row for each version of an image: of several attempts the last one that succeeded, or the last failure."""
     version = trained.model.version
-    attempts = captions.read(captions.keys_of_model(version, archive), archive, columns=captions.SCHEMA.names)
-    assert set(attempts["model_version"].to_pylist()) == {version}
+    attempts = captions.read(shards.results(layout.captions_of_model(version), archive), archive)
     outcomes = latest_outcome(attempts, by="captioned_at").to_pylist()
     assert len(attempts) == len(outcomes) + 1
     [broken] = [row for row in outcomes if row["image_key"] == "broken.jpg"]

@@ -13,8 +13,9 @@ from pipeline.features import extraction
 from pipeline.features import store as feature_store
 from pipeline.nightly import captions
 from pipeline.nightly import night as nights
-from pipeline.storage import parquet
+from pipeline.storage import open_bucket, parquet
 from pipeline.work import runs
+from pipeline.work.outcomes import GONE
 from tests.support import toy
 from tests.support.models import write_model
 from tests.support.nights import (
@@ -86,26 +87,27 @@ def test_without_a_champion(new_bucket):
     """A night without a champion fails at its first step, says what to do, and leaves nothing."""
     store = new_bucket()
     with pytest.raises(PipelineError, match=r"No model has been promoted.*trigger a retraining"):
-        nights.list_inbox("n1", inbox=new_bucket().uri, store=store)
+        nights.list_inbox("n1", inbox=new_bucket(), store=store, options=nights.NightOptions())
     assert list(store.list()) == []
 
 
 def test_a_night_that_begins_is_running(inbox, store, trained):
     """Its record says so as soon as the inbox is listed, and until it is reconciled."""
     before = datetime.now(UTC)
-    nights.list_inbox("n1", inbox=inbox.uri, store=store, archive=nights.Archive.NEW, retry_failed=True)
-    record = runs.read_record("n1", store)
+    options = nights.NightOptions(archive=nights.Archive.NEW, retry_failed=True)
+    nights.list_inbox("n1", inbox=inbox, store=store, options=options)
+    record = runs.read_record(runs.NIGHT, "n1", store)
     assert (record.status, record.message, record.finished_at) == ("running", "", None)
     assert before <= record.started_at <= datetime.now(UTC)
     assert (record.version, record.inbox, record.listed) == (trained.model.version, inbox.uri, 7)
     assert (record.archive, record.retry_failed) == ("new", True)
     extract("n1", store)
     write("n1", store)
-    assert runs.read_record("n1", store) == record
+    assert runs.read_record(runs.NIGHT, "n1", store) == record
     assert reconciled("n1", store).status == "succeeded"
     # A run that is repeated from its start runs again.
-    nights.list_inbox("n1", inbox=inbox.uri, store=store)
-    assert runs.read_record("n1", store).status == "running"
+    nights.list_inbox("n1", inbox=inbox, store=store, options=nights.NightOptions())
+    assert runs.read_record(runs.NIGHT, "n1", store).status == "running"
 
 
 def test_the_second_night_does_nothing(inbox, store):
@@ -140,7 +142,7 @@ def test_a_new_champion_captions_the_archive_from_stored_features(inbox, store, 
     night("n1", inbox, store)
     promote_copy("v2", store)
     expected = photographs(inbox, trained.model.version) + photographs(inbox, "v2")
-    nights.list_inbox("n2", inbox=inbox.uri, store=store)
+    nights.list_inbox("n2", inbox=inbox, store=store, options=nights.NightOptions())
     for item in list(inbox.list()):
         inbox.delete(item.key)
     extract("n2", store)
@@ -157,7 +159,7 @@ def test_a_new_champion_captions_the_archive_from_stored_features(inbox, store, 
 
 def test_the_champion_is_fixed_for_the_night(inbox, store, trained):
     """A model promoted during the night captions the next night, not the rest of this one."""
-    nights.list_inbox("n1", inbox=inbox.uri, store=store)
+    nights.list_inbox("n1", inbox=inbox, store=store, options=nights.NightOptions())
     extract("n1", store)
     promote_copy("v2", store)
     write("n1", store)
@@ -167,24 +169,25 @@ def test_the_champion_is_fixed_for_the_night(inbox, store, trained):
 
 def test_a_photograph_removed_during_the_night_is_accounted_for(inbox, store):
     """An image that was listed but can't be read any more gets a failed row that says so."""
-    nights.list_inbox("n1", inbox=inbox.uri, store=store)
+    nights.list_inbox("n1", inbox=inbox, store=store, options=nights.NightOptions())
     inbox.delete("red.jpg")
     extract("n1", store)
     write("n1", store)
     record = reconciled("n1", store)
-    assert counts(record) == (7, 0, 7, 5, 2)
-    assert record.errors["removed or replaced after it was listed"] == 1
+    assert (counts(record), record.gone) == ((7, 0, 7, 5, 1), 1)
+    assert GONE not in record.errors
     [row] = [row for row in rows_in(store) if row["image_key"] == "red.jpg"]
     assert (row["status"], row["caption"]) == ("failed", None)
 
 
 def test_a_photograph_that_comes_back_is_captioned(inbox, store):
     """A photograph that was gone is tried again if it comes back with the same etag, as S3 gives to the same bytes."""
-    nights.list_inbox("n1", inbox=inbox.uri, store=store)
+    nights.list_inbox("n1", inbox=inbox, store=store, options=nights.NightOptions())
     with removed(inbox, "red.jpg"):
         extract("n1", store)
     write("n1", store)
-    assert counts(reconciled("n1", store)) == (7, 0, 7, 5, 2)
+    record = reconciled("n1", store)
+    assert (counts(record), record.gone) == ((7, 0, 7, 5, 1), 1)
     assert counts(night("n2", inbox, store, date="2026-01-03")) == (7, 6, 1, 1, 0)
     statuses = [row["status"] for row in rows_in(store) if row["image_key"] == "red.jpg"]
     assert sorted(statuses) == ["failed", "ok"]
@@ -196,15 +199,15 @@ def test_failed_pictures_are_tried_again_on_request(inbox, store, monkeypatch):
     """A failed picture is left alone every night until a night is asked to try it again; each attempt has a row."""
     night("n1", inbox, store)
     assert counts(night("n2", inbox, store)) == (7, 7, 0, 0, 0)
-    assert counts(night("n3", inbox, store, retry_failed=True)) == (7, 6, 1, 0, 1)
+    assert counts(night("n3", inbox, store, options=nights.NightOptions(retry_failed=True))) == (7, 6, 1, 0, 1)
     with monkeypatch.context() as patch:
         # As if this version of the pipeline could read what an earlier one could not.
         green = np.full((8, 8, 3), (40, 180, 40), np.uint8)
         patch.setattr(extraction, "read_picture", lambda *_, **__: green)
-        assert counts(night("n4", inbox, store, retry_failed=True)) == (7, 6, 1, 1, 0)
+        assert counts(night("n4", inbox, store, options=nights.NightOptions(retry_failed=True))) == (7, 6, 1, 1, 0)
     rows = [row for row in rows_in(store) if row["image_key"] == "broken.jpg"]
     assert [row["status"] for row in sorted(rows, key=lambda row: row["captioned_at"])] == ["failed", "failed", "ok"]
-    assert counts(night("n5", inbox, store, retry_failed=True)) == (7, 7, 0, 0, 0)
+    assert counts(night("n5", inbox, store, options=nights.NightOptions(retry_failed=True))) == (7, 7, 0, 0, 0)
 
 
 @pytest.mark.parametrize("new_bucket", ["file"], indirect=True)
@@ -213,7 +216,7 @@ def test_a_new_champion_captions_only_new_images_on_request(inbox, store):
     night("n1", inbox, store)
     promote_copy("v2", store)
     inbox.put("yellow, new.jpg", toy.picture("yellow", 3))
-    assert counts(night("n2", inbox, store, archive=nights.Archive.NEW)) == (8, 7, 1, 1, 0)
+    assert counts(night("n2", inbox, store, options=nights.NightOptions(archive=nights.Archive.NEW))) == (8, 7, 1, 1, 0)
     assert [row["image_key"] for row in rows_in(store) if row["model_version"] == "v2"] == ["yellow, new.jpg"]
     assert counts(night("n3", inbox, store)) == (8, 1, 0, 6, 1)
 
@@ -222,9 +225,9 @@ def test_a_new_champion_captions_only_new_images_on_request(inbox, store):
 @pytest.mark.parametrize("step", ["extraction", "captions"])
 def test_two_concurrent_nights_caption_nothing_twice(inbox, store, trained, step):
     """Of two nights whose listings differ, the second takes over the shards of the first, and claims the rest."""
-    nights.list_inbox("n1", inbox=inbox.uri, store=store)
+    nights.list_inbox("n1", inbox=inbox, store=store, options=nights.NightOptions())
     inbox.put("yellow, new.jpg", toy.picture("yellow", 3))
-    nights.list_inbox("n2", inbox=inbox.uri, store=store)
+    nights.list_inbox("n2", inbox=inbox, store=store, options=nights.NightOptions())
     if step == "captions":
         extract("n1", store)
     for run in ("n1", "n2"):
@@ -283,7 +286,7 @@ STEPS = ("listed", "extraction planned", "partly extracted", "extracted", "capti
 def interrupted(run, inbox, store, last):
     """A night that is interrupted after ``last``, one of ``STEPS``."""
     reached = STEPS[: STEPS.index(last) + 1]
-    nights.list_inbox(run, inbox=inbox.uri, store=store)
+    nights.list_inbox(run, inbox=inbox, store=store, options=nights.NightOptions())
     if "extraction planned" in reached:
         shards = nights.plan_extraction(run, store=store, shard_size=3)
         for shard in shards if "extracted" in reached else shards[:1] if "partly extracted" in reached else []:
@@ -320,7 +323,7 @@ def test_a_resumed_night_counts_its_earlier_captions(inbox, store, trained):
 
 def test_captions_can_t_be_planned_without_features(inbox, store):
     """The error says how many images lack features."""
-    nights.list_inbox("n1", inbox=inbox.uri, store=store)
+    nights.list_inbox("n1", inbox=inbox, store=store, options=nights.NightOptions())
     with pytest.raises(PipelineError, match="7 of 7 images have no features"):
         nights.plan_captions("n1", store=store, date=DATE, shard_size=3)
 
@@ -333,18 +336,10 @@ def test_a_night_of_broken_pictures_only(new_bucket, store):
     assert [row["status"] for row in rows_in(store)] == ["failed"]
 
 
-def test_an_empty_inbox(new_bucket, store):
-    """A night with nothing in the inbox succeeds."""
-    record = night("n1", new_bucket(), store)
-    assert counts(record) == (0, 0, 0, 0, 0)
-    assert record.status == "succeeded"
-    assert rows_in(store) == []
-
-
 def test_shards_of_captions_are_larger(inbox, store, monkeypatch):
     """A shard of captions has up to five times as many images as a shard of features."""
     monkeypatch.setattr(nights, "SHARD_FACTOR", 5)
-    nights.list_inbox("n1", inbox=inbox.uri, store=store)
+    nights.list_inbox("n1", inbox=inbox, store=store, options=nights.NightOptions())
     extract("n1", store)
     assert len(runs.recorded_shards("n1", runs.EXTRACTION, store)) == 3
     assert len(nights.plan_captions("n1", store=store, date=DATE, shard_size=1)) == 2
@@ -356,6 +351,7 @@ def test_an_inbox_in_the_store_is_recorded_without_its_address(new_bucket):
     write_model("m1", store)
     promote("m1", store)
     store.put("inbox/a.jpg", b"bytes")
-    assert nights.list_inbox("n1", inbox=store.url("inbox"), store=store)["listed"] == 1
+    listed = nights.list_inbox("n1", inbox=open_bucket(store.url("inbox")), store=store, options=nights.NightOptions())
+    assert listed["listed"] == 1
     _, found = nights.read_listing("n1", store)
-    assert found.inbox == runs.read_record("n1", store).inbox == "store:inbox"
+    assert found.inbox == runs.read_record(runs.NIGHT, "n1", store).inbox == "store:inbox"

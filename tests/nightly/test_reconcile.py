@@ -1,5 +1,6 @@
 """The end of a night: its counts, its record, and its differences from other nights."""
 
+import re
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ from pipeline.evaluation.evaluate import evaluate_model
 from pipeline.nightly import captions
 from pipeline.nightly import night as nights
 from pipeline.nightly.reconcile import NIGHTS
-from pipeline.storage import ObjectNotFoundError, layout, parquet
+from pipeline.storage import layout, parquet
 from pipeline.work import runs
 from pipeline.work.listing import IMAGES
 from tests.support import toy
@@ -28,7 +29,7 @@ def test_an_image_unaccounted_for_fails_the_night(inbox, store):
     lost = pa.table([["lost.jpg"], ["e"]], schema=IMAGES)
     with_lost = pa.concat_tables([listing.replace_schema_metadata(None), lost])
     parquet.write(with_lost, key, store, metadata=parquet.metadata(listing))
-    message = r"8 images were listed .* 6 captioned \+ 1 failed \+ 0 done before are 7\. .*such as lost\.jpg"
+    message = r"8 images were listed .* only 7 are accounted for .*6 captioned \+ 1 failed.*such as lost\.jpg"
     with pytest.raises(PipelineError, match=message) as caught:
         reconciled("n1", store)
     [record] = runs.list_records(runs.NIGHT, store)
@@ -51,25 +52,23 @@ def test_too_many_failures_fail_the_night(inbox, store):
     assert sum(row["status"] == "ok" for row in rows_in(store)) == 6
     # A repetition that allows more failures succeeds.
     assert reconciled("n1", store, max_failed_fraction=0.5).status == "succeeded"
-    record = runs.read_record("n1", store)
+    record = runs.read_record(runs.NIGHT, "n1", store)
     assert (record.status, record.message) == ("succeeded", "")
 
 
 def test_a_lost_shard_fails_the_night(inbox, store):
-    """The error names a shard of captions that does not exist, and no record says that the night succeeded."""
-    nights.list_inbox("n1", inbox=inbox.uri, store=store)
+    """If a shard of captions is not there, the error names its images, and the record says so, too."""
+    nights.list_inbox("n1", inbox=inbox, store=store, options=nights.NightOptions())
     extract("n1", store)
     write("n1", store)
     lost = [item.key for item in store.list("captions/")][1]
+    keys = parquet.read(lost, store)["image_key"].to_pylist()
     store.delete(lost)
-    with pytest.raises(ObjectNotFoundError, match=lost.rpartition("/")[2]) as caught:
+    with pytest.raises(PipelineError, match=rf"only {7 - len(keys)} are accounted for.*such as {re.escape(keys[0])}"):
         reconciled("n1", store)
-    assert runs.read_record("n1", store).status == "running"
-    # The caller that learns of the error ends the run.
-    assert runs.end_run(runs.NIGHT, "n1", str(caught.value), store)
-    record = runs.read_record("n1", store)
+    record = runs.read_record(runs.NIGHT, "n1", store)
     assert (record.status, record.listed) == ("failed", 7)
-    assert lost in record.message
+    assert keys[0] in record.message
 
 
 def attempts(store, run, shards):
@@ -107,7 +106,7 @@ def test_of_two_failures_the_newer_counts(new_bucket, newer_first):
     promote("v1", store)
     for number in range(400):
         inbox.put(f"{number:03}.jpg", b"%d" % number)
-    nights.list_inbox("n1", inbox=inbox.uri, store=store)
+    nights.list_inbox("n1", inbox=inbox, store=store, options=nights.NightOptions())
     earlier, later = (datetime(2026, 1, 2, hour, tzinfo=UTC) for hour in (3, 4))
     images = [(item.key, item.etag) for item in inbox.list()]
     first = [(*image, "the older error", earlier) for image in images[:300]]
@@ -144,7 +143,7 @@ def test_an_unusual_night_causes_warnings(new_bucket, store, trained, caplog):
     assert record.drift["earlier nights"]["features"] > 1
     assert any(text.startswith("features: ") and "earlier nights" in text for text in record.warnings)
     assert record.warnings[0] in caplog.text
-    assert runs.read_record("n2", store) == record
+    assert runs.read_record(runs.NIGHT, "n2", store) == record
 
 
 @pytest.mark.parametrize("new_bucket", ["file"], indirect=True)
@@ -160,7 +159,7 @@ def test_only_nights_that_succeeded_are_a_baseline(new_bucket, store):
 
     # The first night begins anew: it is no baseline until it has succeeded again.
     again = coloured(new_bucket(), 3, "b/")
-    nights.list_inbox("n1", inbox=again.uri, store=store)
+    nights.list_inbox("n1", inbox=again, store=store, options=nights.NightOptions())
     assert store.exists(layout.run_profile("n1"))
     assert night("n2", coloured(new_bucket(), 3, "c/"), store).drift == {}
 

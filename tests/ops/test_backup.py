@@ -162,7 +162,7 @@ def test_nothing_in_the_store_holds_its_address(worked_on, trained):
     assert found == []
     # The inbox and the source are other buckets, which records and datasets name.
     table = layout.dataset_table(trained.inputs.dataset)
-    for key, other in ((layout.run_record("n2"), inbox), (table, trained.inputs.source)):
+    for key, other in ((layout.run_record("night", "n2"), inbox), (table, trained.inputs.source)):
         assert any(other.uri in text for text in texts(key, objects[key]))
 
 

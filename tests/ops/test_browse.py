@@ -8,12 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from pipeline.captioner.registry import promote
 from pipeline.errors import PipelineError
 from pipeline.ops import browse
 from pipeline.ops.browse import Filters
-from pipeline.storage import open_bucket
-from tests.support.caption_tables import row, write
+from pipeline.storage import layout, open_bucket
+from tests.support.caption_tables import row, shard_key, write
 from tests.support.effort import random_inputs
+from tests.support.models import write_model
 
 
 def all_pages(store, filters, *, size, seconds=60.0):
@@ -102,7 +104,7 @@ def test_a_long_search_says_how_far_it_came(tmp_path):
         write(store, [row("a")], night=f"2026-01-0{night}", shard="s")
     found = browse.page(browse.shards(store), Filters(words="zebra"), store=store, size=3, seconds=0.0)
     assert (found.rows, found.searched_to) == ([], "2026-01-05")
-    assert found.after == "captions/model=m1/date=2026-01-04/s.parquet:0"
+    assert found.after == f"{shard_key('2026-01-04', 's')}:0"
 
 
 def test_a_page_reads_what_it_shows(s3_bucket_name):
@@ -119,7 +121,7 @@ def test_a_page_reads_what_it_shows(s3_bucket_name):
         return [each["image_key"] for each in found.rows], len(requests) - 1
 
     assert ask(Filters()) == (["28-0", "28-1", "28-2"], 1)
-    assert ask(Filters(), "captions/model=m1/date=2026-01-03/s.parquet:1") == (["3-1", "3-2", "3-3"], 1)
+    assert ask(Filters(), f"{shard_key('2026-01-03', 's')}:1") == (["3-1", "3-2", "3-3"], 1)
     assert ask(Filters(night="2026-01-05")) == (["5-0", "5-1", "5-2"], 1)
     assert ask(Filters(words="zebra")) == ([], 28)
     assert ask(Filters(words="zebra"), seconds=0.0) == ([], 1)
@@ -155,11 +157,30 @@ def test_other_filters_from_the_same_place(tmp_path):
         assert ([each["image_key"] for each in found.rows], found.after) == (expected, None)
 
 
-def test_a_shard_that_can_not_be_read(bucket):
-    """It is named, instead of captions that are silently missing."""
-    bucket.put("captions/model=m1/date=2026-01-01/s.parquet", b"nothing")
-    with pytest.raises(PipelineError, match=r"date=2026-01-01/s\.parquet is not a readable Parquet file"):
-        browse.page(browse.shards(bucket), Filters(), store=bucket, size=1)
+@pytest.mark.parametrize("data", [b"", b"nothing"])
+def test_a_shard_that_can_not_be_read(bucket, data):
+    """The captions of all others are shown, and a note names it: none is missing silently."""
+    for night in (1, 2, 3):
+        write(bucket, [row(str(night))], night=f"2026-01-0{night}", shard="s")
+    key = shard_key("2026-01-02", "s")
+    bucket.put(key, data)
+    bucket.put("captions/model=m1/date=2026-01-02/_SUCCESS", b"")
+    found = browse.page(browse.shards(bucket), Filters(), store=bucket, size=9)
+    assert [each["image_key"] for each in found.rows] == ["3", "1"]
+    [message] = found.damaged
+    assert f"{bucket.url(key)} is damaged" in message
+    assert "Delete it" in message
+
+
+def test_a_shard_with_flipped_bytes(bucket):
+    """The checksum of a page tells that its bytes are not those that were written."""
+    write(bucket, [row("a"), row("b")], night="2026-01-01", shard="s")
+    key = shard_key("2026-01-01", "s")
+    data = bytearray(bucket.get(key))
+    data[len(data) // 8] ^= 1
+    bucket.put(key, bytes(data))
+    found = browse.page(browse.shards(bucket), Filters(), store=bucket, size=9)
+    assert (found.rows, len(found.damaged)) == ([], 1)
 
 
 @pytest.mark.parametrize("limit", [0, -0.1, 1.1, float("nan")])
@@ -196,12 +217,38 @@ def test_all_that_was_said_of_a_picture(tmp_path):
         shard="s",
         version="m2",
     )
-    assert [each["caption"] for each in browse.image_captions("b", store=store)] == ["two cats", "a cat"]
-    assert browse.image_captions("c", store=store) == []
+    assert [each["caption"] for each in browse.image_captions("b", store=store).rows] == ["two cats", "a cat"]
+    assert browse.image_captions("c", store=store).rows == []
+
+
+def test_a_picture_of_long_ago(tmp_path):
+    """The night in its link leads to it at once, however many nights have come since."""
+    store = open_bucket(str(tmp_path))
+    for night in range(1, 29):
+        write(store, [row(f"{night}.jpg")], night=f"2026-01-{night:02}", shard="s")
+    found = browse.image_captions("2.jpg", store=store, seconds=0.0)
+    assert (found.rows, found.searched_to) == ([], "2026-01-28")
+    found = browse.image_captions("2.jpg", store=store, night="2026-01-02", seconds=0.0)
+    assert [each["night"] for each in found.rows] == ["2026-01-02"]
+    # One that both searches find is shown once.
+    assert len(browse.image_captions("28.jpg", store=store, night="2026-01-28").rows) == 1
 
 
 def test_models_and_their_promotions(trained):
     """A model that was neither evaluated nor promoted is listed all the same."""
-    [model] = browse.models(trained.store)
+    [model] = browse.models(trained.store, limit=9, damaged=[])
     assert (model.metadata.version, model.is_champion) == (trained.model.version, False)
     assert (model.metrics, model.promoted) == (None, None)
+
+
+def test_the_newest_models(trained, bucket):
+    """The champion is among them, however old it is; a damaged model is left out and named."""
+    for version in ("v1", "v2", "v3", "v4"):
+        write_model(version, bucket)
+    promote("v1", bucket)
+    bucket.put(layout.model_metadata("v3"), b"{")
+    damaged = []
+    found = browse.models(bucket, limit=2, damaged=damaged)
+    assert [model.metadata.version for model in found] == ["v4", "v1"]
+    [message] = damaged
+    assert "models/v3/metadata.json is damaged" in message

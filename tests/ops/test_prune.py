@@ -14,6 +14,7 @@ from pipeline.storage import layout, parquet
 from pipeline.work import runs, shards
 from pipeline.work.outcomes import IDENTITY
 from tests.support import toy
+from tests.support.caption_tables import shard_key
 from tests.support.memory import CrashError, MemoryBucket
 from tests.support.models import BEAM, DATASET, write_evaluation, write_model
 
@@ -39,10 +40,12 @@ def model(version, store, *, encoder_id="e-1", promoted=True):
 
 
 def caption(version, name, images, store, *, status="ok"):
-    """Write a shard of captions."""
+    """Write a shard of captions; its key."""
     rows = [{"image_key": key, "image_etag": "e", "caption": "a dog", "status": status} for key in images]
     table = pa.Table.from_pylist(rows, schema=captions.SCHEMA)
-    parquet.write(table, layout.shard_result(layout.captions_folder(version, "2026-01-01"), name), store)
+    key = shard_key("2026-01-01", name, version=version)
+    parquet.write(table, key, store)
+    return key
 
 
 @pytest.fixture
@@ -99,15 +102,29 @@ def test_candidates_that_may_be_promoted_stay(store):
 
 def test_the_only_caption_of_an_image_stays(store):
     """Captions by a removed model are removed where a model that stays has captioned all images of the shard."""
-    caption("v1", "redundant", "ab", store)
+    redundant = caption("v1", "redundant", "ab", store)
     caption("v1", "precious", "bc", store)
-    caption("v2", "failed", "d", store, status="failed")
+    failed = caption("v2", "failed", "d", store, status="failed")
     caption("v4", "new", "ab", store)
     caption("v4", "failed", "c", store, status="failed")
-    assert {key for key in removed(store) if key.startswith("captions/")} == {
-        "captions/model=v1/date=2026-01-01/redundant.parquet",
-        "captions/model=v2/date=2026-01-01/failed.parquet",
-    }
+    assert {key for key in removed(store) if key.startswith("captions/")} == {redundant, failed}
+
+
+def test_damaged_captions_stay(store):
+    """What a damaged shard holds is not known: it is not removed, and no other is removed because of it."""
+    unknown = caption("v1", "damaged", "ab", store)
+    caption("v1", "precious", "c", store)
+    caption("v4", "new", "ab", store)
+    store.put(unknown, b"x")
+    store.put(caption("v4", "lost", "c", store), b"x")
+    assert {key for key in removed(store) if key.startswith("captions/")} == set()
+
+
+def test_a_damaged_model_stops_the_pruning(store):
+    """It might be one to keep: its metadata can't say which encoder and features it needs."""
+    store.put(layout.model_metadata("v4"), b"{")
+    with pytest.raises(PipelineError, match=r"models/v4/metadata\.json is damaged"):
+        removed(store)
 
 
 def test_corrections_stay(store):
@@ -143,8 +160,8 @@ def test_unfinished_work_stays(store):
     assert removed(store, keep=4) == {
         f"shards/{done}.parquet",
         f"shards/{done}.stats.json",
-        "runs/n1/listing.parquet",
-        "runs/n1/captions.json",
+        "runs/steps/n1/listing.parquet",
+        "runs/steps/n1/captions.json",
         "training/0123.npz",
     }
 
@@ -162,7 +179,7 @@ def test_other_objects_stay(store):
         layout.vocabulary(DATASET, 1),
         layout.human_baseline(DATASET, "ptb"),
         layout.sidecar("a.jpg"),
-        layout.run_record("n1"),
+        layout.run_record("night", "n1"),
     }
     for key in keys:
         store.put(key, b"{}")

@@ -6,6 +6,8 @@ import stat
 import subprocess
 import sys
 import time
+import uuid
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -204,7 +206,7 @@ class Contract(RuleBasedStateMachine):
 
     def is_never_written(self, key: str) -> bool:
         """Whether nothing is written or deleted under it."""
-        return self.is_no_key(key) or (self.is_local and "/." in f"/{key}")
+        return self.is_no_key(key) or "/." in f"/{key}"
 
     def is_in_the_way(self, key: str) -> bool:
         """Whether a folder has this name, or a file that of its folder: they are there for good once they were."""
@@ -615,14 +617,69 @@ def test_the_etag_does_not_rely_on_the_file_systems_clock(tmp_path: Path, monkey
     assert len(set(times)) == 2
 
 
-def test_hidden_files_are_not_listed(tmp_path: Path) -> None:
-    """Files and folders whose name begins with a dot, locks among them, are no objects of a listing."""
+LITTER = [
+    "._shown.jpg",
+    ".thumbnails/a.jpg",
+    ".thumbnails/b.jpg",
+    "folder/.DS_Store",
+    "folder/@eaDir/a.jpg/SYNO.jpg",
+    "folder/Thumbs.db",
+    "lost+found/a.jpg",
+    "$RECYCLE.BIN/S-1/a.jpg",
+    "System Volume Information/a.jpg",
+    ".Trash-1000/files/a.jpg",
+]
+"""What operating systems and storage appliances leave beside photographs: nine files and folders."""
+
+
+def put_anything(bucket: Bucket, key: str) -> None:
+    """Create an empty object as another program does, which no rule of ours keeps from it."""
+    if isinstance(bucket, S3Bucket):
+        bucket.client.put_object(Bucket=bucket.name, Key=bucket.prefix + key, Body=b"")
+    else:
+        path = bucket.root / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def test_litter_is_passed_over_and_counted(bucket: Bucket) -> None:
+    """Hidden files and folders are not listed, on S3 neither, and each is counted once, whatever is in it."""
+    for key in [*LITTER, "shown.jpg", "folder/shown.jpg"]:
+        put_anything(bucket, key)
+    passed_over: Counter[str] = Counter()
+    assert [item.key for item in bucket.list(passed_over=passed_over)] == ["folder/shown.jpg", "shown.jpg"]
+    assert passed_over == {"hidden": 9}
+
+
+def test_the_own_remains_are_not_counted(tmp_path: Path) -> None:
+    """Locks and unfinished writes of the pipeline are nobody's files."""
     bucket = LocalBucket(tmp_path)
     bucket.put("shown.jpg", b"", if_match=ABSENT)
-    (tmp_path / "._shown.jpg").touch()
-    (tmp_path / ".thumbnails").mkdir()
-    (tmp_path / ".thumbnails" / "shown.jpg").touch()
-    assert [item.key for item in bucket.list()] == ["shown.jpg"]
+    for name in (f".tmp-{'0' * 32}", f".lock-{'0' * 32}"):
+        (tmp_path / name).touch()
+    passed_over: Counter[str] = Counter()
+    assert [item.key for item in bucket.list(passed_over=passed_over)] == ["shown.jpg"]
+    assert not passed_over.total()
+
+
+def test_a_bucket_that_is_missing_is_an_error_where_it_is_required(bucket: Bucket) -> None:
+    """A folder, or a bucket of S3, that exists may be empty."""
+    put_anything(bucket, "shown.jpg")
+    bucket.require()
+    missing = (
+        S3Bucket(f"s3://missing-{uuid.uuid4().hex}")
+        if isinstance(bucket, S3Bucket)
+        else LocalBucket(bucket.root / "missing")
+    )
+    with pytest.raises(PipelineError, match=r"missing.*Check"):
+        missing.require()
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    """The error says that the address is that of a file."""
+    (tmp_path / "inbox").touch()
+    with pytest.raises(PipelineError, match="inbox is a file, and not a folder"):
+        LocalBucket(tmp_path / "inbox").require()
 
 
 def test_links_are_followed(tmp_path: Path) -> None:
@@ -639,16 +696,24 @@ def test_links_are_followed(tmp_path: Path) -> None:
 
 
 def test_only_regular_files_are_listed(tmp_path: Path) -> None:
-    """A named pipe, which would block its reader, is no object."""
+    """A named pipe, which would block its reader, is no object; it is counted, and so is a broken link."""
     os.mkfifo(tmp_path / "pipe.jpg")
-    assert list(LocalBucket(tmp_path).list()) == []
+    (tmp_path / "broken.jpg").symlink_to(tmp_path / "gone")
+    passed_over: Counter[str] = Counter()
+    assert list(LocalBucket(tmp_path).list(passed_over=passed_over)) == []
+    assert passed_over == {"broken links and special files": 2}
 
 
-def test_a_file_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
-    """Such a name could not be written into any table: the listing says which it is."""
-    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")).touch()
-    with pytest.raises(PipelineError, match=r"caf\\xe9\.jpg.*Rename"):
-        list(LocalBucket(tmp_path).list())
+def test_a_name_that_is_not_utf8_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Such a name can't be written into any table. It is counted, the log names it, and all others are listed."""
+    (tmp_path / os.fsdecode(b"\xe9")).mkdir()
+    for name in (b"caf\xe9.jpg", b"\xe9/a.jpg", b"a.jpg"):
+        (tmp_path / os.fsdecode(name)).touch()
+    passed_over: Counter[str] = Counter()
+    assert [item.key for item in LocalBucket(tmp_path).list(passed_over=passed_over)] == ["a.jpg"]
+    assert passed_over == {"names not in UTF-8": 2}
+    assert r"caf\udce9.jpg" in caplog.text
+    assert "rename it" in caplog.text
 
 
 def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -662,7 +727,20 @@ def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path: Path, monkeyp
 
     (tmp_path / "locked").mkdir()
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(PermissionError):
+    with pytest.raises(PipelineError, match=r"locked may not be read.*Give the user"):
+        list(LocalBucket(tmp_path).list())
+
+
+def test_a_folder_that_cannot_be_entered_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder whose names may be read, but not its files, is such an error, too."""
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "locked" / "a.jpg").touch()
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pipeline.storage.local._status", refuse)
+    with pytest.raises(PipelineError, match="locked may not be read"):
         list(LocalBucket(tmp_path).list())
 
 
@@ -701,14 +779,13 @@ def test_no_key_leads_out_of_the_folder(tmp_path: Path, key: str) -> None:
     assert after - before <= {tmp_path / "outer"}
 
 
-@pytest.mark.parametrize("key", [".hidden", "folder/.hidden", ".folder/file", ".tmp-0", ".lock-0"])
-def test_what_is_not_listed_is_not_written(tmp_path: Path, key: str) -> None:
+@pytest.mark.parametrize("key", [".hidden", "folder/.hidden", ".folder/file", ".tmp-0", ".lock-0", "lost+found/a"])
+def test_what_is_not_listed_is_not_written(bucket: Bucket, key: str) -> None:
     """An object under a hidden name would be lost at once, and one under a lock's would let two writers in."""
-    bucket = LocalBucket(tmp_path)
     for use in (bucket.delete, lambda key: bucket.put(key, b"")):
-        with pytest.raises(BadKeyError, match="hidden"):
+        with pytest.raises(BadKeyError, match="hidden name"):
             use(key)
-    assert list(tmp_path.iterdir()) == []
+    assert not bucket.exists(key)
 
 
 def test_nothing_is_written_through_a_link_out_of_the_folder(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_places_of_the_store() -> None:
     assert layout.dataset_table(DATASET) == "datasets/flickr8k/0123456789abcdef/dataset.parquet"
     assert layout.captions_folder("m1", "2026-01-02") == "captions/model=m1/date=2026-01-02"
     assert layout.model_metadata("m1") == "models/m1/metadata.json"
-    assert layout.run_record(RUN) == "runs/manual__2026-01-02T03-04-05.678-00-00.json"
+    assert layout.run_record("night", RUN) == "runs/night/manual__2026-01-02T03-04-05.678-00-00.json"
 
 
 def test_an_evaluation_has_a_place_of_its_own() -> None:
@@ -56,20 +56,41 @@ def test_names_are_found_in_keys() -> None:
     assert layout.dataset_of_table(layout.ingest_report(DATASET)) is None
     assert layout.model_of_metadata(layout.model_metadata("m1")) == "m1"
     assert layout.model_of_metadata(layout.CHAMPION) is None
-    assert layout.shard_of_key(layout.shard("s")) == layout.shard_of_key(layout.shard_stats("s")) == "s"
+    shard = "0123456789abcdef"
+    assert layout.shard_of_key(layout.shard(shard)) == layout.shard_of_key(layout.shard_stats(shard)) == shard
     assert layout.shard_of_key(layout.open_shards("features-e1")) is None
-    assert layout.shard_of_result(layout.shard_result(layout.features_folder("e1"), "s")) == "s"
-    shard = layout.shard_result(layout.captions_folder("m1", "2026-01-02"), "s")
-    assert layout.parse_caption_shard(shard) == ("m1", "2026-01-02")
-    assert layout.parse_caption_shard(f"{layout.CAPTIONS}notes.txt") is None
+    of_captions = layout.shard_result(layout.captions_folder("m1", "2026-01-02"), shard)
+    assert layout.shard_of_result(layout.shard_result(layout.features_folder("e1"), shard)) == shard
+    assert layout.shard_of_result(of_captions) == shard
+    assert layout.parse_caption_shard(of_captions) == ("m1", "2026-01-02")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "captions/notes.txt",
+        "captions/model=m1/date=2026-01-02/_SUCCESS",
+        "captions/model=m1/date=2026-01-02/part-00000.parquet",
+        "captions/model=m1/0123456789abcdef.parquet",
+        "features/e1/_SUCCESS",
+        "features/e1/0123456789abcdef.parquet.crc",
+        "shards/_SUCCESS",
+    ],
+)
+def test_what_other_programs_write_is_no_shard(key: str) -> None:
+    """Such as the markers of Spark."""
+    assert layout.shard_of_result(key) is None
+    assert layout.parse_caption_shard(key) is None
+    assert layout.shard_of_key(key) is None
 
 
 def test_objects_of_a_run() -> None:
-    """The record and the profile stay after the run; its listing and its shards do not."""
-    listing, planned = layout.run_listing(RUN), layout.run_shards(RUN, "captions")
-    assert [layout.run_of_record(key) for key in (layout.run_record(RUN), listing)] == [True, False]
-    assert [layout.is_run_intermediate(key) for key in (listing, planned)] == [True, True]
-    assert not any(map(layout.is_run_intermediate, (layout.run_record(RUN), layout.run_profile(RUN))))
+    """The records of each kind are in a folder of their own; what is needed until the end of a run is in another."""
+    assert layout.run_record("night", RUN).startswith(layout.run_records("night"))
+    for key in (layout.run_listing(RUN), layout.run_shards(RUN, "captions")):
+        assert key.startswith(layout.STEPS)
+    for key in (layout.run_record("retraining", RUN), layout.run_profile(RUN)):
+        assert not key.startswith(layout.STEPS)
 
 
 def test_what_makes_others_complete() -> None:
@@ -80,7 +101,8 @@ def test_what_makes_others_complete() -> None:
     mutable = [layout.CHAMPION, layout.open_shards("features-e1"), layout.encoder_files("e1")]
     assert all(map(layout.is_mutable, mutable))
     assert all(key.startswith(layout.MUTABLE_PREFIXES) for key in mutable)
-    assert not any(map(layout.is_mutable, (layout.model_metadata("m1"), layout.shard("s"), layout.run_record(RUN))))
+    immutable = (layout.model_metadata("m1"), layout.shard("s"), layout.run_record("night", RUN))
+    assert not any(map(layout.is_mutable, immutable))
 
 
 @pytest.mark.parametrize("key", ["red.jpg", "2026/01/IMG 1.jpg", "déjà vu/100% blue + #1?.jpg", "e\u0301 – 猫🐈.jpg"])

@@ -1,5 +1,6 @@
 """Tables of captions that no model wrote."""
 
+import hashlib
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -23,7 +24,13 @@ def row(key, caption="a dog", *, log_prob=-1.0, error=None, version="m1"):
     }
 
 
+def shard_key(night, shard, *, version="m1"):
+    """The key of a shard of captions, with a name as those of shards are."""
+    name = hashlib.sha256(shard.encode()).hexdigest()[:16]
+    return layout.shard_result(layout.captions_folder(version, night), name)
+
+
 def write(store, rows, *, night, shard, version="m1"):
     """Write a shard of captions."""
     table = pa.Table.from_pylist([{**each, "model_version": version} for each in rows], schema=captions.SCHEMA)
-    parquet.write(table, layout.shard_result(layout.captions_folder(version, night), shard), store)
+    parquet.write(table, shard_key(night, shard, version=version), store)

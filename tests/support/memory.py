@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import IO
@@ -19,15 +20,18 @@ class MemoryBucket(Bucket):
     def __init__(self, name: str) -> None:
         super().__init__(f"memory://{name}")
         self.objects: dict[str, bytes] = {}
+        self.modified: dict[str, datetime] = {}
         self.crash_in: int | None = None
         self.crash_after_write = False
 
-    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+    def require(self) -> None:
+        """It is always there."""
+
+    def list(self, prefix: str = "", *, passed_over: Counter[str] | None = None) -> Iterator[StoredObject]:
         """As S3 does."""
         for key in sorted(self.objects, key=str.encode):
             if key.startswith(prefix):
-                data = self.objects[key]
-                yield StoredObject(key, self.etag(key), len(data), datetime.now(UTC))
+                yield StoredObject(key, self.etag(key), len(self.objects[key]), self.modified[key])
 
     def get(self, key: str, *, etag: str | None = None, limit: int | None = None) -> bytes:
         """As S3 does."""
@@ -45,7 +49,12 @@ class MemoryBucket(Bucket):
         """As S3 does."""
         if if_match is not None and self.etag(key) != if_match:
             raise self._changed(key, if_match)
-        self._write(lambda: self.objects.__setitem__(key, data))
+
+        def write() -> None:
+            self.objects[key] = data
+            self.modified[key] = datetime.now(UTC)
+
+        self._write(write)
         return self.etag(key)
 
     def delete(self, key: str) -> None:

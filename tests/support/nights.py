@@ -38,12 +38,14 @@ def write(run, store, *, sidecars=False, date=DATE):
 
 def reconciled(run, store, *, max_failed_fraction=0.2):
     """Reconcile a night; its record."""
-    return reconcile.reconcile(run, store=store, max_failed_fraction=max_failed_fraction, drift_limit=0.5)
+    return reconcile.reconcile(
+        run, store=store, max_failed_fraction=max_failed_fraction, max_shrink_fraction=0.2, drift_limit=0.5
+    )
 
 
-def night(run, inbox, store, *, max_failed_fraction=0.2, archive=nights.Archive.ALL, retry_failed=False, **kwargs):
+def night(run, inbox, store, *, max_failed_fraction=0.2, options=nights.NightOptions(), **kwargs):  # noqa: B008
     """All steps of a night; its record."""
-    nights.list_inbox(run, inbox=inbox.uri, store=store, archive=archive, retry_failed=retry_failed)
+    nights.list_inbox(run, inbox=inbox, store=store, options=options)
     extract(run, store)
     write(run, store, **kwargs)
     return reconciled(run, store, max_failed_fraction=max_failed_fraction)

@@ -15,11 +15,12 @@ def test_a_listing_is_a_table(monkeypatch):
     """Every object is a row, in its order, through several pages; only one page of objects is in memory."""
     monkeypatch.setattr(listing, "PAGE", 3)
     table = listing.tabulate(map(stored, range(7)))
-    assert table.schema == listing.IMAGES
-    assert table.to_pylist() == [{"image_key": f"{n}.jpg", "image_etag": f"e{n}"} for n in range(7)]
+    assert table.schema == listing.LISTING
+    time = datetime(2026, 1, 2, tzinfo=UTC)
+    assert table.to_pylist() == [{"image_key": f"{n}.jpg", "image_etag": f"e{n}", "modified": time} for n in range(7)]
 
 
 def test_an_empty_listing():
     """It has the columns, and no rows."""
-    assert listing.tabulate(iter([])).schema == listing.IMAGES
+    assert listing.tabulate(iter([])).schema == listing.LISTING
     assert len(listing.tabulate(iter([]))) == 0

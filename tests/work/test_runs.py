@@ -1,6 +1,7 @@
 """Records of runs: how they begin, how they end, and the shards that a run works on."""
 
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 
 import pyarrow as pa
 import pytest
@@ -60,8 +61,8 @@ def retraining(run=RUN, *, hours=0, **fields):
 def test_a_record_is_read_as_it_was_written(store, record):
     """With its type, in an object whose name has no characters that tools reject."""
     runs.write_record(record, store)
-    assert runs.read_record(RUN, store) == record
-    assert list(store.objects) == ["runs/scheduled__2026-01-02T03-04-05-00-00.json"]
+    assert runs.read_record(record.kind, RUN, store) == record
+    assert list(store.objects) == [f"runs/{record.kind}/scheduled__2026-01-02T03-04-05-00-00.json"]
 
 
 def test_a_new_record_is_running(store):
@@ -79,36 +80,64 @@ def test_invalid_fields_are_refused(fields):
 
 def test_a_missing_record_is_an_error(store):
     """The error names its object."""
-    with pytest.raises(ObjectNotFoundError, match=r"runs/n1\.json"):
-        runs.read_record("n1", store)
+    with pytest.raises(ObjectNotFoundError, match=r"runs/night/n1\.json"):
+        runs.read_record(runs.NIGHT, "n1", store)
 
 
 @pytest.mark.parametrize(
-    ("data", "message"), [(b"{", "Invalid JSON"), (b'{"run": "n1"}', "kind"), (b'{"kind": "night"}', "started_at")]
+    ("data", "message"),
+    [(b"", "Invalid JSON"), (b"{", "Invalid JSON"), (b"\xff", "Invalid JSON"), (b'{"run": "n1"}', "started_at")],
 )
 def test_a_damaged_record_is_an_error(store, data, message):
     """The error names its object and what is wrong."""
-    store.put(layout.run_record("n1"), data)
-    with pytest.raises(PipelineError, match=rf"runs/n1\.json is not a valid document: .*{message}"):
-        runs.read_record("n1", store)
+    store.put(layout.run_record("night", "n1"), data)
+    with pytest.raises(PipelineError, match=rf"runs/night/n1\.json is damaged, .*{message}.* Delete it"):
+        runs.read_record(runs.NIGHT, "n1", store)
 
 
-def test_the_newest_record_is_the_first(store):
-    """By the start of the run, not by its name, those that are still running among them; each kind by itself."""
-    records = [
-        night("b", hours=1, status="succeeded"),
-        night("c", hours=2, status="failed", message="no space"),
-        night("a", hours=3),
-    ]
-    for record in [records[1], records[2], records[0]]:
+def test_the_last_written_record_is_the_first(store):
+    """Not by the name of its run, those that are still running among them; each kind by itself."""
+    records = [night("b", status="succeeded"), night("c", status="failed", message="no space"), night("a")]
+    for record in records:
         runs.write_record(record, store)
-    runs.write_record(retraining("r", hours=9), store)
+    runs.write_record(retraining("r"), store)
     assert list(runs.list_records(runs.NIGHT, store)) == records[::-1]
-    assert list(runs.list_records(runs.RETRAINING, store)) == [retraining("r", hours=9)]
+    assert list(runs.list_records(runs.RETRAINING, store)) == [retraining("r")]
+
+
+def test_only_the_records_that_are_asked_for_are_read(store, monkeypatch):
+    """A store with the records of years shows the last ones at once."""
+    for number in range(50):
+        runs.write_record(night(f"n{number}"), store)
+    read = []
+    get = store.get
+    monkeypatch.setattr(store, "get", lambda key, **kwargs: read.append(key) or get(key, **kwargs))
+    assert [record.run for record in islice(runs.list_records(runs.NIGHT, store), 3)] == ["n49", "n48", "n47"]
+    assert len(read) <= runs.READERS
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\x00" * 9, b'{"run": "n1"}'])
+def test_a_damaged_record_is_left_out(store, data, caplog):
+    """All others are listed; the log, and whoever asks, learn which object is damaged, and what to do."""
+    runs.write_record(night("n0"), store)
+    store.put(layout.run_record("night", "n1"), data)
+    damaged = []
+    assert list(runs.list_records(runs.NIGHT, store, damaged=damaged)) == [night("n0")]
+    [message] = damaged
+    assert "runs/night/n1.json is damaged" in message
+    assert "Delete it" in message
+    assert message in caplog.text
+
+
+def test_a_damaged_record_is_written_again(store):
+    """The end of its run does not need what it said."""
+    store.put(layout.run_record("night", RUN), b"{")
+    assert runs.end_run(runs.NIGHT, RUN, "no space", store)
+    assert runs.read_record(runs.NIGHT, RUN, store).message == "no space"
 
 
 def test_other_objects_of_runs_are_no_records(store):
-    """The folder of a run holds its listing, its shards and its profile."""
+    """The listing, the shards and the profile of a run are elsewhere."""
     runs.write_record(night("n1"), store)
     runs.record_shards("n1", runs.CAPTIONS, ["s"], store)
     store.put(layout.run_listing("n1"), b"")
@@ -138,7 +167,7 @@ def test_a_running_run_ends_as_failed(store, record):
     runs.write_record(record, store)
     before = datetime.now(UTC)
     assert runs.end_run(record.kind, RUN, "killed", store)
-    found = runs.read_record(RUN, store)
+    found = runs.read_record(record.kind, RUN, store)
     assert found == record.model_copy(
         update={"status": "failed", "message": "killed", "finished_at": found.finished_at}
     )
@@ -163,7 +192,7 @@ def test_an_error_ends_a_run_whatever_its_record_says(store, make, status):
     record = make(status=status, message="first", finished_at=START)
     runs.write_record(record, store)
     assert runs.end_run(record.kind, RUN, "killed", store)
-    found = runs.read_record(RUN, store)
+    found = runs.read_record(record.kind, RUN, store)
     assert (found.status, found.message) == ("failed", "killed")
     assert found.finished_at > START
     unchanged = {"status", "message", "finished_at"}
@@ -192,13 +221,13 @@ def test_a_record_that_is_written_in_the_meantime_counts(store, monkeypatch):
 
     monkeypatch.setattr(store, "put", put_later)
     assert not runs.end_run(runs.NIGHT, RUN, None, store)
-    assert runs.read_record(RUN, store) == ended
+    assert runs.read_record(runs.NIGHT, RUN, store) == ended
 
 
 def test_a_message_does_not_hold_the_address_of_the_store(store):
     """A copy of the store works elsewhere, and its records do not point back."""
     runs.end_run(runs.NIGHT, RUN, f"There is no object {store.url('models/m')}: check the URI.", store)
-    assert runs.read_record(RUN, store).message == "There is no object the store/models/m: check the URI."
+    assert runs.read_record(runs.NIGHT, RUN, store).message == "There is no object the store/models/m: check the URI."
 
 
 # --- the shards of a run ---------------------------------------------------------------------------------------------

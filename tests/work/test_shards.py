@@ -3,7 +3,6 @@
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import PipelineError
 from pipeline.storage import ObjectNotFoundError, json, layout, parquet
 from pipeline.work import shards
 from pipeline.work.outcomes import IDENTITY
@@ -143,11 +142,82 @@ def test_statistics(store):
     assert shards.read_stats(["s0", "s1"], store) == [stats]
 
 
-def test_damaged_statistics_are_an_error(store):
-    """The error names their object."""
-    store.put(layout.shard_stats("s1"), b"{}")
-    with pytest.raises(PipelineError, match=r"shards/s1\.stats\.json is not a valid document: seconds"):
-        shards.read_stats(["s1"], store)
+@pytest.mark.parametrize("data", [b"", b"{}", b"\xff"])
+def test_damaged_statistics_are_left_out(store, data, caplog):
+    """The log names their object."""
+    store.put(layout.shard_stats("s1"), data)
+    assert shards.read_stats(["s1"], store) == []
+    assert "shards/s1.stats.json is damaged" in caplog.text
+
+
+DAMAGE = [b"", b"PAR1", b"nothing of ours", None]
+"""What may be left of an object; ``None`` where it was deleted."""
+
+
+def damage(key, data, store):
+    """Put this in place of an object."""
+    if data is None:
+        store.delete(key)
+    else:
+        store.put(key, data)
+
+
+@pytest.mark.parametrize("data", DAMAGE)
+def test_an_open_shard_that_is_lost_is_dropped(store, data):
+    """Its images are pending again, and other open shards stay."""
+    first = claim("abcd", store)
+    damage(layout.shard(first[0]), data, store)
+    again = claim("abcd", store)
+    assert sorted(keys(again, store)) == ["ab", "cd"]
+    assert shards.open_shards(store) == set(again)
+    assert again[0] == first[1]
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[1, 2]", b"\xff\xfe"])
+def test_a_damaged_list_of_open_shards_is_an_empty_one(store, data, caplog):
+    """It is written again, unless another process has done so in the meantime."""
+    claim("abcd", store)
+    store.put(layout.open_shards("results"), data)
+    names = claim("abcd", store)
+    assert keys(names, store) == ["ab", "cd"]
+    assert "results.json is damaged" in caplog.text
+    assert shards.open_shards(store) == set(names)
+
+    store.put(layout.open_shards("results"), data)
+    other = []
+
+    def find_pending():
+        if not other:
+            other.extend(claim("ab", store))
+        return images("abc")
+
+    assert claim("", store, find_pending=find_pending)[0] == other[0]
+
+
+def test_a_list_that_other_programs_have_left(store):
+    """A file beside the lists of open shards is no list."""
+    [name] = claim("ab", store)
+    store.put(f"{layout.OPEN_SHARDS}_SUCCESS", b"")
+    assert shards.open_shards(store) == {name}
+
+
+@pytest.mark.parametrize("data", DAMAGE)
+def test_a_damaged_result_is_not_done(store, data):
+    """It is to be written again, as if it did not exist."""
+    [name] = claim("ab", store)
+    finish(name, store)
+    shard = shards.read(name, store)
+    assert shards.is_done(shard, store)
+    damage(shard.result_key, data, store)
+    assert not shards.is_done(shard, store)
+
+
+def test_results_are_told_from_other_objects(store):
+    """Such as the markers of other programs and the files of editors."""
+    key = layout.shard_result(layout.features_folder("e"), "0123456789abcdef")
+    for each in (key, "features/e/_SUCCESS", "features/e/part-0.parquet", f"{key}.crc"):
+        store.put(each, b"")
+    assert shards.results("features/e/", store) == [key]
 
 
 def test_a_missing_shard_is_an_error(store):

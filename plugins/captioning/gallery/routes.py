@@ -5,6 +5,7 @@ Every route requires Airflow's login. URLs in pages are relative, so that they w
 
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -37,8 +38,11 @@ FOLDER = Path(__file__).parent
 PAGE_SIZE = 24
 """Captions per page."""
 
-NIGHTS = 60
+NIGHTS = 40
 """Maximum nights that are listed and plotted."""
+
+MODELS = 20
+"""Maximum models that are listed."""
 
 STATIC = {
     "gallery.css": "text/css",
@@ -118,6 +122,7 @@ def show_captions(request: Request, store: Store, query: Annotated[CaptionQuery,
         filters=query,
         chosen=query.model_dump(exclude_defaults=True, exclude={"after"}),
         found=found,
+        damaged=found.damaged,
         empty=not shards,
         nights=list(dict.fromkeys(shard.night for shard in shards)),
         versions=list(dict.fromkeys(shard.version for shard in shards)),
@@ -127,29 +132,38 @@ def show_captions(request: Request, store: Store, query: Annotated[CaptionQuery,
 
 @app.get("/image")
 def show_image(
-    request: Request, store: Store, user: GetUserDep, key: Annotated[str, Query(min_length=1, max_length=1024)]
+    request: Request,
+    store: Store,
+    user: GetUserDep,
+    key: Annotated[str, Query(min_length=1, max_length=1024)],
+    night: Annotated[str, Query(pattern=browse.NIGHT)] = "",
 ) -> HTMLResponse:
-    """A picture and all its captions."""
-    rows = browse.image_captions(key, store=store)
-    if not rows:
-        raise HTTPException(status.HTTP_404_NOT_FOUND, "There are no captions of this picture.")
-    return page(request, "image.html", key=key, rows=rows, can_trigger=access.user_can_trigger(user))
+    """A picture and its captions; ``night`` is one in which it was captioned."""
+    found = browse.image_captions(key, store=store, night=night)
+    if not found.rows:
+        where = f" back to {found.searched_to}" if found.searched_to else ""
+        raise HTTPException(status.HTTP_404_NOT_FOUND, f"There are no captions of this picture{where}.")
+    can_trigger = access.user_can_trigger(user)
+    return page(request, "image.html", key=key, found=found, damaged=found.damaged, can_trigger=can_trigger)
 
 
 @app.get("/nights")
 def show_nights(request: Request, store: Store) -> HTMLResponse:
     """The last nights: how they ended, their counts, and their drift."""
-    records = browse.nights(store, limit=NIGHTS)
+    damaged: list[str] = []
+    records = browse.nights(store, limit=NIGHTS, damaged=damaged)
     limit = read_settings().drift_limit
     plots = {title: plot(measure, records[::-1], limit=limit) for measure, title in DRIFT_TITLES.items()}
     written = {shard.night for shard in browse.shards(store)}
-    return page(request, "nights.html", records=records, plots=plots, nights=written)
+    return page(request, "nights.html", records=records, plots=plots, nights=written, damaged=damaged)
 
 
 @app.get("/models")
 def show_models(request: Request, store: Store) -> HTMLResponse:
-    """All models, their scores, and which is the champion."""
-    return page(request, "models.html", models=browse.models(store))
+    """The newest models, their scores, and which is the champion."""
+    damaged: list[str] = []
+    models = browse.models(store, limit=MODELS, damaged=damaged)
+    return page(request, "models.html", models=models, damaged=damaged)
 
 
 @app.get("/models/{version}/report")
@@ -295,8 +309,8 @@ async def show_unexpected_error(request: Request, error: Exception) -> Response:
     return await show_error(request, HTTPException(status.HTTP_500_INTERNAL_SERVER_ERROR, f"{detail} Try again later."))
 
 
-def page(request: Request, template: str, **values: Any) -> HTMLResponse:
-    """A rendered page; ``root`` is the relative URL of the gallery."""
+def page(request: Request, template: str, *, damaged: Sequence[str] = (), **values: Any) -> HTMLResponse:
+    """A rendered page; ``root`` is the relative URL of the gallery, ``damaged`` says which objects it left out."""
     path = request.url.path.removeprefix(request.scope.get("root_path", ""))
     root = "../" * max(0, path.count("/") - 1) or "./"
-    return HTMLResponse(pages.get_template(template).render(root=root, path=path, **values))
+    return HTMLResponse(pages.get_template(template).render(root=root, path=path, damaged=damaged, **values))

@@ -1,13 +1,17 @@
-"""Coverage: how many images of the inbox are captioned, failed and pending."""
+"""The preview of a night: how many images are captioned, failed and pending, and how long the night would take."""
 
 from datetime import UTC, datetime
 
 import pytest
 
-from pipeline.nightly.coverage import coverage
+from pipeline.captioner.registry import promote
+from pipeline.nightly.night import NightOptions
+from pipeline.nightly.preview import preview
 from pipeline.storage import open_bucket
+from pipeline.work import runs
 from pipeline.work.outcomes import GONE
 from tests.support.caption_tables import row, write
+from tests.support.models import write_model
 
 EARLIER, LATER = (datetime(2026, 1, day, tzinfo=UTC) for day in (2, 3))
 
@@ -26,10 +30,17 @@ def at(time, inbox, key, *, error=None, **changes):
     return {**row(key, error=error), "image_etag": inbox.etag(key), "captioned_at": time, **changes}
 
 
+def show(inbox, store, version="m1", **options):
+    """The preview of a night with this champion."""
+    write_model(version, store)
+    promote(version, store)
+    return preview(inbox=inbox, store=store, options=NightOptions(**options), shard_size=2)
+
+
 def found(inbox, store, version="m1"):
-    """The coverage as a tuple."""
-    result = coverage(version, inbox=inbox.uri, store=store)
-    return result.listed, result.captioned, dict(result.errors), result.pending
+    """Listed, captioned, failed by error, and pending images."""
+    result = show(inbox, store, version)
+    return result.listed, result.done - sum(result.errors.values()), result.errors, result.pending
 
 
 def test_before_the_first_night(inbox, bucket):
@@ -79,3 +90,34 @@ def test_of_several_attempts_one_counts(inbox, bucket, names):
     for name, rows in zip(names, (first, second), strict=True):
         write(bucket, rows, night="2026-01-02", shard=name)
     assert found(inbox, bucket) == (4, 2, {"the newer error": 1}, 1)
+
+
+def test_what_a_night_would_do(inbox, bucket):
+    """Images, tasks, and hours at the pace of the largest of the last nights; nothing is written."""
+    for name, captioned, pace in (("n1", 10, 0.5), ("n2", 1000, 2.0), ("n3", 20, 1.0)):
+        record = runs.NightRecord(run=name, started_at=EARLIER, captioned=captioned, images_per_second=pace)
+        runs.write_record(record, bucket)
+    write(bucket, [at(EARLIER, inbox, "a.jpg")], night="2026-01-02", shard="s1")
+    show(inbox, bucket)
+    before = [item.key for item in bucket.list()]
+    result = show(inbox, bucket)
+    assert [item.key for item in bucket.list()] == before
+    assert (result.version, result.passed_over) == ("m1", {".txt": 1})
+    assert (result.listed, result.done, result.pending, result.to_extract) == (4, 1, 3, 3)
+    assert result.shards == (2, 1)
+    assert (result.images_per_second, result.hours) == (2.0, pytest.approx(1.5 / 3600, abs=1e-3))
+    assert "4 images listed = 1 done before + 3 pending; 3 without features; 3 shards" in str(result)
+
+
+def test_the_hours_of_a_first_night(inbox, bucket):
+    """Nothing is known of the pace."""
+    result = show(inbox, bucket)
+    assert (result.images_per_second, result.hours) == (None, None)
+    assert "an unknown time" in str(result)
+
+
+def test_a_limited_night(inbox, bucket):
+    """The newest images are captioned, the rest is postponed."""
+    result = show(inbox, bucket, limit=3)
+    assert (result.pending, result.postponed, result.done) == (3, 1, 0)
+    assert "3 pending + 1 postponed" in str(result)

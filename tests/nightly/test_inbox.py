@@ -1,0 +1,177 @@
+"""The listing of the inbox: what is captioned, what is passed over and counted, and when a night must not go on."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from pipeline.captioner.registry import promote
+from pipeline.errors import PipelineError
+from pipeline.nightly import inbox as inboxes
+from pipeline.nightly import night as nights
+from pipeline.nightly.inbox import Patterns, list_photographs
+from pipeline.storage import StoredObject
+from pipeline.work import runs
+from tests.support.memory import MemoryBucket
+from tests.support.models import write_model
+
+
+@pytest.fixture
+def store():
+    """A store with a champion."""
+    store = MemoryBucket("store")
+    write_model("m1", store)
+    promote("m1", store)
+    return store
+
+
+@pytest.fixture
+def inbox():
+    """An inbox with ten photographs."""
+    inbox = MemoryBucket("inbox")
+    for number in range(10):
+        inbox.put(f"{number}.jpg", b"%d" % number)
+    return inbox
+
+
+def begin(run, inbox, store, **options):
+    """List the inbox for a night; what the step returns."""
+    return nights.list_inbox(run, inbox=inbox, store=store, options=nights.NightOptions(**options))
+
+
+def keys(inbox, *patterns):
+    """The keys that are captioned."""
+    return list_photographs(inbox, Patterns(*patterns))[0]["image_key"].to_pylist()
+
+
+# --- what is captioned -----------------------------------------------------------------------------------------------
+
+
+def test_every_object_is_listed_or_counted(inbox):
+    """By its suffix, in lower case, or as another file."""
+    for key in ("a.MOV", "b.mov", "film.heic", "README", "notes.txt", "2026.01.02", "x/.jpeg2000only"):
+        inbox.put(key, b"")
+    table, passed_over = list_photographs(inbox, Patterns())
+    assert len(table) == 10
+    assert passed_over == {".mov": 2, ".heic": 1, ".txt": 1, ".02": 1, "other files": 2}
+    assert len(table) + sum(passed_over.values()) == len(inbox.objects)
+
+
+def test_many_kinds_are_not_listed_one_by_one(inbox, monkeypatch):
+    """Of very many suffixes the most frequent are named."""
+    monkeypatch.setattr(inboxes, "KINDS", 2)
+    for key in ("a.txt", "b.txt", "c.mov", "d.mov", "e.one", "f.two", "g.three"):
+        inbox.put(key, b"")
+    assert list_photographs(inbox, Patterns())[1] == {"other files": 3, ".mov": 2, ".txt": 2}
+
+
+def test_what_an_archive_holds_is_passed_over(inbox, monkeypatch):
+    """It can't be read before it is restored: then the listing says so, and it is captioned."""
+    archived = StoredObject("old.jpg", "e", 1, datetime(2026, 1, 1, tzinfo=UTC), archived=True)
+    listed = inbox.list
+    monkeypatch.setattr(inbox, "list", lambda **kwargs: iter([*listed(**kwargs), archived]))
+    table, passed_over = list_photographs(inbox, Patterns())
+    assert (len(table), passed_over) == (10, {"archived": 1})
+
+
+def test_hidden_files_are_counted(new_bucket):
+    """As the bucket counts them."""
+    inbox = new_bucket()
+    inbox.put("a.jpg", b"")
+    (inbox.root / ".DS_Store").touch()
+    table, passed_over = list_photographs(inbox, Patterns())
+    assert (len(table), passed_over) == (1, {"hidden": 1})
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        (("", ""), ["2025/b.jpg", "2026/a.jpg", "2026/thumbs/a.jpg", "2026/x, y.png"]),
+        (("2026/*", ""), ["2026/a.jpg", "2026/thumbs/a.jpg", "2026/x, y.png"]),
+        (("2026/*", "*/thumbs/*"), ["2026/a.jpg", "2026/x, y.png"]),
+        (("", "*.png, 2025/*"), ["2026/a.jpg", "2026/thumbs/a.jpg"]),
+        (("*.PNG", ""), []),
+        (("2026/[ab].jpg", ""), ["2026/a.jpg"]),
+    ],
+)
+def test_patterns(patterns, expected):
+    """Keys that match no included pattern, or an excluded one, are counted as excluded."""
+    inbox = MemoryBucket("inbox")
+    for key in ("2026/a.jpg", "2026/thumbs/a.jpg", "2025/b.jpg", "2026/x, y.png"):
+        inbox.put(key, b"")
+    assert keys(inbox, *patterns) == expected
+    assert list_photographs(inbox, Patterns(*patterns))[1].get("excluded", 0) == 4 - len(expected)
+
+
+# --- an inbox that is not there --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accept_smaller_inbox", [False, True])
+def test_a_missing_inbox(new_bucket, store, accept_smaller_inbox):
+    """It is an error whatever a person confirms, and nothing is written."""
+    inbox = new_bucket()
+    before = set(store.objects)
+    with pytest.raises(PipelineError, match=r"does not exist.*Check the address"):
+        begin("n1", inbox, store, accept_smaller_inbox=accept_smaller_inbox)
+    assert set(store.objects) == before
+
+
+def test_an_inbox_without_photographs(store):
+    """A mistyped prefix looks like this. The error counts what is there; a person may confirm that this is right."""
+    inbox = MemoryBucket("inbox")
+    inbox.put("a.mov", b"")
+    before = set(store.objects)
+    with pytest.raises(PipelineError, match=r"holds 0 photographs; passed over: 1 \.mov\. Check .*--accept"):
+        begin("n1", inbox, store)
+    assert set(store.objects) == before
+    assert begin("n1", inbox, store, accept_smaller_inbox=True)["listed"] == 0
+    assert begin("n2", inbox, store, max_shrink_fraction=1)["listed"] == 0
+
+
+def test_an_inbox_that_has_shrunk(inbox, store):
+    """If more than a fifth of the photographs is missing since the last night, a person must confirm it, once."""
+    begin("n1", inbox, store)
+    for number in (0, 1):
+        inbox.delete(f"{number}.jpg")
+    assert begin("n2", inbox, store)["listed"] == 8
+    for number in (2, 3):
+        inbox.delete(f"{number}.jpg")
+    with pytest.raises(PipelineError, match=r"holds 6 photographs. The last night listed 8, and at most 20%"):
+        begin("n3", inbox, store)
+    with pytest.raises(PipelineError, match="The last night listed 8"):  # a refused listing is not the last one
+        begin("n4", inbox, store)
+    assert begin("n5", inbox, store, max_shrink_fraction=0.25)["listed"] == 6
+    inbox.delete("4.jpg")
+    inbox.delete("5.jpg")
+    assert begin("n6", inbox, store, accept_smaller_inbox=True)["listed"] == 4
+    assert begin("n7", inbox, store)["listed"] == 4
+
+
+def test_another_inbox_is_not_compared(inbox, store):
+    """Its photographs are others. A night that failed before its listing says nothing, either."""
+    begin("n1", inbox, store)
+    runs.end_run(runs.NIGHT, "n2", "no network", store)
+    other = MemoryBucket("other")
+    other.put("a.jpg", b"")
+    assert begin("n3", other, store)["listed"] == 1
+    inbox.delete("0.jpg")
+    assert begin("n4", inbox, store)["listed"] == 9
+
+
+# --- a night with a limit --------------------------------------------------------------------------------------------
+
+
+def test_the_newest_photographs_come_first(inbox, store):
+    """The others are counted as postponed, and the next night has them."""
+    result = begin("n1", inbox, store, limit=3)
+    assert (result["listed"], result["postponed"]) == (10, 7)
+    table, night = nights.read_listing("n1", store)
+    assert table["image_key"].to_pylist() == ["7.jpg", "8.jpg", "9.jpg"]
+    assert night.postponed == 7
+    record = runs.read_record(runs.NIGHT, "n1", store)
+    assert (record.listed, record.postponed) == (10, 7)
+
+
+def test_a_limit_that_is_not_reached(inbox, store):
+    """Nothing is postponed."""
+    assert begin("n1", inbox, store, limit=10)["postponed"] == 0
+    assert len(nights.read_listing("n1", store)[0]) == 10
