@@ -35,6 +35,9 @@ SECONDS = 2.0
 READERS = 8
 """Shards that are read in parallel."""
 
+SHARDS = 40
+"""Shards that are searched for the captions of one image."""
+
 MANY = 10_000
 """Captions of one image: all."""
 
@@ -157,18 +160,21 @@ def page(
     return Page(rows, None, damaged=tuple(damaged))
 
 
-def image_captions(key: str, *, store: Bucket, night: str = "", seconds: float = SECONDS) -> Page:
+def image_captions(key: str, *, store: Bucket, night: str = "") -> Page:
     """The captions of an image by all models: first the one that counts, then the others, the newest first.
+
+    Only the newest shards are searched, so that the time does not grow with the archive.
 
     Args:
         key: of the image.
         store: the store.
-        night: a night in which it was captioned, which is searched first; empty if none is known.
-        seconds: time after which the search through all nights stops.
+        night: a night in which it was captioned, which is searched, too; empty if none is known.
     """
     found = shards(store)
-    here = page(found, Filters(image=key, night=night), store=store, size=MANY, seconds=math.inf) if night else None
-    everywhere = page(found, Filters(image=key), store=store, size=MANY, seconds=seconds)
+    filters = Filters(image=key, night=night)
+    here = page(found, filters, store=store, size=MANY, seconds=math.inf) if night else None
+    everywhere = page(found[:SHARDS], Filters(image=key), store=store, size=MANY, seconds=math.inf)
+    everywhere = replace(everywhere, searched_to=found[SHARDS - 1].night if len(found) > SHARDS else None)
     rows = everywhere.rows
     if here is not None:
         rows = [*rows, *(row for row in here.rows if row not in rows)]

@@ -18,7 +18,8 @@ from pipeline.storage import LocalBucket, layout, open_bucket
 from pipeline.work import runs
 from pipeline.work.runs import NightRecord
 from tests.support import toy
-from tests.support.caption_tables import row, write
+from tests.support.caption_tables import row, shard_key, write
+from tests.support.long_history import write_history
 from tests.support.models import write_evaluation
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&{{ 7*7 }}"
@@ -388,7 +389,7 @@ def test_filters_of_a_form_come_through(visit):
 
 def test_the_end_of_the_pages(visit):
     """If a full page was the last, the next one does not say that nothing was found at all."""
-    end = {"words": "ball", "after": "captions/model=m1/date=2026-01-01/s.parquet:1"}
+    end = {"words": "ball", "after": f"{shard_key('2026-01-01', 's')}:1"}
     page = visit("/", params=end).text
     assert ("No older captions match" in page, "No captions match" in page) == (True, False)
 
@@ -465,3 +466,52 @@ def test_s3_is_reached_by_airflows_connection(visit, s3_bucket_name, s3_server, 
     assert (answer.status_code, "credentials" in answer.text) == (409, True)
     dependencies._open.cache_clear()
     boto3.setup_default_session()
+
+
+@pytest.mark.parametrize("path", ["/", "/nights", "/models", "/image?key=2024/01/05/c.jpg&night=2024-01-05"])
+def test_a_page_of_a_store_of_years(visit, monkeypatch, path):
+    """What a page asks the store for does not grow with the number of nights; the search of a picture ends in time."""
+    from captioning.gallery import routes
+
+    store = write_history()
+    monkeypatch.setitem(routes.app.dependency_overrides, dependencies.store, lambda: store)
+    answer = visit(path)
+    assert answer.status_code == 200
+    assert store.requests <= 50
+
+
+def test_damaged_objects_are_named(visit, buckets):
+    """Each page shows what can be read, and a note on what can't."""
+    store, _, _ = buckets
+    for key in (
+        shard_key("2026-01-02", "s"),
+        layout.run_record("night", "n1"),
+        layout.model_metadata("m1"),
+    ):
+        store.put(key, b"{")
+    pages = {"/": "captions/model=m1", "/nights": "runs/night/n1.json", "/models": "models/m1/metadata.json"}
+    for path, name in pages.items():
+        page = visit(path)
+        assert page.status_code == 200
+        assert f"{name}" in page.text
+        assert "is damaged" in page.text
+    assert "a ball" in visit("/").text
+
+
+def test_what_a_night_passed_over(visit, buckets):
+    """It is counted by kind, and so is what was gone or postponed."""
+    store, _, _ = buckets
+    record = runs.NightRecord(
+        run="n1",
+        started_at=datetime(2026, 1, 2, tzinfo=UTC),
+        status="succeeded",
+        listed=1234,
+        postponed=1000,
+        gone=3,
+        passed_over={".mov": 12, "hidden": 1},
+    )
+    runs.write_record(record, store)
+    page = visit("/nights").text
+    assert "Passed over: 12 .mov, 1 hidden" in page
+    assert "1,000" in page
+    assert "3 × removed or replaced after they were listed" in page

@@ -31,7 +31,8 @@ class MemoryBucket(Bucket):
         """As S3 does."""
         for key in sorted(self.objects, key=str.encode):
             if key.startswith(prefix):
-                yield StoredObject(key, self.etag(key), len(self.objects[key]), self.modified[key])
+                data = self.objects[key]
+                yield StoredObject(key, _md5(data), len(data), self.modified[key])
 
     def get(self, key: str, *, etag: str | None = None, limit: int | None = None) -> bytes:
         """As S3 does."""
@@ -64,7 +65,7 @@ class MemoryBucket(Bucket):
     def etag(self, key: str) -> str:
         """The MD5 of the bytes, so that what comes back as it was has the etag that it had."""
         data = self.objects.get(key)
-        return ABSENT if data is None else hashlib.md5(data).hexdigest()  # noqa: S324 - as S3's
+        return ABSENT if data is None else _md5(data)
 
     def clean(self, older_than: datetime) -> Sequence[str]:
         """A write leaves nothing behind."""
@@ -79,3 +80,7 @@ class MemoryBucket(Bucket):
         write()
         if crashes:
             raise CrashError
+
+
+def _md5(data: bytes) -> str:
+    return hashlib.md5(data).hexdigest()  # noqa: S324 - as S3's

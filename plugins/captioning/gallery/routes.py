@@ -41,7 +41,7 @@ PAGE_SIZE = 24
 NIGHTS = 40
 """Maximum nights that are listed and plotted."""
 
-MODELS = 20
+MODELS = 15
 """Maximum models that are listed."""
 
 STATIC = {
