@@ -19,10 +19,9 @@ from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, Param
 
 from captioning import notifications
 from captioning.assets import CAPTIONS, CHAMPION, FEATURES
-from captioning.names import NIGHT_DAG, RECONCILE
+from captioning.names import GPU, NIGHT_DAG, RECONCILE
 from captioning.operators import (
     DEFAULT_ARGS,
-    GPU,
     MAP_INDEX_TEMPLATE,
     PipelineOperator,
     end_run,

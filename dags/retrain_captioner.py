@@ -24,8 +24,8 @@ from pydantic import BaseModel
 
 from captioning import notifications
 from captioning.assets import CANDIDATE, CHAMPION, DATASET, FEATURES
-from captioning.names import RETRAINING_DAG
-from captioning.operators import DEFAULT_ARGS, GPU, PipelineOperator, end_run, extract_features
+from captioning.names import GPU, RETRAINING_DAG
+from captioning.operators import DEFAULT_ARGS, PipelineOperator, end_run, extract_features
 from pipeline.config import DecodingConfig, TrainingConfig, describe_bounds
 
 PROMOTE, KEEP = "Promote", "Keep as a candidate"

@@ -1,8 +1,11 @@
-"""Names that the DAGs, the listener of run notes, the notifications and the gallery share."""
+"""Names that the DAGs, the listeners, the notifications and the gallery share."""
 
 RETRAINING_DAG = "retrain_captioner"
 
 NIGHT_DAG = "caption_new_images"
+
+GPU = "gpu"
+"""Pool and queue of the tasks that use the accelerator, or all CPU cores where there is none."""
 
 RECONCILE = "reconcile"
 """The last task of a night; the notification of warnings lists its XCom `warnings`."""

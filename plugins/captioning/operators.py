@@ -16,11 +16,8 @@ from captioning.assets import FEATURES
 from captioning.connections import aws_environment
 from captioning.failures import describe_failures
 from captioning.links import PageLink
-from captioning.names import END_RUN, ERROR, SUMMARY
+from captioning.names import END_RUN, ERROR, GPU, SUMMARY
 from pipeline.settings import PROJECT
-
-GPU = "gpu"
-"""Pool and queue of the tasks that use the accelerator, or all CPU cores where there is none."""
 
 DEFAULT_ARGS = {
     "retries": 3,

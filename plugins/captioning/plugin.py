@@ -1,4 +1,4 @@
-"""The plugins of Airflow: the gallery in the navigation, and the listener that writes run notes.
+"""The plugins of Airflow: the gallery in the navigation, and the listeners of runs.
 
 Airflow imports this module in each of its parts, in every task's process too, so it imports as little as it can.
 """
@@ -8,7 +8,7 @@ from typing import Any
 
 from airflow.plugins_manager import AirflowPlugin
 
-from captioning import run_notes
+from captioning import pools, run_notes
 
 
 async def gallery(
@@ -41,7 +41,7 @@ class GalleryPlugin(AirflowPlugin):
 
 
 class RunNotesPlugin(AirflowPlugin):
-    """Registers the listener that writes the notes of runs and tasks."""
+    """Registers the listeners: of runs that start, for the pool, and of runs that have ended, for their notes."""
 
     name = "captioning_run_notes"
-    listeners: list[Any] = [run_notes]  # noqa: RUF012 - as Airflow declares it
+    listeners: list[Any] = [pools, run_notes]  # noqa: RUF012 - as Airflow declares it
