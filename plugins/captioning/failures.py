@@ -8,6 +8,12 @@ from captioning.names import ERROR
 LIMIT = 10
 """Failed tasks that a message lists one by one."""
 
+NO_MESSAGE = (
+    "no error message: the task was killed or exceeded its time limit, see its log; if it has no log, no worker serves "
+    "its queue"
+)
+"""Stands for the message of a task that has left none."""
+
 
 class FailedTask(NamedTuple):
     """A failed task instance; ``map_index`` is -1 where the task is not mapped."""
@@ -34,7 +40,7 @@ def failed_tasks(context: Mapping[str, Any]) -> list[FailedTask]:
 def error_message(task: FailedTask, context: Mapping[str, Any]) -> str:
     """The error message that a failed task has left."""
     error = context["ti"].xcom_pull(task_ids=task.task_id, map_indexes=task.map_index, key=ERROR)
-    return error or "no error message: the task was killed or exceeded its time limit; see its log"
+    return error or NO_MESSAGE
 
 
 def describe_failures(context: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from airflow.listeners import hookimpl
 
-from captioning.failures import FailedTask
+from captioning.failures import NO_MESSAGE, FailedTask
 from captioning.names import END_RUN, ERROR, NIGHT_DAG, RETRAINING_DAG, SUMMARY
 
 if TYPE_CHECKING:
@@ -39,11 +39,13 @@ def on_dag_run_success(dag_run: "DagRun") -> None:
 
 @hookimpl
 def on_dag_run_failed(dag_run: "DagRun") -> None:
-    """Note the error messages of the failed tasks at the run."""
+    """Note the error messages of the failed tasks at the run, last those of tasks that have left none."""
     if dag_run.dag_id in (RETRAINING_DAG, NIGHT_DAG):
         run, messages = note_tasks(dag_run)
-        errors = [f"{FailedTask(each.task_id, each.map_index)}: {each.text}" for each in messages if each.key == ERROR]
-        write_note(run, "dag_run_note", "\n".join(errors))
+        errors = {FailedTask(each.task_id, each.map_index): each.text for each in messages if each.key == ERROR}
+        failed = sorted(FailedTask(each.task_id, each.map_index) for each in run.task_instances if each.state == "failed")
+        errors |= {task: NO_MESSAGE for task in failed if task not in errors}
+        write_note(run, "dag_run_note", "\n".join(f"{task}: {text}" for task, text in errors.items()))
 
 
 def note_tasks(ended: "DagRun") -> tuple["DagRun", list[Message]]:

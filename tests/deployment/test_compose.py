@@ -194,6 +194,17 @@ def test_each_queue_is_served_by_one_worker(profile, airflow_home):
     assert int(visible) > longest.total_seconds()
 
 
+def test_a_task_without_a_worker_fails_within_minutes():
+    """Airflow queues it three times, and each time looks for it at intervals."""
+    scheduler = SERVICES["scheduler"]["environment"]
+    timeout = float(scheduler["AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT"])
+    interval = float(scheduler["AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL"])
+    assert 3 * (timeout + interval) <= 11 * 60
+    # A worker that is replaced has started again by then.
+    start = WORKERS["worker"]["healthcheck"]["start_period"]
+    assert timeout > float(start.removesuffix("s"))
+
+
 def test_the_gpu_worker_is_given_a_gpu():
     """It reserves as many as it does tasks at once, with the tool by which the pipeline finds them."""
     (device,) = SERVICES["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]

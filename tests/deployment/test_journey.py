@@ -375,8 +375,8 @@ def test_many_failed_tasks_are_counted(deployment):
     assert (record.kind, record.status) == ("night", "failed")
     assert record.message.startswith("a_command: error: ")
     assert record.message.endswith(
-        "; extract[8]: no error message: the task was killed or exceeded its time limit; "
-        "see its log; and 3 more failed tasks"
+        "; extract[8]: no error message: the task was killed or exceeded its time limit, see its log; "
+        "if it has no log, no worker serves its queue; and 3 more failed tasks"
     )
     assert "* extract[8]: no error message" in text
     assert f"  {deployment.address(run)}/tasks/extract/mapped/8\n" in text

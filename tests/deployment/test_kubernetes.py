@@ -108,6 +108,9 @@ def test_options_are_airflows_and_those_of_compose():
     elsewhere = ("core", "execution_api_server_url")
     assert compose.pop(elsewhere).split("api-server")[1] == ":8080/execution/"
     assert options[elsewhere].endswith("-api-server:{{ .Values.ports.apiServer }}/execution/")
+    # A node may have to start first.
+    queued = ("scheduler", "task_queued_timeout")
+    assert float(compose.pop(queued)) < float(options[queued])
     assert compose == {name: options[name] for name in compose}
     login = SERVICES["init"]["environment"]["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"]
     assert options["core", "simple_auth_manager_passwords_file"] == login

@@ -18,7 +18,8 @@ def run(airflow_home):
 
     @task
     def push(key, text, ti=None):
-        ti.xcom_push(key, text)
+        if text:
+            ti.xcom_push(key, text)
         if key == "error":
             raise RuntimeError(text)
 
@@ -63,6 +64,16 @@ def test_a_failed_run_s_note_is_its_errors(run):
     assert note.startswith("evaluate: no test image no")
     assert len(note) == len(tasks["evaluate"]) == 1000
     assert note[-1] == tasks["evaluate"][-1] == "…"
+
+
+def test_a_failed_task_without_a_message(run):
+    """The note of a run says so where a failed task has left no message, as one that no worker has taken."""
+    tasks, note = run([("train", "error", "")])
+    assert tasks == {"train": None}
+    assert note == (
+        "train: no error message: the task was killed or exceeded its time limit, see its log; if it has no log, no "
+        "worker serves its queue"
+    )
 
 
 def test_other_dags_are_left_alone(airflow_home):
