@@ -38,6 +38,9 @@ class Settings(BaseSettings):
     inbox: str = Field(
         (DATA / "inbox").as_uri(), description="URI of the bucket of new photographs; the pipeline only reads it"
     )
+    inbox_profile: str = Field(
+        "", description="AWS profile of the inbox, if it needs other credentials than the other buckets"
+    )
     dataset: str = Field(
         (DATA / "demo").as_uri(),
         description="captioned photographs for the first retraining; later ones default to the champion's dataset",

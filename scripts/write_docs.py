@@ -26,10 +26,11 @@ from pipeline.settings import PROJECT, Settings
 from pipeline.storage import layout
 
 SETTINGS: dict[str, tuple[type[BaseModel], Sequence[str]]] = {
-    "Store and inputs": (Settings, ["store", "inbox", "dataset", "encoder"]),
+    "Store and inputs": (Settings, ["store", "inbox", "inbox_profile", "dataset", "encoder"]),
     "Runs": (Settings, ["shard_size", "max_failed_fraction", "tracking_uri"]),
     "Listing of the inbox": (Settings, ["inbox_include", "inbox_exclude", "max_shrink_fraction"]),
     "Nightly captions": (Settings, ["night_limit", "beam_width", "mbr_samples", "sidecars", "drift_limit"]),
+    "Connections": (AirflowSettings, ["store_connection", "inbox_connection"]),
     "Notifications": (AirflowSettings, ["notify_email", "notify_webhook", "night_deadline"]),
 }
 """The settings in the groups in which the document shows them; a test checks that all have one."""
@@ -146,7 +147,7 @@ def render_configuration() -> str:
         _table(
             ["variable", "default", "description"],
             [
-                ["`AWS_…`", "", "as boto3 reads them; in Airflow, its connection `aws_default` takes precedence"],
+                ["`AWS_…`", "", "as boto3 reads them; in Airflow, its connections take precedence"],
                 ["`KERAS_BACKEND`", "`tensorflow`", "backend of Keras; `jax` works too, if it is installed"],
                 ["`MLFLOW_TRACKING_…`", "", "as MLflow reads them: the credentials of a tracking server"],
             ],

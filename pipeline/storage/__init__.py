@@ -5,6 +5,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from pipeline.errors import PipelineError
+from pipeline.settings import read_settings
 from pipeline.storage import layout
 from pipeline.storage.bucket import (
     ABSENT,
@@ -47,16 +48,25 @@ def open_bucket(uri: str, environment: Mapping[str, str] | None = None) -> Bucke
     """The bucket at ``file:///folder`` (created on the first write), ``s3://bucket[/prefix]`` or a plain path.
 
     ``environment`` configures access to S3 and takes precedence over the environment of this process (see
-    ``S3Bucket``).
+    ``S3Bucket``). Without it, the setting ``inbox_profile`` chooses the profile of the inbox.
     """
     scheme, separator, rest = uri.partition("://")
     if scheme == "s3" and rest.partition("/")[0]:
-        return S3Bucket(uri, environment)
+        return S3Bucket(uri, _profile(uri) if environment is None else environment)
     if scheme == "file" and rest.removeprefix("localhost").startswith("/"):
         return LocalBucket(Path(unquote(rest.removeprefix("localhost"))))
     if uri and not separator and not uri.startswith(("s3:", "file:")):
         return LocalBucket(Path(uri))
     raise PipelineError(f"Not a bucket: expected file:///folder, s3://bucket/prefix or a path. Received: {uri!r}")
+
+
+def _profile(uri: str) -> Mapping[str, str]:
+    """The variable that chooses the profile of the inbox, if the URI is in it: a store inside of it is not."""
+    settings = read_settings()
+    inside = [place for place in (settings.inbox, settings.store) if f"{uri}/".startswith(f"{place.rstrip('/')}/")]
+    if settings.inbox_profile and inside and max(inside, key=len) == settings.inbox:
+        return {"AWS_PROFILE": settings.inbox_profile}
+    return {}
 
 
 def open_object(uri: str) -> tuple[Bucket, str]:

@@ -25,6 +25,7 @@ from pipeline.storage.bucket import (
 )
 
 if TYPE_CHECKING:
+    import boto3
     from types_boto3_s3 import S3Client
     from types_boto3_s3.type_defs import GetObjectOutputTypeDef
 
@@ -55,8 +56,8 @@ class S3Bucket(Bucket):
 
     Args:
         uri: ``s3://bucket[/prefix]``.
-        environment: endpoint, region and credentials, under the names of boto3's environment variables; boto3 looks
-            for missing ones in its usual places.
+        environment: endpoint, region, credentials, profile and config file, under the names of boto3's environment
+            variables; boto3 looks for missing ones in its usual places.
     """
 
     def __init__(self, uri: str, environment: Mapping[str, str] | None = None) -> None:
@@ -276,13 +277,26 @@ def _s3_client(environment: Mapping[str, str]) -> "S3Client":
         connect_timeout=10,
         read_timeout=READ_TIMEOUT,
     )
+    session = _profile_session(profile, environment) if (profile := environment.get("AWS_PROFILE")) else boto3
     # boto3 looks for values that are None in its usual places.
-    return boto3.client(
+    client: S3Client = session.client(
         "s3",
         aws_access_key_id=environment.get("AWS_ACCESS_KEY_ID"),
         aws_secret_access_key=environment.get("AWS_SECRET_ACCESS_KEY"),
         aws_session_token=environment.get("AWS_SESSION_TOKEN"),
         region_name=environment.get("AWS_DEFAULT_REGION"),
         endpoint_url=environment.get("AWS_ENDPOINT_URL"),
+        verify=environment.get("AWS_CA_BUNDLE"),
         config=config,
     )
+    return client
+
+
+def _profile_session(profile: str, environment: Mapping[str, str]) -> "boto3.Session":
+    import boto3
+    import botocore.session
+
+    session = botocore.session.Session(profile=profile)
+    if "AWS_CONFIG_FILE" in environment:
+        session.set_config_variable("config_file", environment["AWS_CONFIG_FILE"])
+    return boto3.Session(botocore_session=session)

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from airflow.providers.standard.hooks.subprocess import SubprocessHook, SubprocessResult
@@ -13,11 +14,12 @@ from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from captioning.assets import FEATURES
-from captioning.connections import aws_environment
+from captioning.connections import child_environment, private_folder
 from captioning.failures import describe_failures
 from captioning.links import PageLink
 from captioning.names import END_RUN, ERROR, GPU, SUMMARY
-from pipeline.settings import PROJECT
+from pipeline.errors import PipelineError
+from pipeline.settings import PROJECT, read_settings
 
 DEFAULT_ARGS = {
     "retries": 3,
@@ -71,9 +73,10 @@ class PipelineOperator(BaseOperator):
     def execute(self, context: Context) -> Any:
         """Run the command and copy its output to the task's log."""
         arguments = [str(argument) for argument in self.arguments] + ([self.shard] if self.shard else [])
-        environment = {**os.environ, **aws_environment(), "PYTHONUNBUFFERED": "1"}
         command = [sys.executable, "-m", "pipeline", *arguments]
-        finished = self.hook.run_command(command, env=environment, cwd=str(PROJECT))
+        with private_folder() as folder:
+            environment = {**self._environment(folder, arguments, context), "PYTHONUNBUFFERED": "1"}
+            finished = self.hook.run_command(command, env=environment, cwd=str(PROJECT))
         if finished.exit_code != 0:
             raise self._error(finished, context)
         result = json.loads(finished.output)
@@ -84,6 +87,20 @@ class PipelineOperator(BaseOperator):
             for key, value in result.items():
                 context["ti"].xcom_push(key, value)
         return result
+
+    def _environment(self, folder: Path, arguments: Sequence[str], context: Context) -> dict[str, str]:
+        """The environment of the command. Raises ``AirflowFailException`` if it needs a connection that is unusable."""
+        try:
+            return child_environment(folder)
+        except PipelineError as error:
+            # A dataset that was ingested from S3 is not named here, but its ingestion was.
+            settings = read_settings()
+            named = (settings.store, settings.inbox, settings.dataset, settings.encoder, *arguments)
+            if any("s3://" in text for text in named):
+                context["ti"].xcom_push(ERROR, str(error))
+                raise AirflowFailException(str(error)) from error
+            self.log.warning("%s No S3 bucket is named, so the command runs without it.", error)
+            return dict(os.environ)
 
     def _error(self, finished: SubprocessResult, context: Context) -> AirflowException:
         """The error of a failed command, which is also pushed for the run note and the notifications."""

@@ -43,7 +43,9 @@ def on_dag_run_failed(dag_run: "DagRun") -> None:
     if dag_run.dag_id in (RETRAINING_DAG, NIGHT_DAG):
         run, messages = note_tasks(dag_run)
         errors = {FailedTask(each.task_id, each.map_index): each.text for each in messages if each.key == ERROR}
-        failed = sorted(FailedTask(each.task_id, each.map_index) for each in run.task_instances if each.state == "failed")
+        failed = sorted(
+            FailedTask(each.task_id, each.map_index) for each in run.task_instances if each.state == "failed"
+        )
         errors |= {task: NO_MESSAGE for task in failed if task not in errors}
         write_note(run, "dag_run_note", "\n".join(f"{task}: {text}" for task, text in errors.items()))
 

@@ -7,11 +7,15 @@ from pipeline.settings import load_settings
 
 
 class AirflowSettings(BaseSettings):
-    """The receivers of notifications, and the time after which a night is late."""
+    """The connections of the buckets, the receivers of notifications, and the time after which a night is late."""
 
     # A wrong value may be an address with a password in it.
     model_config = SettingsConfigDict(env_prefix="CAPTION_", hide_input_in_errors=True)
 
+    store_connection: str = Field(
+        "aws_default", description="Airflow connection of the store on S3, and of all other buckets but the inbox"
+    )
+    inbox_connection: str = Field("aws_default", description="Airflow connection of the inbox on S3")
     notify_email: str = Field(
         "",
         description="addresses that get mail about failures, late nights and warnings, separated by commas; the mail "

@@ -1,7 +1,6 @@
 """The DAGs as Airflow reads them, and the operator that both are made of."""
 
 import itertools
-import json
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipeline.errors import PipelineError
 from tests.support.paths import PROJECT
 
 
@@ -261,10 +261,10 @@ class TestOperator:
         """Runs an operator whose command is replaced by Python code; returns its result, XComs and asset events."""
         from captioning import operators
 
-        monkeypatch.setattr(operators, "aws_environment", lambda: {"FROM_CONNECTION": "yes"})
+        monkeypatch.setattr(operators, "child_environment", lambda folder: {**os.environ, "FOLDER": str(folder)})
 
-        def run(code, **kwargs):
-            operator = operators.PipelineOperator(task_id="t", arguments=["x"], **kwargs)
+        def run(code, arguments=("x",), **kwargs):
+            operator = operators.PipelineOperator(task_id="t", arguments=arguments, **kwargs)
             run.operators.append(operator)
             real = operator.hook.run_command
             monkeypatch.setattr(
@@ -312,10 +312,32 @@ class TestOperator:
         }
         assert len({link.xcom_key for link in operator.operator_extra_links}) == 2
 
-    def test_runs_with_the_connection(self, run):
-        """The command's environment holds the connection's variables in addition to Airflow's own."""
-        result, _, _ = run("import os, json; print(json.dumps([os.environ['FROM_CONNECTION'], 'PATH' in os.environ]))")
-        assert result == ["yes", True]
+    def test_runs_with_the_connections(self, run):
+        """The command's environment is that of the connections, whose folder is gone afterwards."""
+        code = "import json, os; folder = os.environ['FOLDER']; print(json.dumps([folder, os.path.isdir(folder)]))"
+        folder, existed = run(code)[0]
+        assert (existed, Path(folder).exists()) == (True, False)
+
+    @pytest.mark.parametrize("place", ["store", "inbox", "dataset", "encoder", "argument", None])
+    def test_an_unusable_connection(self, run, place, monkeypatch, tmp_path):
+        """It stops a task that names a bucket on S3, whose error says why; any other runs without it."""
+        from airflow.sdk.exceptions import AirflowFailException
+
+        from captioning import operators
+
+        def unusable(folder):
+            raise PipelineError("The Airflow connection aws_default can't be used.")
+
+        monkeypatch.setattr(operators, "child_environment", unusable)
+        for name in ("store", "inbox", "dataset", "encoder"):
+            monkeypatch.setenv(f"CAPTION_{name.upper()}", "s3://b" if name == place else tmp_path.as_uri())
+        arguments = ["ingest", "--dataset=s3://b"] if place == "argument" else ["ingest"]
+        if place is None:
+            assert run("print(3)", arguments=arguments)[0] == 3
+            return
+        with pytest.raises(AirflowFailException, match="aws_default"):
+            run("print(3)", arguments=arguments)
+        assert run.pushed == {"error": "The Airflow connection aws_default can't be used."}
 
     def test_bad_input_is_not_retried(self, run):
         """Status 2 fails the task at once with the command's message; any other status leaves it to the retries."""
@@ -352,26 +374,6 @@ class TestOperator:
         with pytest.raises(AirflowException, match="status -15"):
             run(f"import pathlib, time; pathlib.Path({str(started)!r}).touch(); time.sleep(600)")
         stopper.join()
-
-    def test_connection_becomes_environment(self, airflow_home, monkeypatch):
-        """Login, password, endpoint and region of aws_default are what boto3 finds in the command's environment."""
-        from captioning.connections import aws_environment
-
-        monkeypatch.delenv("AIRFLOW_CONN_AWS_DEFAULT", raising=False)
-        assert aws_environment() == {}
-        connection = {
-            "conn_type": "aws",
-            "login": "key",
-            "password": "secret",
-            "extra": {"endpoint_url": "http://127.0.0.1:1", "region_name": "eu-west-1"},
-        }
-        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
-        assert aws_environment() == {
-            "AWS_ACCESS_KEY_ID": "key",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_DEFAULT_REGION": "eu-west-1",
-            "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
-        }
 
 
 def test_the_environment_is_that_of_the_tests(airflow_home):

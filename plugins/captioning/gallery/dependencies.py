@@ -3,44 +3,46 @@
 The tasks open the buckets in the same way.
 """
 
+import atexit
+import contextlib
 import os
 import time
 from collections.abc import Mapping
 from functools import lru_cache
-from types import MappingProxyType
+from pathlib import Path
 
-from captioning.connections import aws_environment
+from captioning.connections import INBOX, STORE, bucket_environment, child_environment, private_folder
 from pipeline.settings import read_settings
 from pipeline.storage import Bucket, open_bucket
 
 SECONDS = 600
-"""Time after which the connection is read again: its credentials may expire."""
+"""Time after which the connections are read again: a person may have changed their keys."""
+
+_open_folders = contextlib.ExitStack()
+atexit.register(_open_folders.close)
 
 
 def store() -> Bucket:
     """The store."""
-    return _open(read_settings().store, _period())
+    return _open(read_settings().store, STORE, int(time.monotonic() / SECONDS))
 
 
 def inbox() -> Bucket:
     """The inbox."""
-    return _open(read_settings().inbox, _period())
+    return _open(read_settings().inbox, INBOX, int(time.monotonic() / SECONDS))
 
 
 def environment() -> Mapping[str, str]:
-    """The environment of a child process that opens the same buckets."""
-    return {**os.environ, **_connection(_period())}
-
-
-def _period() -> int:
-    return int(time.monotonic() / SECONDS)
+    """The environment of a child process that opens the store."""
+    return child_environment(_folder()) if read_settings().store.startswith("s3://") else os.environ
 
 
 @lru_cache(maxsize=4)
-def _open(uri: str, period: int) -> Bucket:
-    return open_bucket(uri, _connection(period) if uri.startswith("s3://") else None)
+def _open(uri: str, profile: str, _period: int) -> Bucket:
+    return open_bucket(uri, bucket_environment(_folder(), profile) if uri.startswith("s3://") else None)
 
 
 @lru_cache(maxsize=1)
-def _connection(_period: int) -> Mapping[str, str]:
-    return MappingProxyType(aws_environment())
+def _folder() -> Path:
+    """The folder of the profiles of this process."""
+    return _open_folders.enter_context(private_folder())
