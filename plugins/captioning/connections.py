@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from captioning.settings import read_settings
 from pipeline.errors import PipelineError
+from pipeline.settings import read_settings as pipeline_settings
 
 if TYPE_CHECKING:
     from airflow.providers.amazon.aws.utils.connection_wrapper import AwsConnectionWrapper
@@ -87,7 +88,7 @@ def child_environment(folder: Path) -> dict[str, str]:
         return dict(os.environ)
     # They would take precedence over the profiles, which hold them where the connections have nothing else.
     replaced = {
-        "AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL_STS", "CAPTION_INBOX_PROFILE",
+        "AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL_STS",
         *_KEYS, *_WEB_IDENTITY, *_PLACE,
     }  # fmt: skip
     environment = {name: value for name, value in os.environ.items() if name not in replaced}
@@ -110,16 +111,18 @@ def bucket_environment(folder: Path, profile: str) -> Mapping[str, str] | None:
 def _write_profiles(folder: Path) -> dict[str, dict[str, str]]:
     """Write the profiles to a config file, and return the variables that choose each; empty without a connection.
 
-    There is no profile for the inbox if its connection is that of the store.
+    There is no profile for the inbox if nothing distinguishes it from the store.
     """
-    settings = read_settings()
+    settings, inbox_profile = read_settings(), pipeline_settings().inbox_profile
     connections = {STORE: _find_connection(settings.store_connection)}
-    if settings.inbox_connection != settings.store_connection:
+    if inbox_profile or settings.inbox_connection != settings.store_connection:
         connections[INBOX] = _find_connection(settings.inbox_connection)
     if not any(connections.values()):
         return {}
     sections: Sections = {}
     for name, connection in connections.items():
+        if name == INBOX and inbox_profile and not connection.profile_name:
+            connection.profile_name = inbox_profile
         sections |= _profile(name, connection)
     file = _write_config(folder / "config", sections)
     return {name: {"AWS_CONFIG_FILE": str(file), **_variables(name, sections)} for name in connections}
@@ -214,7 +217,8 @@ def _existing_profile(connection: "AwsConnectionWrapper") -> dict[str, Any]:
     try:
         return dict(botocore.session.Session(profile=connection.profile_name).get_scoped_config())
     except ProfileNotFound as error:
-        raise PipelineError(f"{error}. Correct the Airflow connection's profile_name, or AWS_PROFILE.") from error
+        advice = "Correct the Airflow connection's profile_name, AWS_PROFILE or CAPTION_INBOX_PROFILE."
+        raise PipelineError(f"{error}. {advice}") from error
 
 
 def _role(connection: "AwsConnectionWrapper") -> dict[str, Any]:

@@ -19,7 +19,7 @@ from captioning.failures import describe_failures
 from captioning.links import PageLink
 from captioning.names import END_RUN, ERROR, GPU, SUMMARY
 from pipeline.errors import PipelineError
-from pipeline.settings import PROJECT, read_settings
+from pipeline.settings import PROJECT
 
 DEFAULT_ARGS = {
     "retries": 3,
@@ -94,9 +94,8 @@ class PipelineOperator(BaseOperator):
             return child_environment(folder)
         except PipelineError as error:
             # A dataset that was ingested from S3 is not named here, but its ingestion was.
-            settings = read_settings()
-            named = (settings.store, settings.inbox, settings.dataset, settings.encoder, *arguments)
-            if any("s3://" in text for text in named):
+            settings = [value for name, value in os.environ.items() if name.startswith("CAPTION_")]
+            if any("s3://" in text for text in (*settings, *arguments)):
                 context["ti"].xcom_push(ERROR, str(error))
                 raise AirflowFailException(str(error)) from error
             self.log.warning("%s No S3 bucket is named, so the command runs without it.", error)

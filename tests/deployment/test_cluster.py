@@ -11,6 +11,7 @@ from datetime import datetime
 
 import pytest
 
+from captioning.failures import NO_MESSAGE
 from pipeline.captioner import registry
 from pipeline.storage import open_bucket, parquet
 from pipeline.work import runs
@@ -29,6 +30,8 @@ QUICKLY = {
     # A machine that is silent so long is gone: five minutes by default, which is longer than a whole night here.
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
+    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "60",
+    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "5",
     "CAPTION_SHARD_SIZE": "3",
     "CAPTION_TRACKING_URI": "",
 }
@@ -227,3 +230,24 @@ def test_it_is_restored_under_new_keys(world):
     assert world.call("GET", f"{NIGHT}/dagRuns")["total_entries"] == nights
     assert registry.read_champion(world.store) == champion
     world.end_night(world.begin_night())
+
+
+def test_a_queue_that_nobody_serves(world, toy_encoder):
+    """A run without a computing worker and without the pool gets the pool, and fails with a note that says why.
+
+    The connection that Airflow itself can create, without anything in it, is in nobody's way.
+    """
+    world.cluster.parts.pop("gpu-1").stop()
+    world.cluster.run([machines.AIRFLOW, "pools", "delete", "gpu"])
+    world.cluster.run([machines.AIRFLOW, "connections", "add", "aws_default", "--conn-type", "aws"])
+    conf = {"dataset": toy.draw(open_bucket("s3://training")), "encoder": str(toy_encoder), "min_count": 1}
+    world.call("PATCH", RETRAINING, {"is_paused": False})
+    run = world.call("POST", f"{RETRAINING}/dagRuns", {"logical_date": None, "conf": conf})
+    address = f"{RETRAINING}/dagRuns/{run['dag_run_id']}"
+    ended = wait_for(
+        "the retraining's end",
+        lambda: (run := world.call("GET", address))["state"] in ("success", "failed") and run,
+        400,
+    )
+    assert (ended["state"], ended["note"]) == ("failed", f"register_encoder: {NO_MESSAGE}")
+    assert world.call("GET", "/api/v2/pools/gpu")["slots"] == 1

@@ -70,6 +70,7 @@ class Deployment:
 
     def __init__(self, folder, server, receivers, s3, uri):
         self.home, self.server, self.url, self.receivers, self.s3 = folder, server, server.url, receivers, s3
+        self.temporary = folder.with_name("temporary")
         self.store, self.inbox = open_bucket(f"{uri}/store"), open_bucket(f"{uri}/inbox")
 
     def notification(self, subject, containing):
@@ -121,6 +122,7 @@ def deployment(tmp_path_factory, s3_server, s3_bucket_name, source, new):
     """Airflow with an empty store, a deadline of a second for nights, and two more DAGs."""
     folder, s3, uri = tmp_path_factory.mktemp("airflow"), Proxy(s3_server), f"s3://{s3_bucket_name}/{uuid.uuid4().hex}"
     other = tmp_path_factory.mktemp("other")
+    tmp_path_factory.mktemp("temporary", numbered=False)
     (other / "some.py").write_text(OTHER_DAGS)
     bundles = [
         {
@@ -147,6 +149,7 @@ def deployment(tmp_path_factory, s3_server, s3_bucket_name, source, new):
             "CAPTION_ENCODER": "random",
             "CAPTION_TRACKING_URI": secrets.TRACKING,
             "CAPTION_NIGHT_DEADLINE": str(1 / 3600),
+            "TMPDIR": str(folder.with_name("temporary")),
             "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
             "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
             "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
@@ -843,3 +846,5 @@ def test_nothing_keeps_a_secret(deployment, promoted, refused):
     objects = {item.key: deployment.store.get(item.key) for item in deployment.store.list()}
     assert {"parquet", "json", "html", "npz", "keras"} <= {key.rpartition(".")[2] for key in objects}
     secrets.search(objects.values(), promoted.version, known)
+    # Tasks were killed, too. Only the API server's own credentials are left, as long as it runs.
+    assert len(list(deployment.temporary.glob("captioning-*"))) <= 1

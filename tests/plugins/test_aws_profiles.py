@@ -256,6 +256,30 @@ def test_store_and_inbox_have_their_own_connections(child, define, monkeypatch):
         assert (client._get_credentials().access_key, client.meta.endpoint_url) == (key, endpoint)
 
 
+def test_a_profile_of_the_inbox(child, define, monkeypatch, tmp_path):
+    """The one that the setting names serves the inbox where the connection has no credentials of its own."""
+    (tmp_path / ".aws").mkdir()
+    (tmp_path / ".aws/config").write_text(
+        "[profile mine]\naws_access_key_id = store\naws_secret_access_key = b\n"
+        "[profile photos]\naws_access_key_id = inbox\naws_secret_access_key = b\n"
+    )
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    monkeypatch.setenv("CAPTION_INBOX_PROFILE", "photos")
+    monkeypatch.setenv("CAPTION_INBOX", "s3://photos")
+    monkeypatch.setenv("CAPTION_STORE", "s3://captioning")
+
+    def opened():
+        return [open_bucket(uri).client._get_credentials().access_key for uri in ("s3://captioning", "s3://photos")]
+
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    assert opened() == ["store", "inbox"]
+    define({"region_name": "eu-west-1"})
+    in_this_process = bucket_environment(tmp_path, INBOX)
+    assert open_bucket("s3://photos", in_this_process).client._get_credentials().access_key == "inbox"
+    child()
+    assert opened() == ["store", "inbox"]
+
+
 def test_this_process_opens_them_likewise(define, monkeypatch, tmp_path):
     """The API server, whose own environment may say otherwise, opens each with its own keys and endpoint."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:2")
