@@ -7,6 +7,7 @@ boto3 finds an instance's role, a web identity or variables as it does without a
 
 import configparser
 import contextlib
+import json
 import os
 import re
 import subprocess
@@ -123,7 +124,10 @@ def _write_profiles(folder: Path) -> dict[str, dict[str, str]]:
     for name, connection in connections.items():
         if name == INBOX and inbox_profile and not connection.profile_name:
             connection.profile_name = inbox_profile
-        sections |= _profile(name, connection)
+        try:
+            sections |= _profile(name, connection)
+        except (AttributeError, TypeError) as error:
+            raise _invalid(connection.conn_id, error) from error
     file = _write_config(folder / "config", sections)
     return {name: {"AWS_CONFIG_FILE": str(file), **_variables(name, sections)} for name in connections}
 
@@ -148,9 +152,14 @@ def _find_connection(connection_id: str) -> "AwsConnectionWrapper":
     if bool(connection.login) != bool(connection.password):
         raise _refusal(connection_id, "a key without a secret, or a secret without a key", "Give both, or neither.")
     try:
+        json.loads(connection.extra or "{}")  # Airflow would take it for empty
         return AwsConnectionWrapper(conn=connection)
     except (AirflowException, AttributeError, NotImplementedError, TypeError, ValueError) as error:
-        raise _refusal(connection_id, f"an invalid extra ({error})", "Correct it under Admin → Connections.") from error
+        raise _invalid(connection_id, error) from error
+
+
+def _invalid(connection_id: object, error: Exception) -> PipelineError:
+    return _refusal(connection_id, f"an invalid extra ({error})", "Correct it under Admin → Connections.")
 
 
 def _refusal(connection_id: object, what: str, advice: str) -> PipelineError:
@@ -212,12 +221,12 @@ def _credentials(connection: "AwsConnectionWrapper") -> dict[str, Any]:
 def _existing_profile(connection: "AwsConnectionWrapper") -> dict[str, Any]:
     """The options of the profile that a connection or the environment names, in the config file of this machine."""
     import botocore.session
-    from botocore.exceptions import ProfileNotFound
+    from botocore.exceptions import BotoCoreError
 
     try:
         return dict(botocore.session.Session(profile=connection.profile_name).get_scoped_config())
-    except ProfileNotFound as error:
-        advice = "Correct the Airflow connection's profile_name, AWS_PROFILE or CAPTION_INBOX_PROFILE."
+    except BotoCoreError as error:  # there is no such profile, or the file is damaged
+        advice = "Correct the Airflow connection's profile_name, AWS_PROFILE, CAPTION_INBOX_PROFILE, or the file."
         raise PipelineError(f"{error}. {advice}") from error
 
 
@@ -284,8 +293,12 @@ def _variables(name: str, sections: Sections) -> dict[str, str]:
 
 def _write_config(file: Path, sections: Sections) -> Path:
     """Write the sections to a config file, after those of the machine, to which they may refer."""
-    config = configparser.RawConfigParser()
-    config.read(Path(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")).expanduser())
+    config, machine = configparser.RawConfigParser(), Path(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config"))
+    try:
+        config.read(machine.expanduser())
+    except configparser.Error:
+        # Its message may repeat a key.
+        raise PipelineError(f"{machine} can't be read as a config file of AWS. Correct it.") from None
     for section, options in sections.items():
         config[section] = {option: _format(value) for option, value in options.items()}
     descriptor, temporary = tempfile.mkstemp(dir=file.parent)

@@ -180,6 +180,17 @@ def test_a_profile_of_the_machine(child, define, monkeypatch, tmp_path):
     assert boto3.Session().region_name == "eu-north-1"
 
 
+def test_a_damaged_config_file(define, tmp_path):
+    """The error names the file, and repeats nothing of it."""
+    (tmp_path / ".aws").mkdir()
+    (tmp_path / ".aws/config").write_text("[default]\na secret without a name\n")
+    for fields in ({}, KEYS):
+        define(**fields)
+        with pytest.raises(PipelineError, match=r"\.aws/config") as error:
+            child_environment(tmp_path)
+        assert "secret" not in str(error.value)
+
+
 def test_client_options(child, define, tmp_path):
     """Addressing, signatures and certificates reach the client."""
     certificates = tmp_path / "ca.pem"
@@ -203,6 +214,10 @@ def test_client_options(child, define, tmp_path):
         ({"extra": {"config_kwargs": {"signature_version": "unsigned"}}}, "signature_version unsigned"),
         ({"extra": {"config_kwargs": {"no_such": 1}}}, "an invalid extra"),
         ({"extra": {"config_kwargs": "path"}}, "an invalid extra"),
+        ({"extra": {"service_config": "s3"}}, "an invalid extra"),
+        ({"extra": "{region_name: eu-west-1}"}, "an invalid extra"),
+        ({"extra": "[1]"}, "an invalid extra"),
+        ({"extra": {"role_arn": ROLE, "assume_role_kwargs": "an-id"}}, "an invalid extra"),
         ({"extra": {"role_arn": ROLE, "assume_role_method": "assume_role_with_saml"}}, "assume_role_with_saml"),
         ({"extra": {"role_arn": ROLE, "assume_role_method": "by_magic"}}, "by_magic"),
         ({"extra": {"role_arn": ROLE, "assume_role_kwargs": {"SerialNumber": "x"}}}, "SerialNumber in assume_role_kwa"),
