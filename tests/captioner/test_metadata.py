@@ -29,5 +29,5 @@ def test_models_are_listed_newest_first(bucket):
 def test_invalid_metadata(bucket, document):
     """The error names the object and says what to do."""
     bucket.put(layout.model_metadata("v1"), document)
-    with pytest.raises(PipelineError, match=r"models/v1/metadata\.json is not a valid document.*train it again"):
+    with pytest.raises(PipelineError, match=r"models/v1/metadata\.json is damaged.*train it again"):
         load_metadata("v1", bucket)

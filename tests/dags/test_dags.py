@@ -180,18 +180,21 @@ def test_the_night_is_a_chain(dag):
 @pytest.mark.parametrize(
     ("chosen", "options"),
     [
-        ({}, ["--archive=all", "--no-retry-failed"]),
-        ({"archive": "new", "retry_failed": True}, ["--archive=new", "--retry-failed"]),
+        ({}, ["--archive=all", "--no-retry-failed", "--no-accept-smaller-inbox"]),
+        (
+            {"archive": "new", "retry_failed": True, "accept_smaller_inbox": True},
+            ["--archive=new", "--retry-failed", "--accept-smaller-inbox"],
+        ),
     ],
 )
 def test_the_form_of_a_night(dag, chosen, options):
-    """The two choices of the form become options of the listing; other values are refused."""
+    """The choices of the form become options of the listing; other values are refused."""
     from airflow.sdk.exceptions import ParamValidationError
 
     params = {**dag.params.dump(), **chosen}
-    templates = map(dag.get_template_env().from_string, dag.task_dict["list_inbox"].arguments[-2:])
+    templates = map(dag.get_template_env().from_string, dag.task_dict["list_inbox"].arguments[-3:])
     assert [template.render(params=params) for template in templates] == options
-    for name, wrong in {"archive": "old", "retry_failed": "maybe"}.items():
+    for name, wrong in {"archive": "old", "retry_failed": "maybe", "accept_smaller_inbox": 3}.items():
         assert dag.params.get_param(name).description
         with pytest.raises(ParamValidationError):
             dag.params.get_param(name).resolve(wrong)

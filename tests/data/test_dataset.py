@@ -567,7 +567,7 @@ def test_a_file_that_is_no_csv_table_is_refused(source: LocalBucket, store: Loca
 def test_a_file_that_is_no_parquet_table_is_refused(source: LocalBucket, store: LocalBucket) -> None:
     """A file with the suffix but another content is refused with its URI."""
     source.put("table.parquet", b"image,caption\n")
-    with pytest.raises(PipelineError, match=r"table\.parquet is not a readable Parquet file"):
+    with pytest.raises(PipelineError, match=r"table\.parquet is damaged"):
         ingest(source.url("table.parquet"), store, name="photos")
 
 
@@ -813,7 +813,7 @@ def test_load_says_that_there_is_no_such_dataset(bucket: Bucket) -> None:
 def test_load_refuses_other_files(bucket: Bucket) -> None:
     """Text under the key of a dataset is none."""
     bucket.put(layout.dataset_table(BY_HAND), b"image,caption")
-    with pytest.raises(PipelineError, match=r"dataset\.parquet is not a readable Parquet file"):
+    with pytest.raises(PipelineError, match=r"dataset\.parquet is damaged"):
         load(BY_HAND, bucket)
 
 

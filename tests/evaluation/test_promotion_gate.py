@@ -116,7 +116,7 @@ def test_a_promotion_and_its_record(bucket):
     assert describe(record) == "v1 is the new champion: the first champion, CIDEr 0.400"
     [entry] = read_champion(bucket).history
     assert (entry.version, entry.run, entry.reason) == ("v1", record.run, record.reason)
-    assert bucket.exists("runs/manual__2026-01-02T03-04-05-00-00.json")
+    assert bucket.exists("runs/retraining/manual__2026-01-02T03-04-05-00-00.json")
     assert list(runs.list_records(runs.RETRAINING, bucket)) == [record]
     assert timedelta(0) <= datetime.now(UTC) - record.finished_at < timedelta(minutes=5)
     assert record.model_dump(exclude={"started_at", "finished_at"}) == {

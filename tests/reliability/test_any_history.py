@@ -65,7 +65,6 @@ class Nights(RuleBasedStateMachine):
         loaded = encoder.Encoder("e-1", (2, 2), (3,), 4, 1, lambda pictures: pictures.mean(axis=(1, 2)))
         self.patches = [
             patch.object(extraction, "open_source", lambda name, store: self.inbox),
-            patch.object(nights, "open_bucket", lambda uri: self.inbox),
             patch.object(extraction, "read_picture", read_picture),
             patch.object(encoder, "load", lambda encoder_id, store: loaded),
             patch.object(bundle, "load", lambda version, store: (Captioner(), None)),
