@@ -47,6 +47,10 @@ class BadImageError(ValueError):
     """The bytes can't be decoded as a picture; the message explains why."""
 
 
+class SlowImageError(BadImageError):
+    """Decoding the picture takes longer than allowed."""
+
+
 def content_hash(data: bytes) -> str:
     """A hash of the bytes of a file, 32 hexadecimal digits: equal files have equal hashes."""
     return hashlib.sha256(data).hexdigest()[:32]
@@ -72,8 +76,9 @@ def decode(data: bytes, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
         uint8 array of shape (height, width, 3), 0..255.
 
     Raises:
-        BadImageError: the data is empty, none of ``FORMATS``, damaged, has more than ``MAX_BYTES`` or more pixels than
-            Pillow's safety limit, or needs more memory than allowed.
+        BadImageError: the data is empty, none of ``FORMATS``, damaged, or has more than ``MAX_BYTES`` or more pixels
+            than Pillow's safety limit.
+        MemoryError: it needs more memory than there is.
     """
     return np.asarray(_upright_rgb(data, lambda _: (size[1], size[0]), max(size)))
 
@@ -82,7 +87,7 @@ def thumbnail(data: bytes, side: int) -> bytes:
     """A picture, upright and in RGB, as a JPEG whose longer side is ``side`` pixels, or its own if that is shorter.
 
     Raises:
-        BadImageError: as ``decode``.
+        BadImageError, MemoryError: as ``decode``.
     """
 
     def shrunk(size: tuple[int, int]) -> tuple[int, int]:
@@ -109,7 +114,7 @@ def _upright_rgb(data: bytes, resized: Callable[[tuple[int, int]], tuple[int, in
             if limit is not None and image.width * image.height > limit:
                 raise Image.DecompressionBombError
             return _converted(image, resized)
-    except BadImageError:
+    except (BadImageError, MemoryError):
         raise
     except UnidentifiedImageError:
         raise BadImageError(
@@ -118,8 +123,6 @@ def _upright_rgb(data: bytes, resized: Callable[[tuple[int, int]], tuple[int, in
     except Image.DecompressionBombError:
         limit = (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
         raise BadImageError(f"more than {limit} million pixels; scale it down") from None
-    except MemoryError:
-        raise BadImageError("needs more memory than a picture may take; scale it down") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged data
         # Without numbers and quotations, so that the same damage is counted as one kind of error.
         why = re.sub(r"b?'.*'|\d+", "…", str(error)) or type(error).__name__

@@ -20,11 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline import pipes
 from pipeline.config import DecodingConfig
+from pipeline.data.decoders import Decoders, DecoderStartError
 from pipeline.errors import PipelineError
 from pipeline.settings import read_settings
 
 if TYPE_CHECKING:
-    from pipeline.data.decoders import Decoders
     from pipeline.features.extraction import Picture
     from pipeline.serving.on_demand import Model
     from pipeline.storage.bucket import Bucket
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DECODE_SECONDS = 10
-"""Limit for decoding a picture: shorter than the client's, so that a slow picture only ends its decoder."""
+"""Limit of CPU time for decoding a picture: below the client's limit, so that a slow picture only ends its decoder."""
 
 
 class Kind(StrEnum):
@@ -84,14 +84,14 @@ def serve(alternatives: int, send: Callable[[Kind, str], None]) -> None:
     champion = _Champion(store, decoding=settings.decoding, alternatives=alternatives)
     try:
         champion.refresh()
-    except PipelineError as error:  # also the answer to each picture, until a person has fixed it
+    except (PipelineError, DecoderStartError) as error:  # also the answer to each picture, until a person has fixed it
         log.warning("%s", error)
     send(Kind.READY, "")
     for picture in pictures:
         try:
             champion.refresh(lambda: send(Kind.LOADING, ""))
             send(*champion.caption(picture))
-        except PipelineError as error:
+        except (PipelineError, DecoderStartError) as error:
             log.warning("%s", error)
             send(Kind.UNAVAILABLE, str(error))
 
@@ -105,9 +105,8 @@ class _Champion:
         self._loaded: tuple[Model, Decoders] | None = None
 
     def refresh(self, before_loading: Callable[[], None] = lambda: None) -> None:
-        """Load the champion unless it is loaded. Raises ``PipelineError`` if that is not possible."""
+        """Load the champion unless it is loaded. Raises ``PipelineError`` or ``DecoderStartError``."""
         from pipeline.captioner.registry import read_champion
-        from pipeline.data.decoders import Decoders
         from pipeline.serving import on_demand
         from pipeline.storage import layout
 

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.decoders import Decoders
-from pipeline.data.images import BadImageError, decode
+from pipeline.data import decoders as module
+from pipeline.data.decoders import Decoders, DecoderStartError
+from pipeline.data.images import BadImageError, SlowImageError, decode
 from tests.support import damaged_images
+from tests.support.decoder_code import AT_A_MARK, CANNOT_START, MARK, in_decoders
 from tests.support.paths import PROJECT
 from tests.support.processes import children, gone, suspend
 
@@ -29,6 +31,18 @@ def started():
     """The processes that were started since the test began, at each call."""
     before = set(children(os.getpid()))
     return lambda: sorted(set(children(os.getpid())) - before)
+
+
+@pytest.fixture
+def decoders_run(tmp_path, monkeypatch):
+    """Make decoders run some code first; returns a function that ends that."""
+
+    def run(code):
+        for name, value in in_decoders(code, tmp_path / "code").items():
+            monkeypatch.setenv(name, value)
+        return (tmp_path / "code" / "sitecustomize.py").unlink
+
+    return run
 
 
 def test_pictures_are_those_that_decode_gives():
@@ -57,20 +71,114 @@ def test_the_largest_picture_fits(monkeypatch):
         np.testing.assert_allclose(decoders.decode(large)[0, 0], damaged_images.GREEN, atol=2)
 
 
+def test_the_memory_that_others_left_behind(decoders_run):
+    """A picture that fails only because earlier ones have used up the memory of the process is decoded in another."""
+    decoders_run(AT_A_MARK.format(act="Image.left_behind = bytearray(200 << 20)"))
+    large = damaged_images.encoded(damaged_images.plain(size=(4500, 4500)), "PNG")
+    with Decoders((20, 20), memory=300 << 20) as decoders:
+        decoders.decode(picture() + MARK)
+        np.testing.assert_allclose(decoders.decode(large)[0, 0], damaged_images.GREEN, atol=2)
+
+
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_process_that_dies_costs_one_picture(sent, started):
-    """The picture that it died of fails with advice; another process decodes the next one."""
+def test_a_process_that_dies_costs_no_picture(sent, started):
+    """The picture is decoded by another process."""
     with Decoders((20, 20)) as decoders:
         decoders.decode(picture())
         [pid] = started()
         suspend(pid)
         with ThreadPoolExecutor(1) as threads:
-            waiting = threads.submit(decoders.decode, picture())
+            waiting = threads.submit(decoders.decode, picture(1))
             time.sleep(0.2)
             os.kill(pid, sent)
             os.kill(pid, signal.SIGCONT)
-            with pytest.raises(BadImageError, match=rf"crashes the decoder \(status {-sent}\); save it again"):
-                waiting.result()
+            np.testing.assert_array_equal(waiting.result(), decode(picture(1), (20, 20)))
+        assert decoders.decode(picture()).shape == (20, 20, 3)
+
+
+@pytest.mark.parametrize(
+    ("sent", "error"),
+    [
+        (signal.SIGKILL, r"killed twice, probably because the machine ran out of memory; scale it down, or give"),
+        (signal.SIGSEGV, r"crashes the decoder \(status -11\); save it again with another program"),
+    ],
+)
+def test_a_picture_at_which_two_processes_die_fails(sent, error, decoders_run, started):
+    """Others that are decoded at the same time do not, and no process is lost."""
+    decoders_run(AT_A_MARK.format(act=f"import os; os.kill(os.getpid(), {sent})"))
+    pictures = [picture(seed) for seed in range(12)]
+    with Decoders((20, 20)) as decoders, ThreadPoolExecutor(4) as threads:
+        deadly = [threads.submit(decoders.decode, picture() + MARK) for _ in range(3)]
+        for data, found in zip(pictures, threads.map(decoders.decode, pictures), strict=True):
+            np.testing.assert_array_equal(found, decode(data, (20, 20)))
+        for each in deadly:
+            with pytest.raises(BadImageError, match=error):
+                each.result()
+        assert len(started()) <= os.cpu_count()
+
+
+def test_a_slow_machine_fails_no_picture(decoders_run):
+    """Only a picture's own computing counts: not the time in which its process waits."""
+    decoders_run(AT_A_MARK.format(act="import time; time.sleep(0.5)"))
+    with Decoders((20, 20), seconds=0.4) as decoders:
+        assert decoders.decode(picture() + MARK).shape == (20, 20, 3)
+
+
+def test_a_picture_may_have_a_limit_of_its_own(decoders_run):
+    """It has no effect on the next picture, which has that of the pool."""
+    computing = "import time; all(time.process_time() < 0.6 for _ in iter(int, 1))"
+    decoders_run(AT_A_MARK.format(act=computing))
+    with Decoders((20, 20)) as decoders:
+        with pytest.raises(SlowImageError, match=r"takes longer than 0\.1 s to decode; save it again with another"):
+            decoders.decode(picture() + MARK, seconds=0.1)
+        assert decoders.decode(picture() + MARK).shape == (20, 20, 3)
+
+
+NO_WEBP = "from PIL import features; features.modules['webp'] = ('PIL.missing', None)"
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (CANNOT_START, r"\(status 1\): libjpeg\.so\.62: cannot open shared object file\. Check its free memory.*again"),
+        (NO_WEBP, r"\(status 1\): Pillow lacks webp\. Check"),
+        ("import os; os.kill(os.getpid(), 9)", r"\(status -9\): no output\. Check"),
+    ],
+    ids=["library", "format", "killed"],
+)
+def test_a_process_that_cannot_start_is_no_fault_of_a_picture(code, error, decoders_run):
+    """The error has what the process wrote, and what to do; once it can start, pictures are decoded."""
+    repair = decoders_run(code)
+    with Decoders((20, 20)) as decoders:
+        for _ in range(os.cpu_count() + 1):
+            with pytest.raises(DecoderStartError, match=error):
+                decoders.decode(picture())
+        repair()
+        assert decoders.decode(picture()).shape == (20, 20, 3)
+
+
+def test_a_machine_without_processes(monkeypatch):
+    """So is a machine that can't start any process."""
+
+    def refuse(*_, **__):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(module.subprocess, "Popen", refuse)
+    with Decoders((20, 20)) as decoders, pytest.raises(DecoderStartError, match="Resource temporarily unavailable"):
+        decoders.decode(picture())
+
+
+def test_a_system_that_cannot_limit_memory(decoders_run):
+    """Pictures are decoded without that limit, as on macOS."""
+    decoders_run("""
+import resource
+def refuse(which, limits, set=resource.setrlimit):
+    if which == resource.RLIMIT_DATA:
+        raise ValueError("current limit exceeds maximum limit")
+    set(which, limits)
+resource.setrlimit = refuse
+""")
+    with Decoders((20, 20)) as decoders:
         assert decoders.decode(picture()).shape == (20, 20, 3)
 
 

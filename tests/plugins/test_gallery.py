@@ -20,6 +20,7 @@ from pipeline.work import runs
 from pipeline.work.runs import NightRecord
 from tests.support import toy
 from tests.support.caption_tables import row, shard_key, write
+from tests.support.decoder_code import CANNOT_START, in_decoders
 from tests.support.long_history import write_history
 from tests.support.models import write_evaluation
 
@@ -327,6 +328,21 @@ def test_a_thumbnail_keeps_its_shape(visit, buckets):
     assert "immutable" in answer.headers["cache-control"]
     assert Image.open(io.BytesIO(visit("/thumbnail?key=wide.png&whole=true").content)).size == (1280, 640)
     assert visit("/thumbnail", params={"key": "wide.png", "etag": "older"}).status_code == 404
+
+
+def test_decoders_that_cannot_start(visit, tmp_path, monkeypatch):
+    """It is not the picture that is missing or bad: the server can't show or take any at the moment."""
+    from captioning.gallery import routes
+
+    monkeypatch.setattr(routes, "small", routes.Thumbnails(320))
+    for name, value in in_decoders(CANNOT_START, tmp_path / "code").items():
+        monkeypatch.setenv(name, value)
+    for answer in (
+        visit("/thumbnail?key=red.jpg"),
+        visit("/corrections", method="POST", params={"caption": "a dog"}, content=toy.picture("red")),
+    ):
+        assert answer.status_code == 503
+        assert "libjpeg.so.62" in answer.json()["detail"]
 
 
 def test_empty_pages(visit, tmp_path, monkeypatch):

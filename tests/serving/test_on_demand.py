@@ -10,11 +10,13 @@ from PIL import Image
 from pipeline.captioner import registry
 from pipeline.captioner.captioner import Caption
 from pipeline.config import DecodingConfig
+from pipeline.data.decoders import DecoderStartError
 from pipeline.errors import PipelineError
 from pipeline.serving import on_demand
 from pipeline.serving.on_demand import Captioned
 from pipeline.storage import open_bucket
 from tests.support import toy
+from tests.support.decoder_code import CANNOT_START, in_decoders
 from tests.support.loading import load_once
 
 
@@ -111,6 +113,15 @@ def test_bad_pictures_do_not_affect_the_others(tmp_path, monkeypatch, caption):
         else:
             assert error in found[picture].error
             assert not found[picture].captions
+
+
+def test_decoders_that_cannot_start(tmp_path, monkeypatch, caption):
+    """No picture has an error of its own for it: the command fails."""
+    (tmp_path / "good.jpg").write_bytes(toy.picture("green"))
+    for name, value in in_decoders(CANNOT_START, tmp_path / "code").items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(DecoderStartError, match=r"libjpeg\.so\.62"):
+        caption(str(tmp_path / "good.jpg"))
 
 
 def test_without_any_readable_picture(caption):

@@ -23,6 +23,7 @@ from pipeline.serving import on_demand
 from pipeline.serving.client import BadPictureError, BusyError, CaptionClient, TimeLimitError, UnavailableError
 from pipeline.storage import json, layout, open_bucket
 from tests.support import toy
+from tests.support.decoder_code import CANNOT_START, in_decoders
 from tests.support.paths import PROJECT
 from tests.support.processes import gone, suspend
 
@@ -258,6 +259,19 @@ def test_a_server_that_cannot_start(store):
             client.caption(toy.picture("red"))
         client.start_seconds = 120
         assert colour(client.caption(toy.picture("red"))) == "red"
+
+
+def test_decoders_that_cannot_start(store, tmp_path):
+    """It is not the picture that is bad: no picture can be captioned until they can start, and then any can."""
+    unable = environment(store, **in_decoders(CANNOT_START, tmp_path / "code"))
+    with CaptionClient(environment=unable) as client:
+        for _ in range(2):
+            with pytest.raises(UnavailableError, match=r"Decoders of pictures can't start .*libjpeg\.so\.62"):
+                client.caption(toy.picture("red"))
+        process = pid(client)
+        (tmp_path / "code" / "sitecustomize.py").unlink()
+        assert colour(client.caption(toy.picture("red"))) == "red"
+        assert pid(client) == process
 
 
 def test_an_idle_server_ends(store):

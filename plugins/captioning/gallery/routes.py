@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from captioning.gallery import access, dependencies
 from captioning.gallery.plots import plot
 from pipeline.data import corrections
-from pipeline.data.decoders import Thumbnails
+from pipeline.data.decoders import DecoderStartError, Thumbnails
 from pipeline.data.images import MAX_BYTES, BadImageError
 from pipeline.errors import PipelineError
 from pipeline.ops import browse
@@ -300,6 +300,13 @@ async def show_pipeline_error(request: Request, error: PipelineError) -> Respons
     """The same for errors in the store or the settings that a person has to fix."""
     log.warning("%s: %s", request.url.path, error)
     return await show_error(request, HTTPException(status.HTTP_409_CONFLICT, str(error)))
+
+
+@app.exception_handler(DecoderStartError)
+async def show_start_error(request: Request, error: DecoderStartError) -> Response:
+    """The same where no picture can be decoded at the moment."""
+    log.error("%s: %s", request.url.path, error)
+    return await show_error(request, HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE, str(error)))
 
 
 @app.exception_handler(Exception)
