@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.data.decoders import Decoders
-from pipeline.data.images import MAX_BYTES, TOO_LARGE, BadImageError
+from pipeline.data.images import MAX_BYTES, TOO_LARGE, BadImageError, SlowImageError
 from pipeline.features import store as feature_store
 from pipeline.progress import track
 from pipeline.storage import (
@@ -27,6 +28,7 @@ from pipeline.storage import (
     ObjectNotFoundError,
     ObjectTooLargeError,
     has_portable_names,
+    json,
     layout,
     open_source,
 )
@@ -45,6 +47,19 @@ SHARD_SIZE = 1000
 
 READERS = min(32, 4 + (os.cpu_count() or 1))
 """Threads that read and decode pictures: enough to keep the cores busy while some wait for the storage."""
+
+
+USUAL_SECONDS = 2.5
+"""CPU time in which an image must be decoded; the largest healthy ones take two seconds."""
+
+SLOW_IMAGES = 10
+"""Images of a shard that may take longer, up to the limit of the decoders.
+
+They are for slow machines and odd pictures. Hostile pictures, which may be small and never end, can't make a shard
+last: even 2,000 of them, the default of ``CAPTION_SHARD_SIZE``, take 2,000 × 2.5 s + 10 × 30 s of CPU time, and 2,000
+times .2 s to replace the decoder: 48 minutes on two cores. The tasks of the DAGs may take an hour. Where a shard is
+interrupted nevertheless, ``SlowImages`` continues where it was.
+"""
 
 
 def plan_extraction(
@@ -129,7 +144,11 @@ class Extraction:
 
 
 def extract(name: str, *, store: Bucket) -> Extraction:
-    """Encode the images of a shard and write their features, unless they are written already."""
+    """Encode the images of a shard and write their features, unless they are written already.
+
+    Raises:
+        DecoderStartError: no picture can be decoded on this machine at the moment.
+    """
     from pipeline.features import encoder as encoders
 
     shard = shards.read(name, store)
@@ -142,11 +161,14 @@ def extract(name: str, *, store: Bucket) -> Extraction:
         encoder = encoders.load(encoder_id, store)
     start = time.monotonic()
     images = list(zip(*(shard.images[column].to_pylist() for column in IDENTITY), strict=True))
-    with Decoders(encoder.size) as decoders:
+    slow_key = layout.shard_slow_images(name)
+    # Of two processes that extract the shard at the same time, the last to write is remembered.
+    slow = json.find(dict[str, str | None], slow_key, store) or {}
+    with Decoders(encoder.size) as pool:
         read = partial(
             read_picture,
             open_source(source, store),
-            decoders,
+            SlowImages(pool, slow, lambda slow: json.write(slow, slow_key, store)).decode,
             stopwatch=stopwatch,
             check_etag=not has_portable_names(source),
         )
@@ -162,13 +184,63 @@ def extract(name: str, *, store: Bucket) -> Extraction:
     return done
 
 
+class SlowImages:
+    """The rule for images that take long to decode: ``SLOW_IMAGES`` of a shard may, and the others fail.
+
+    Args:
+        pool: decodes them.
+        slow: the images that are known to take longer than ``USUAL_SECONDS``, by key: the error of one that took too
+            long, and None for one that may take up to the limit of the pool.
+        remember: called with ``slow`` after each change, so that a repeated shard can begin with it.
+    """
+
+    def __init__(
+        self, pool: Decoders, slow: dict[str, str | None], remember: Callable[[dict[str, str | None]], None]
+    ) -> None:
+        self._pool, self._slow, self._remember = pool, slow, remember
+        self._lock = threading.Lock()
+
+    def decode(self, key: str, data: bytes) -> npt.NDArray[np.uint8]:
+        """Decode an image, unless it is known to take too long. Raises the errors of ``Decoders.decode``."""
+        if known := self._slow.get(key):
+            raise SlowImageError(known)
+        if key not in self._slow:
+            try:
+                return self._pool.decode(data, seconds=USUAL_SECONDS)
+            except SlowImageError as error:
+                self._allow(key, error)
+        try:
+            return self._pool.decode(data)
+        except SlowImageError as error:
+            with self._lock:
+                self._set(key, str(error))
+            raise
+
+    def _allow(self, key: str, error: SlowImageError) -> None:
+        """Let an image take longer, or raise that it is one too many."""
+        with self._lock:
+            if len(self._slow) < SLOW_IMAGES:
+                self._set(key, None)
+                return
+            message = (
+                f"takes longer than {USUAL_SECONDS:g} s to decode, like {SLOW_IMAGES} others before it; save it again "
+                "with another program, or remove the others and retry failed images"
+            )
+            self._set(key, message)
+        raise SlowImageError(message) from error
+
+    def _set(self, key: str, error: str | None) -> None:
+        self._slow[key] = error
+        self._remember(self._slow)
+
+
 Picture = npt.NDArray[np.uint8] | str
 """A decoded picture, (height, width, 3), or the error if it can't be read."""
 
 
 def read_picture(
     bucket: Bucket,
-    decoders: Decoders,
+    decode: Callable[[str, bytes], npt.NDArray[np.uint8]],
     image: tuple[str, str],
     *,
     stopwatch: Stopwatch,
@@ -178,7 +250,7 @@ def read_picture(
 
     Args:
         bucket: the bucket of the image.
-        decoders: decode it.
+        decode: decodes an image, given its key and its bytes.
         image: its key and its etag.
         stopwatch: the time is added to its sections read and decode.
         check_etag: whether another etag is an error.
@@ -191,11 +263,11 @@ def read_picture(
         with stopwatch.section("read"):
             data = bucket.get(key, etag=etag if check_etag else None, limit=MAX_BYTES)
         with stopwatch.section("decode"):
-            return decoders.decode(data)
+            return decode(key, data)
     except (BadImageError, BadKeyError) as error:
         return str(error)
     except ObjectDeniedError:
-        return "access denied; grant read access to it"
+        return "access denied; grant read access to it, and retry failed images"
     except ObjectTooLargeError:
         return TOO_LARGE
     except (ObjectNotFoundError, ObjectChangedError):

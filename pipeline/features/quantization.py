@@ -9,7 +9,7 @@ from pipeline.data.decoders import Decoders
 from pipeline.errors import PipelineError
 from pipeline.features import encoder as encoders
 from pipeline.features import openvino
-from pipeline.features.extraction import read_picture
+from pipeline.features.extraction import SlowImages, read_picture
 from pipeline.storage import Bucket, has_portable_names
 from pipeline.timing import Stopwatch
 
@@ -38,11 +38,12 @@ def quantize(encoder_id: str, dataset_id: str, store: Bucket) -> str:
     chosen = training.take(np.linspace(0, len(training) - 1, min(PICTURES, len(training))).astype(int))
     sources = datasets.sources(chosen, store)
     stopwatch = Stopwatch()
-    with Decoders(size) as decoders:
+    with Decoders(size) as pool:
+        decode = SlowImages(pool, {}, lambda _: None).decode
         read = (
             read_picture(
                 sources[row["source"]],
-                decoders,
+                decode,
                 (row["image_key"], row["image_etag"]),
                 stopwatch=stopwatch,
                 check_etag=not has_portable_names(row["source"]),

@@ -160,6 +160,11 @@ def shard_stats(name: str) -> str:
     return f"{SHARDS}{name}.stats.json"
 
 
+def shard_slow_images(name: str) -> str:
+    """The images of a shard that take long to decode, so that a repeated shard need not find out again."""
+    return f"{SHARDS}{name}.slow.json"
+
+
 def shard_of_key(key: str) -> str | None:
     """The shard to which an object in ``SHARDS`` belongs; ``None`` for other objects."""
     match = _SHARD_OBJECT.fullmatch(key)

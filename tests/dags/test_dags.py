@@ -11,7 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipeline.data import decoders
 from pipeline.errors import PipelineError
+from pipeline.features import extraction
+from pipeline.settings import Settings
 from tests.support.paths import PROJECT
 
 
@@ -79,6 +82,15 @@ def test_tasks_retry_with_backoff_and_end(dag):
     assert dag.max_active_runs == 1
     assert not dag.catchup
     assert dag.doc_md.strip().startswith("### ")
+
+
+@BOTH
+def test_hostile_pictures_do_not_outlast_a_task(dag):
+    """Two cores extract a shard in which no picture ever ends in nine tenths of the time that the task has."""
+    images = Settings.model_fields["shard_size"].default
+    restart = 0.2  # seconds of CPU time in which a decoder is replaced
+    needed = images * (extraction.USUAL_SECONDS + restart) + extraction.SLOW_IMAGES * decoders.SECONDS
+    assert needed / 2 < 0.9 * dag.get_task("extract").execution_timeout.total_seconds()
 
 
 @BOTH

@@ -1,7 +1,9 @@
 """The extraction of features and the feature store: planning, extraction, and reading back."""
 
+import contextlib
 import io
 import threading
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -9,13 +11,18 @@ import pyarrow.compute as pc
 import pytest
 from PIL import Image
 
+from pipeline.data.decoders import SECONDS, DecoderStartError
+from pipeline.data.images import SlowImageError
 from pipeline.errors import PipelineError
 from pipeline.features import encoder, extraction
 from pipeline.features import store as feature_store
-from pipeline.storage import parquet
+from pipeline.storage import json, layout, parquet
 from pipeline.timing import Stopwatch
 from pipeline.work import outcomes, runs, shards
 from pipeline.work.listing import IMAGES, tabulate
+from tests.support.damaged_images import scan_bomb
+from tests.support.decoder_code import CANNOT_START, in_decoders
+from tests.support.memory import CrashError, MemoryBucket
 
 
 def jpeg(seed, side=16):
@@ -184,3 +191,139 @@ def test_reading_goes_on_while_the_encoder_computes():
     vectors, errors = extraction.encode([(str(number), "") for number in range(14)], read, loaded, Stopwatch())
     assert errors == [None] * 14
     np.testing.assert_array_equal(vectors, np.repeat(np.arange(14), 3).reshape(14, 3))
+
+
+def test_decoders_that_cannot_start_fail_the_step(photographs, store, toy_encoder, tmp_path, monkeypatch):
+    """No picture fails for it: the shard stays open, and can be extracted once they can start."""
+    encoder_id = encoder.register(str(toy_encoder), store)
+    [shard] = plan(tabulate(photographs.list()), photographs, encoder_id, store, shard_size=100)
+    with monkeypatch.context() as patch:
+        for name, value in in_decoders(CANNOT_START, tmp_path / "code").items():
+            patch.setenv(name, value)
+        with pytest.raises(DecoderStartError, match=r"libjpeg\.so\.62"):
+            extraction.extract(shard, store=store)
+    assert shards.open_shards(store) == {shard}
+    assert extraction.extract(shard, store=store).failed == 1
+
+
+class SlowDecoders:
+    """Decoders that record for how long they were to decode ``slow NUMBER SECONDS``, which takes these seconds."""
+
+    def __init__(self):
+        self.attempts = []
+        self.slow = True
+
+    def __call__(self, size):
+        """Decoders of this size."""
+        self.size = size
+        return contextlib.nullcontext(self)
+
+    def decode(self, data, *, seconds=SECONDS):
+        """A grey picture."""
+        if self.slow and data.startswith(b"slow"):
+            _, number, needed = data.split()
+            self.attempts.append((int(number), seconds))
+            if float(needed) > seconds:
+                raise SlowImageError(f"takes longer than {seconds:g} s")
+        return np.full((*self.size, 3), 128, np.uint8)
+
+    def full_length(self):
+        """The pictures that were decoded for as long as the decoders allow."""
+        return {number for number, seconds in self.attempts if seconds == SECONDS}
+
+
+@pytest.fixture
+def decoders(monkeypatch):
+    """Decoders in place of the real ones."""
+    decoders = SlowDecoders()
+    monkeypatch.setattr(extraction, "Decoders", decoders)
+    return decoders
+
+
+@pytest.fixture
+def hostile(monkeypatch):
+    """A bucket of 300 good pictures, and 300 slow ones: the first takes 20 seconds, and the others never end."""
+    bucket = MemoryBucket("inbox")
+    monkeypatch.setattr(extraction, "open_source", lambda name, store: bucket)
+    for number in range(300):
+        bucket.put(f"{number:03}.jpg", b"slow %d %d" % (number, 1_000_000 if number else 20))
+        bucket.put(f"{number:03}-good.jpg", b"%d" % number)
+    return bucket
+
+
+@pytest.fixture
+def planned(hostile, toy_encoder):
+    """A store, the id of its encoder, and the one shard of these pictures."""
+    store = MemoryBucket("store")
+    encoder_id = encoder.register(str(toy_encoder), store)
+    [shard] = plan(tabulate(hostile.list()), hostile, encoder_id, store, shard_size=1000)
+    return store, encoder_id, shard
+
+
+def errors_of(images, encoder_id, store):
+    """The error of each image that failed, by its number."""
+    rows = feature_store.look_up(images, encoder_id=encoder_id, store=store).to_pylist()
+    return {int(row["image_key"].removesuffix(".jpg")): row["error"] for row in rows if row["status"] == "failed"}
+
+
+def test_only_some_images_of_a_shard_may_take_long(hostile, planned, decoders):
+    """Of 300 slow ones, ten have the full time; those that never end fail with what to do, and no other does."""
+    store, encoder_id, shard = planned
+    extraction.extract(shard, store=store)
+    assert 0 in decoders.full_length()
+    assert len(decoders.full_length()) == extraction.SLOW_IMAGES == 10
+    assert {seconds for _, seconds in decoders.attempts} == {extraction.USUAL_SECONDS, SECONDS}
+    errors = errors_of(tabulate(hostile.list()), encoder_id, store)
+    assert errors.keys() == set(range(1, 300))
+    assert sum("2.5 s to decode, like 10 others before it; save it again" in error for error in errors.values()) == 290
+
+
+def test_an_interrupted_shard_remembers_its_slow_images(hostile, planned, decoders):
+    """Repeated, it tries none of the failed ones again; one that was decoded in the full time is so again."""
+    store, encoder_id, shard = planned
+    store.crash_in = 100
+    with pytest.raises(CrashError):
+        extraction.extract(shard, store=store)
+    known = json.read(dict[str, str | None], layout.shard_slow_images(shard), store)
+    failed = {int(key.removesuffix(".jpg")) for key, error in known.items() if error}
+    assert len(failed) > 80
+    full_length = decoders.full_length()
+    decoders.attempts.clear()
+    extraction.extract(shard, store=store)
+    assert not failed & {number for number, _ in decoders.attempts}
+    assert len(full_length | decoders.full_length()) == extraction.SLOW_IMAGES
+    assert errors_of(tabulate(hostile.list()), encoder_id, store).keys() == set(range(1, 300))
+
+
+def test_a_person_can_have_slow_images_tried_again(hostile, planned, decoders):
+    """Nothing is remembered of the shard in which they failed."""
+    store, encoder_id, shard = planned
+    images = tabulate(hostile.list())
+    extraction.extract(shard, store=store)
+    assert plan(images, hostile, encoder_id, store) == []
+    decoders.slow = False
+    [again] = plan(images, hostile, encoder_id, store, shard_size=1000, retry_failed=True)
+    done = extraction.extract(again, store=store)
+    assert (done.images, done.failed) == (299, 0)
+
+
+def test_real_decoders_end_at_these_limits(store, new_bucket, toy_encoder, monkeypatch):
+    """Of three pictures that would take minutes, one has the full time; the good one is encoded."""
+    monkeypatch.setattr(extraction, "USUAL_SECONDS", 0.2)
+    monkeypatch.setattr(extraction, "SLOW_IMAGES", 1)
+    monkeypatch.setattr(extraction, "Decoders", partial(extraction.Decoders, seconds=0.4))
+    photographs = new_bucket()
+    for name in "abc":
+        photographs.put(f"{name}.jpg", scan_bomb(2000))
+    photographs.put("good.jpg", jpeg(1))
+    encoder_id = encoder.register(str(toy_encoder), store)
+    images = tabulate(photographs.list())
+    [shard] = plan(images, photographs, encoder_id, store)
+    assert extraction.extract(shard, store=store).failed == 3
+    rows = feature_store.look_up(images, encoder_id=encoder_id, store=store).to_pylist()
+    assert [str(row["error"]).partition(" s ")[0] for row in sorted(rows, key=lambda row: str(row["error"]))] == [
+        "None",
+        "takes longer than 0.2",
+        "takes longer than 0.2",
+        "takes longer than 0.4",
+    ]

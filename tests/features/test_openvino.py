@@ -279,7 +279,7 @@ def test_the_time_of_a_shard_is_measured_by_section(eight_bits):
     with Decoders(loaded.size) as decoders:
 
         def read(image):
-            return extraction.read_picture(source, decoders, image, stopwatch=stopwatch)
+            return extraction.read_picture(source, lambda _, data: decoders.decode(data), image, stopwatch=stopwatch)
 
         vectors, errors = extraction.encode(names, read, loaded, stopwatch)
         pictures = [read(name) for name in names]

@@ -151,6 +151,7 @@ def test_unfinished_work_stays(store):
             lambda: images, {"folder": folder}, product=folder, order=["image_key"], store=store, shard_size=1
         )
         shards.write_stats(claimed[folder], shards.ShardStats(seconds={"read": 1}), store)
+        store.put(layout.shard_slow_images(claimed[folder]), b"{}")
     parquet.write(images, shards.read(claimed["done"], store).result_key, store)
     runs.record_shards("n1", runs.CAPTIONS, [claimed["done"]], store)
     for key in (layout.run_listing("n1"), layout.run_profile("n1"), layout.checkpoint("0123")):
@@ -160,6 +161,7 @@ def test_unfinished_work_stays(store):
     assert removed(store, keep=4) == {
         f"shards/{done}.parquet",
         f"shards/{done}.stats.json",
+        f"shards/{done}.slow.json",
         "runs/steps/n1/listing.parquet",
         "runs/steps/n1/captions.json",
         "training/0123.npz",
