@@ -93,7 +93,7 @@ _ENCODER_FILES = "files.json"
 _SHARD = r"(?P<shard>[0-9a-f]{16})"
 _CAPTION_SHARD = re.compile(rf"captions/model=(?P<version>[^/]+)/date=(?P<date>\d{{4}}-\d\d-\d\d)/{_SHARD}\.parquet")
 _FEATURE_SHARD = re.compile(rf"features/[^/]+/{_SHARD}\.parquet")
-_SHARD_OBJECT = re.compile(rf"shards/{_SHARD}\.(parquet|stats\.json)")
+_SHARD_OBJECT = re.compile(rf"shards/{_SHARD}\.(parquet|stats\.json|slow\.json)")
 
 _UNSAFE = re.compile(
     r"[\x00-\x1f\x7f]"  # control characters, which file names or log lines can't hold

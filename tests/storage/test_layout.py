@@ -57,7 +57,8 @@ def test_names_are_found_in_keys() -> None:
     assert layout.model_of_metadata(layout.model_metadata("m1")) == "m1"
     assert layout.model_of_metadata(layout.CHAMPION) is None
     shard = "0123456789abcdef"
-    assert layout.shard_of_key(layout.shard(shard)) == layout.shard_of_key(layout.shard_stats(shard)) == shard
+    for key in (layout.shard(shard), layout.shard_stats(shard), layout.shard_slow_images(shard)):
+        assert layout.shard_of_key(key) == shard
     assert layout.shard_of_key(layout.open_shards("features-e1")) is None
     of_captions = layout.shard_result(layout.captions_folder("m1", "2026-01-02"), shard)
     assert layout.shard_of_result(layout.shard_result(layout.features_folder("e1"), shard)) == shard
