@@ -102,8 +102,8 @@ lock:  ## compile the locks from pyproject.toml and the .in files (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes requirements-gpu.in -o requirements-gpu.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes requirements-mlflow.in -o requirements-mlflow.txt
 
-clean:  ## remove the environment and the caches, but not data/
-	rm -rf .venv .venv-mlflow .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+clean:  ## remove the environment, the caches and built wheels, but not data/
+	rm -rf .venv .venv-mlflow .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info build dist
 
 .venv/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.12 …")'

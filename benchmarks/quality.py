@@ -18,6 +18,7 @@ from pipeline.captioner.captioner import Captioner
 from pipeline.captioner.metadata import ModelMetadata
 from pipeline.config import DecodingConfig, TrainingConfig
 from pipeline.data import dataset as datasets
+from pipeline.errors import exit_on_error
 from pipeline.features import encoder as encoders
 from pipeline.features import extraction, quantization
 from pipeline.features.splits import read_split
@@ -128,4 +129,5 @@ def report(decoding: DecodingConfig, title: str, rows: list[dict[str, float]]) -
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_error():
+        main()

@@ -2,8 +2,8 @@
 
 Where the result is an object, its ``summary`` describes it in one line.
 
-Exit status 0 is success; 2 is bad input or configuration, where a retry changes nothing; others can be retried. Each
-command imports its own modules, so that the help appears at once.
+Exit status 0 is success; 2 is bad input or configuration or a missing package, where a retry changes nothing; others
+can be retried. Each command imports its own modules, so that the help appears at once.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from pipeline.config import DecodingConfig, TrainingConfig
-from pipeline.errors import PipelineError
+from pipeline.errors import exit_on_error
 from pipeline.settings import read_settings
 
 if TYPE_CHECKING:
@@ -74,11 +74,8 @@ def main() -> None:
     """Run the command line; a ``PipelineError`` is printed without a traceback and exits with status 2."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    try:
+    with exit_on_error():
         app(prog_name="captioning")
-    except PipelineError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
 
 
 @app.command()

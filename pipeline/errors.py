@@ -1,4 +1,18 @@
-"""The one exception for errors that a person has to fix."""
+"""The one exception for errors that a person has to fix, and how programs report it."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+EXTRAS = {
+    "keras": "inference",
+    "mlflow": "training",
+    "nncf": "training",
+    "openvino": "inference",
+    "pycocoevalcap": "training",
+    "tensorflow": "inference",
+}
+"""The optional packages that the pipeline imports, each with the extra that installs it."""
 
 
 class PipelineError(Exception):
@@ -8,3 +22,28 @@ class PipelineError(Exception):
     with status 2, and the DAGs then fail the task without a retry. All other errors (a network failure, a full disk)
     keep their own exception, and the DAGs retry them.
     """
+
+
+@contextmanager
+def name_missing_extra() -> Iterator[None]:
+    """Turn the error of a missing optional package into a ``PipelineError`` that says how to install it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        raise PipelineError(
+            f"{package} is not installed: pip install 'image-captioning-pipeline[{EXTRAS[package]}]'"
+        ) from error
+
+
+@contextmanager
+def exit_on_error() -> Iterator[None]:
+    """For a program: print a ``PipelineError`` without a traceback, and exit with status 2."""
+    try:
+        with name_missing_extra():
+            yield
+    except PipelineError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)

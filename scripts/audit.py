@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--url", default=OSV, help="address of a server with the OSV API")
     options = parser.parse_args(arguments)
     if not has_advisories(options.url):
-        sys.stderr.write(f"audit: {options.url} is unreachable, so no package was checked for known vulnerabilities\n")
+        sys.stderr.write(f"audit: no package was checked for known vulnerabilities: {options.url} is unreachable\n")
         return 0
     ignored = [word for advisory in IGNORED for word in ("--ignore-vuln", advisory)]
     failed = False

@@ -5,12 +5,14 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from pipeline.errors import EXTRAS
 from pipeline.storage import layout
 from tests.support.paths import PROJECT
 
@@ -266,6 +268,18 @@ def test_the_pipeline_knows_nothing_of_airflow():
     foreign = {"airflow", "benchmarks", "captioning", "dags", "plugins", "scripts", "tests"}
     foreign |= {path.stem for path in (PROJECT / "dags").glob("*.py")}
     assert_none(str(found) for found in imports("pipeline") if found.module.partition(".")[0] in foreign)
+
+
+def test_the_extra_of_every_optional_package_is_known():
+    """The error of a missing package can name the extra, for all that the pipeline, or Keras for it, imports."""
+    extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    imported = {found.module.partition(".")[0] for found in imports("pipeline")} | {"tensorflow"}
+    optional = {
+        re.match("[a-z]+", requirement)[0]: extra
+        for extra in ("inference", "training")
+        for requirement in extras[extra]
+    }
+    assert {package: extra for package, extra in optional.items() if package in imported} == EXTRAS
 
 
 def test_the_layout_alone_holds_keys_of_the_store():

@@ -443,6 +443,26 @@ def test_an_error_is_one_line_and_status_2(environment):
     assert "Traceback" not in done.stderr
 
 
+def test_the_advice_without_a_champion(store, command):
+    """Promotion by hand is suggested only if there is a model to promote."""
+    assert command("night", "list", "n1")[2].endswith(": trigger a retraining.\n")
+    write_model("v1", store)
+    assert (
+        "trigger a retraining, or promote a model that `captioning status` lists" in command("night", "list", "n1")[2]
+    )
+
+
+def test_a_missing_package_is_named(environment, store, trained, monkeypatch):
+    """A package of an extra that is not installed is an error that says how to install it, without a traceback."""
+    toy.copy(trained.store, store, layout.MODELS, layout.ENCODERS)
+    registry.promote(trained.model.version, store)
+    (environment / "sitecustomize.py").write_text("import sys\nsys.modules['keras'] = None\n")
+    monkeypatch.setenv("PYTHONPATH", str(environment))
+    done = process("caption", "a.jpg")
+    message = "error: keras is not installed: pip install 'image-captioning-pipeline[inference]'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -452,7 +472,7 @@ def test_an_error_is_one_line_and_status_2(environment):
         (["plan-extraction", "toy", "e"], "Not the id of a dataset"),
         (["train", "toy", "v", "e"], "no object file://"),
         (["register-encoder", "vgg"], "No such encoder"),
-        (["extract", "0123"], "shards/0123.parquet"),
+        (["extract", "0123"], "There is no shard '0123' in file://"),
         (["evaluate", "v9"], "no model 'v9'"),
         (["evaluate-champion", "v9"], "no model 'v9'"),
         (["compare", "v9"], "no model 'v9'"),

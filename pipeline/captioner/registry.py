@@ -35,9 +35,10 @@ class Champion(BaseModel):
 def read_champion(store: Bucket) -> Champion:
     """The present champion. Raises ``PipelineError`` if no model has been promoted yet."""
     if (found := find_champion(store)) is None:
+        has_models = any(layout.model_of_metadata(item.key) for item in store.list(layout.MODELS))
+        by_hand = ", or promote a model that `captioning status` lists with `captioning promote VERSION`"
         raise PipelineError(
-            f"No model has been promoted in {store.uri}: trigger a retraining, or promote a model by hand with "
-            "`captioning promote VERSION`."
+            f"No model has been promoted in {store.uri}: trigger a retraining{by_hand if has_models else ''}."
         )
     return found
 

@@ -22,6 +22,10 @@ log = logging.getLogger(__name__)
 COMMAND = [sys.executable, "-m", "pipeline.serving.server"]
 
 
+END_SECONDS = 5
+"""Time limit for the end of a server that has closed its output."""
+
+
 class CaptioningError(Exception):
     """There is no caption; the message is for the person who uploaded the picture."""
 
@@ -178,10 +182,15 @@ class CaptionClient:
                     self._end()
                 raise UnavailableError(text)
             return Kind(kind), text
+        # A process closes its pipes before it has ended: if it were killed now, its own exit status would be lost.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(END_SECONDS)
         status = self._end()
         if late.is_set():
             raise TimeLimitError(f"No captions within {seconds:g} s: try again, or another picture.")
-        raise UnavailableError(f"The captioning server ended with status {status}; its log says why. Try again.")
+        raise UnavailableError(
+            f"The captioning server ended with status {status}: the API server's log says why. Try again."
+        )
 
     def _end_if_idle(self) -> None:
         with self._turn:

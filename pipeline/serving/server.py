@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline import pipes
 from pipeline.config import DecodingConfig
 from pipeline.data.decoders import Decoders, DecoderStartError
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, name_missing_extra
 from pipeline.settings import read_settings
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ class _Champion:
         self._etag = ""
         self._loaded: tuple[Model, Decoders] | None = None
 
+    @name_missing_extra()
     def refresh(self, before_loading: Callable[[], None] = lambda: None) -> None:
         """Load the champion unless it is loaded. Raises ``PipelineError`` or ``DecoderStartError``."""
         from pipeline.captioner.registry import read_champion
@@ -164,9 +165,11 @@ def _blank() -> bytes:
 def _pictures() -> Iterator[bytes]:
     """The pictures on standard input. When it ends, the process exits at once, even during other work."""
     arrived: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    # An interpreter that ends while a thread reads from sys.stdin aborts, and its exit status is lost.
+    messages = os.fdopen(os.dup(sys.stdin.fileno()), "rb")
 
     def read() -> None:
-        while (data := pipes.receive(sys.stdin.buffer)) is not None:
+        while (data := pipes.receive(messages)) is not None:
             arrived.put(data)
         os._exit(0)
 

@@ -78,7 +78,13 @@ def read(name: str, store: Bucket) -> Shard:
         ObjectNotFoundError: there is no such shard.
         DamagedObjectError: it can't be read.
     """
-    table = parquet.read(layout.shard(name), store, advice="Delete it, and run the planning step again.")
+    try:
+        table = parquet.read(layout.shard(name), store, advice="Delete it, and run the planning step again.")
+    except ObjectNotFoundError:
+        raise ObjectNotFoundError(
+            f"There is no shard {name!r} in {store.uri}: `captioning plan-extraction` cuts a dataset into shards, "
+            "`captioning night plan-extraction` and `captioning night plan-captions` a night, and they print the names."
+        ) from None
     return Shard(name, table, parquet.metadata(table))
 
 

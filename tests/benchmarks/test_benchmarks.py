@@ -1,6 +1,7 @@
 """The documents report the measured speeds, and the benchmarks run where they have to."""
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -69,3 +70,13 @@ def test_the_gpu_is_measured_without_airflow_and_openvino():
     """The measurement loads in a process that can import neither."""
     script = "import sys; sys.modules.update(dict.fromkeys(['airflow', 'nncf', 'openvino'])); import benchmarks.gpu"
     subprocess.run([sys.executable, "-c", script], cwd=PROJECT, check=True)
+
+
+def test_an_error_of_a_quality_benchmark_is_one_line(tmp_path):
+    """Bad input has no traceback, as in the command line."""
+    command = [sys.executable, "-m", "benchmarks.quality", "WRONG", "random"]
+    environment = {**os.environ, "CAPTION_STORE": str(tmp_path)}
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr

@@ -156,7 +156,7 @@ def test_a_dead_server_is_replaced(client):
         while not sent(client):
             time.sleep(0.01)
         os.kill(pid(client), signal.SIGKILL)
-        with pytest.raises(UnavailableError, match="ended with status -9; its log says why"):
+        with pytest.raises(UnavailableError, match="ended with status -9: the API server's log says why"):
             caption.result()
     assert colour(client.caption(toy.picture("yellow"))) == "yellow"
 
@@ -252,7 +252,7 @@ def test_a_server_that_cannot_start(store):
         for _ in range(2):
             with pytest.raises(UnavailableError, match="Invalid settings in the environment: CAPTION_BEAM_WIDTH"):
                 client.caption(toy.picture("red"))
-        with pytest.raises(UnavailableError, match="ended with status 1; its log says why"):
+        with pytest.raises(UnavailableError, match="ended with status 1: the API server's log says why"):
             client.caption(toy.picture("red"))
         client.start_seconds = 0.1
         with pytest.raises(TimeLimitError, match=r"within 0\.1 s"):
@@ -272,6 +272,34 @@ def test_decoders_that_cannot_start(store, tmp_path):
         (tmp_path / "code" / "sitecustomize.py").unlink()
         assert colour(client.caption(toy.picture("red"))) == "red"
         assert pid(client) == process
+
+
+CRASHING = """
+import sys
+sys.addaudithook(lambda event, what: 1 / 0 if event == "import" and what[0] == "keras" else None)
+"""
+
+WITHOUT_KERAS = """
+import sys
+sys.modules["keras"] = None
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (CRASHING, "ended with status 1: the API server's log says why"),
+        (WITHOUT_KERAS, r"keras is not installed: pip install 'image-captioning-pipeline\[inference\]'"),
+    ],
+    ids=["crashes", "without Keras"],
+)
+def test_why_a_server_cannot_load(code, message, store, tmp_path):
+    """The error has the server's own exit status, and not that of the client's kill; a missing package is named."""
+    (tmp_path / "sitecustomize.py").write_text(code)
+    with CaptionClient(environment=environment(store, PYTHONPATH=str(tmp_path))) as client:
+        for _ in range(2):
+            with pytest.raises(UnavailableError, match=message):
+                client.caption(toy.picture("red"))
 
 
 def test_an_idle_server_ends(store):
