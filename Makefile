@@ -58,20 +58,20 @@ mlflow: .venv-mlflow/installed  ## start MLflow on 127.0.0.1:5000, with the trai
 bench: .venv/installed  ## measure the speed against common baselines, and write benchmarks/results.json
 	@$(BIN)/python -m benchmarks
 
-test: .venv/installed-dev  ## run the tests that need nothing but Python, all of the pipeline among them (minutes)
+test: .venv/installed-dev  ## run the tests that need nothing but Python, all of the pipeline among them (six minutes)
 	@$(PYTEST) $(TWO) -m "not ($(TIERS) or cluster or by_hand)" $(PYTEST_ARGS)
 
-test-rest: .venv/installed-dev  ## run the next four tiers together
+test-rest: .venv/installed-dev  ## run the next four tiers together (eight minutes)
 	@$(PYTEST) $(TWO) -m "$(TIERS)" $(PYTEST_ARGS)
 
-test-airflow: .venv/installed-dev  ## follow retrainings and nights through a whole Airflow (five minutes)
-test-browser: .venv/installed-dev  ## use that Airflow, and the gallery in it, in Chromium (five minutes)
-test-kills: .venv/installed-dev  ## kill commands at their writes, and at random (five minutes)
-test-photographs: .venv/installed-dev  ## read and caption real photographs, where they are to be had (two minutes)
+test-airflow: .venv/installed-dev  ## follow retrainings and nights through a whole Airflow
+test-browser: .venv/installed-dev  ## use that Airflow, and the gallery in it, in Chromium
+test-kills: .venv/installed-dev  ## kill commands at their writes, and at random
+test-photographs: .venv/installed-dev  ## read and caption real photographs; CONTRIBUTING.md says where they are looked for
 test-airflow test-browser test-kills test-photographs:
 	@$(PYTEST) $(TWO) -m $(@:test-%=%) $(PYTEST_ARGS)
 
-test-cluster: .venv/installed-dev  ## run both DAGs on PostgreSQL, Redis and Celery workers, and kill each of them (ten minutes)
+test-cluster: .venv/installed-dev  ## run both DAGs on PostgreSQL, Redis and Celery workers, and kill each of them (seven minutes)
 	@$(PYTEST) -m cluster $(PYTEST_ARGS)
 
 test-by-hand: .venv/installed-dev .venv-mlflow/installed  ## run what takes long and changes rarely, and is in no other target

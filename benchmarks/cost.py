@@ -151,21 +151,21 @@ def main() -> None:
         for pictures in asked.pictures
     ]
     lines = {
-        "pictures": "{:,}",
-        "shard": "{:,}",
-        "tasks": "{:,}",
-        "worker_hours": "{:,.0f}",
-        "workers": "{:,}",
-        "reads": "{:,.0f}",
-        "writes": "{:,.0f}",
-        "gigabytes": "{:,.1f}",
-        "listing_hours": "{:,.2f}",
-        "planning_gigabytes": "{:,.1f}",
-        "dollars_per_million": "{:,.2f}",
+        "pictures": ("pictures", "{:,}"),
+        "shard": ("pictures in a shard", "{:,}"),
+        "tasks": ("tasks of extraction", "{:,}"),
+        "worker_hours": ("hours of all workers", "{:,.0f}"),
+        "workers": ("workers", "{:,}"),
+        "reads": ("reads of S3", "{:,.0f}"),
+        "writes": ("writes and lists of S3", "{:,.0f}"),
+        "gigabytes": ("gigabytes of features and captions", "{:,.1f}"),
+        "listing_hours": ("hours of listing", "{:,.2f}"),
+        "planning_gigabytes": ("gigabytes of memory for planning", "{:,.1f}"),
+        "dollars_per_million": ("dollars per million pictures", "{:,.2f}"),
     }
-    for name, form in lines.items():
+    for name, (title, form) in lines.items():
         cells = (form.format(getattr(column, name)) for column in columns)
-        print(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")  # noqa: T201 - it is a program for a terminal
+        print(f"| {title} | {' | '.join(cells)} |")  # noqa: T201 - it is a program for a terminal
 
 
 if __name__ == "__main__":

@@ -180,8 +180,8 @@ def render_cli() -> str:
         f"{root.help} `captioning COMMAND --help` shows the section of a command.",
         "Commands write their log to standard error and their result to standard output. The result is one line of "
         "JSON, except that `caption` and `status` print text. The exit status is 0 after success. It is 2 if the input "
-        "or the configuration is wrong, so that the same command would fail again. After any other status, the command "
-        "can be repeated.",
+        "or the configuration is wrong or a package is missing, so that the same command would fail again. After any "
+        "other status, the command can be repeated.",
         _table(
             ["command", "description"],
             [

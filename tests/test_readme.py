@@ -78,14 +78,32 @@ TIERS = re.compile(r"pytest\.mark\.(airflow|browser|kills|photographs|cluster|by
 
 
 def test_every_named_test_is_run_by_the_named_target():
-    """The documents name tests that there are; one in a tier is named with the target that runs it."""
-    tiers = {path.name: set(TIERS.findall(path.read_text())) for path in (PROJECT / "tests").rglob("test_*.py")}
+    """The documents name tests that there are, by a path if a name is not enough, with the target that runs a tier."""
+    tests = {path.relative_to(PROJECT).as_posix(): path for path in (PROJECT / "tests").rglob("test_*.py")}
     for page in PAGES:
         for line in page.read_text().splitlines():
-            for name in re.findall(r"\btest_\w+\.py", line):
-                assert name in tiers, (page.name, name)
-                targets = {f"make test-{tier}" for tier in tiers[name]}
+            for name in re.findall(r"(?:tests/[\w/]+/)?\btest_\w+\.py", line):
+                found = [path for path in tests if f"/{path}".endswith(f"/{name}")]
+                assert len(found) == 1, (page.name, name, found)
+                targets = {f"make test-{tier}" for tier in TIERS.findall(tests[found[0]].read_text())}
                 assert not targets or any(target in line for target in (*targets, "make pictures")), (page.name, line)
+
+
+def test_every_selection_of_tests_selects_some():
+    """Each `pytest FILE -k NAME` of the documents names a file that has such tests."""
+    selections = [found for page in PAGES for found in re.findall(r"-m pytest (\S+) -k (\w+)", page.read_text())]
+    assert selections
+    for file, name in selections:
+        assert re.search(rf"^def test_\w*{name}", (PROJECT / file).read_text(), re.MULTILINE), (file, name)
+
+
+def test_programs_are_run_in_the_environment():
+    """Code in the documents that runs a module of this project does so with the Python of .venv."""
+    for page in PAGES:
+        if page.name == "CHANGELOG.md":  # it names former commands
+            continue
+        for command in re.findall(r"\S*python -m (?:benchmarks|pipeline|scripts|tests)\b", page.read_text()):
+            assert ".venv/bin/python" in command, (page.name, command)
 
 
 README_LINES = 150

@@ -1,6 +1,6 @@
 """kubernetes/values.yaml agrees with the code, Airflow, docker-compose.yaml and docs/kubernetes.md.
 
-The chart is not at hand: `helm lint` holds the values against its schema.
+The chart is not at hand: `helm template`, on that page, checks the values against its schema.
 """
 
 import pkgutil

@@ -1,11 +1,17 @@
 """Notifications: mails and posts to local receivers, from the callbacks; ``test_journey`` has those of an Airflow."""
 
 import json
+import os
+import re
+import shlex
 import socket
+import subprocess
+import sys
 
 import pytest
 
 from pipeline.errors import PipelineError
+from tests.support.paths import PROJECT
 from tests.support.receivers import SECRET, open_receivers
 
 
@@ -115,3 +121,20 @@ def test_a_webhook_that_is_down_keeps_its_secret(receivers, caplog, capfd):
     assert "could not be delivered to chat: ConnectionError" in caplog.text
     assert SECRET not in caplog.text + "".join(capfd.readouterr())
     assert len(receivers.mails) == 2
+
+
+def test_the_command_that_tests_the_receivers(receivers, monkeypatch):
+    """The command in docs/operations.md sends a notification, by connections that only the database has."""
+    from airflow.models import Connection
+    from airflow.utils.session import create_session
+
+    page = (PROJECT / "docs" / "operations.md").read_text()
+    [command] = re.findall(r"^_AIRFLOW\w+=server python -c \\\n.*$", page, re.MULTILINE)
+    variable, _, *arguments = shlex.split(command.replace("\\\n", " "))
+    monkeypatch.setenv(*variable.split("="))
+    connection = json.loads(os.environ["AIRFLOW_CONN_CHAT"])
+    monkeypatch.delenv("AIRFLOW_CONN_CHAT")
+    with create_session() as session:
+        session.add(Connection(conn_id="chat", **connection))  # noqa: AIR311 - the row, not what tasks see
+    subprocess.run([sys.executable, *arguments], check=True)
+    assert receivers.sent("A test") == "It works."
