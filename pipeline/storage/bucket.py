@@ -163,10 +163,13 @@ class Bucket(ABC):
 
 
 def hidden_part(key: str) -> str | None:
-    """The part of the key that ends with its first hidden name; ``None`` if no name in it is hidden."""
+    """The part of the key that ends with its first hidden name; ``None`` if no name in it is hidden.
+
+    On S3 ``.`` and ``..`` are names as any other.
+    """
     names = key.split("/")
     for place, name in enumerate(names):
-        if name.startswith(".") or name in HIDDEN_NAMES:
+        if (name.startswith(".") and name not in (".", "..")) or name in HIDDEN_NAMES:
             return "/".join(names[: place + 1])
     return None
 

@@ -206,7 +206,7 @@ class Contract(RuleBasedStateMachine):
 
     def is_never_written(self, key: str) -> bool:
         """Whether nothing is written or deleted under it."""
-        return self.is_no_key(key) or "/." in f"/{key}"
+        return self.is_no_key(key) or ".hidden" in key
 
     def is_in_the_way(self, key: str) -> bool:
         """Whether a folder has this name, or a file that of its folder: they are there for good once they were."""
