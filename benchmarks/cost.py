@@ -41,16 +41,16 @@ class Requests:
         return Requests(self.reads * times, self.writes * times)
 
 
-A_NIGHT = Requests(reads=42, writes=18)
+A_NIGHT = Requests(reads=30, writes=20)
 """Of any night, with the reading of one earlier night."""
 
 A_PICTURE = Requests(reads=1, writes=0)
 
-A_SHARD = Requests(reads=17, writes=3)
+A_SHARD = Requests(reads=9, writes=3)
 """Of extraction: to plan it, to write it, and to read its features again."""
 
-AN_EARLIER_NIGHT = Requests(reads=17, writes=0)
-"""To look up what one of its shards has done: each night, again."""
+AN_EARLIER_NIGHT = Requests(reads=8, writes=0)
+"""To read its record and look up what one of its shards has done: each night, again."""
 
 A_LISTING = Requests(reads=0, writes=1 / 1000)
 """Of a picture, new or not."""

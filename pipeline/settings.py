@@ -53,6 +53,9 @@ class Settings(BaseSettings):
         pattern=r"^(sqlite:///.+\.db|https?://.+)?$",
         description="where MLflow records trainings: an SQLite file or a server; empty for no tracking",
     )
+    requester_pays: bool = Field(
+        False, description="pay for the requests to S3 buckets whose owner does not (Requester Pays)"
+    )
     shard_size: int = Field(
         2000,
         ge=1,

@@ -26,7 +26,7 @@ from pipeline.settings import PROJECT, Settings
 from pipeline.storage import layout
 
 SETTINGS: dict[str, tuple[type[BaseModel], Sequence[str]]] = {
-    "Store and inputs": (Settings, ["store", "inbox", "inbox_profile", "dataset", "encoder"]),
+    "Store and inputs": (Settings, ["store", "inbox", "inbox_profile", "dataset", "encoder", "requester_pays"]),
     "Runs": (Settings, ["shard_size", "max_failed_fraction", "tracking_uri"]),
     "Listing of the inbox": (Settings, ["inbox_include", "inbox_exclude", "max_shrink_fraction"]),
     "Nightly captions": (Settings, ["night_limit", "beam_width", "mbr_samples", "sidecars", "drift_limit"]),

@@ -28,7 +28,7 @@ from pipeline.evaluation.results import CAPTIONS, Metrics, format_scores
 from pipeline.features import extraction
 from pipeline.features.splits import SplitFeatures, read_split
 from pipeline.metrics.coco import HumanBaseline, Scorer, diversity
-from pipeline.storage import Bucket, ObjectChangedError, json, layout, parquet
+from pipeline.storage import Bucket, ObjectChangedError, ObjectDeniedError, json, layout, parquet
 
 T = TypeVar("T")
 
@@ -200,10 +200,10 @@ def _labelled(by_decoding: Mapping[str, T], chosen: DecodingConfig) -> dict[str,
 
 
 def _thumbnail(source: Bucket, key: str, etag: str) -> bytes:
-    """A JPEG of the picture as the encoder saw it; grey if the photograph is gone."""
+    """A JPEG of the picture as the encoder saw it; grey if the photograph is gone, or can't be read any more."""
     try:
         pixels = decode(source.get(key, etag=etag), THUMBNAIL)
-    except (ObjectChangedError, BadImageError):
+    except (ObjectChangedError, ObjectDeniedError, BadImageError):
         pixels = np.full((*THUMBNAIL, 3), 128, np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=80)

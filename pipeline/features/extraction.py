@@ -23,6 +23,7 @@ from pipeline.progress import track
 from pipeline.storage import (
     BadKeyError,
     Bucket,
+    ObjectArchivedError,
     ObjectChangedError,
     ObjectDeniedError,
     ObjectNotFoundError,
@@ -34,7 +35,7 @@ from pipeline.storage import (
 )
 from pipeline.timing import Stopwatch
 from pipeline.work import runs, shards
-from pipeline.work.outcomes import GONE, IDENTITY, latest_outcome
+from pipeline.work.outcomes import ARCHIVED, GONE, IDENTITY, latest_outcome
 from pipeline.work.outcomes import pending as pending_images
 
 if TYPE_CHECKING:
@@ -266,8 +267,10 @@ def read_picture(
             return decode(key, data)
     except (BadImageError, BadKeyError) as error:
         return str(error)
-    except ObjectDeniedError:
-        return "access denied; grant read access to it, and retry failed images"
+    except ObjectArchivedError:
+        return ARCHIVED
+    except ObjectDeniedError as error:
+        return error.reason
     except ObjectTooLargeError:
         return TOO_LARGE
     except (ObjectNotFoundError, ObjectChangedError):

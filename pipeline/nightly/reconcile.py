@@ -20,7 +20,7 @@ from pipeline.nightly import captions
 from pipeline.nightly.night import Night, begin_record, read_listing
 from pipeline.storage import Bucket, json, layout
 from pipeline.work import runs, shards
-from pipeline.work.outcomes import GONE, IDENTITY, check_failures, latest_outcome
+from pipeline.work.outcomes import ARCHIVED, GONE, IDENTITY, check_failures, latest_outcome
 from pipeline.work.runs import NightRecord
 from pipeline.work.shards import ShardStats
 
@@ -85,7 +85,8 @@ def reconcile(
     try:
         _check_complete(record, missing)
         _check_gone(record, max_shrink_fraction)
-        check_failures(failures, len(outcomes), allowed_fraction=max_failed_fraction)
+        bad = [(key, error) for key, error in failures if error != ARCHIVED]
+        check_failures(bad, record.captioned + len(bad), allowed_fraction=max_failed_fraction)
     except PipelineError as error:
         runs.write_failure(record, str(error), store)
         raise

@@ -12,6 +12,7 @@ from pipeline.storage.bucket import (
     BadKeyError,
     Bucket,
     DamagedObjectError,
+    ObjectArchivedError,
     ObjectChangedError,
     ObjectDeniedError,
     ObjectNotFoundError,
@@ -27,6 +28,7 @@ __all__ = [
     "Bucket",
     "DamagedObjectError",
     "LocalBucket",
+    "ObjectArchivedError",
     "ObjectChangedError",
     "ObjectDeniedError",
     "ObjectNotFoundError",
@@ -43,6 +45,9 @@ __all__ = [
 _IN_STORE = "store:"
 """Begins the name of a source that is inside the store."""
 
+_OTHER_CLOUDS = {"abfs", "abfss", "az", "gcs", "gs", "wasb", "wasbs"}
+"""Schemes of Google's and Microsoft's storage, which do not speak S3."""
+
 
 def open_bucket(uri: str, environment: Mapping[str, str] | None = None) -> Bucket:
     """The bucket at ``file:///folder`` (created on the first write), ``s3://bucket[/prefix]`` or a plain path.
@@ -57,6 +62,11 @@ def open_bucket(uri: str, environment: Mapping[str, str] | None = None) -> Bucke
         return LocalBucket(Path(unquote(rest.removeprefix("localhost"))))
     if uri and not separator and not uri.startswith(("s3:", "file:")):
         return LocalBucket(Path(uri))
+    if scheme in _OTHER_CLOUDS:
+        raise PipelineError(
+            f"{scheme}:// needs a gateway that speaks S3, such as S3Proxy: set AWS_ENDPOINT_URL to its address, and "
+            f"write s3:// instead of {scheme}://. Received: {uri!r}"
+        )
     raise PipelineError(f"Not a bucket: expected file:///folder, s3://bucket/prefix or a path. Received: {uri!r}")
 
 

@@ -36,7 +36,21 @@ class ObjectChangedError(PipelineError):
 
 
 class ObjectDeniedError(PipelineError):
-    """Access to this object is denied; other objects of the bucket may be accessible."""
+    """The storage refuses this object, for a reason of its own; other objects of the bucket may be accessible.
+
+    Attributes:
+        reason: the reason and what to do, without the name of the object.
+    """
+
+    def __init__(
+        self, message: str, reason: str = "access denied; grant read access to it, and retry failed images"
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class ObjectArchivedError(ObjectDeniedError):
+    """The object can be read only after it has been restored from an archive."""
 
 
 class ObjectTooLargeError(PipelineError):
@@ -106,7 +120,8 @@ class Bucket(ABC):
             ObjectNotFoundError: there is no such object.
             ObjectChangedError: ``etag`` was given and the object has another one, or is gone.
             ObjectTooLargeError: it has more than ``limit`` bytes, and was not read.
-            ObjectDeniedError: this object may not be read.
+            ObjectDeniedError: this object can't be read.
+            ObjectArchivedError: it has to be restored first.
             BadKeyError: no object can have this key.
         """
 

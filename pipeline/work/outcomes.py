@@ -4,7 +4,7 @@ Features, captions, nights and reports all use this module. An attempt is a row 
 ``status`` (ok or failed) and ``error``.
 
 The retry rule: an image that succeeded is settled. One that failed is settled too, because the same bytes fail in the
-same way, unless it was gone when it was read, or a person asks for a retry of the failed ones.
+same way, unless they could not be had (``UNAVAILABLE``), or a person asks for a retry of the failed ones.
 """
 
 import math
@@ -21,6 +21,12 @@ IDENTITY = ["image_key", "image_etag"]
 
 GONE = "removed or replaced after it was listed"
 """The error of an image that was gone when it was read. If the same version comes back, it is tried again."""
+
+ARCHIVED = "archived; restore it, and the next night captions it"
+"""The error of an image whose bytes must be restored from an archive first."""
+
+UNAVAILABLE = {GONE, ARCHIVED}
+"""Errors of images whose bytes could not be had: they settle nothing, and do not count as failures of a night."""
 
 REPORTED = 5
 """Kinds of failure, and keys of each, that an error message lists."""
@@ -56,7 +62,7 @@ def settled_images(outcomes: pa.Table, *, retry_failed: bool) -> pa.Table:
     """
     done = pc.field("status") == "ok"
     if not retry_failed:
-        done |= pc.field("error") != GONE
+        done |= ~pc.field("error").isin(list(UNAVAILABLE))
     return outcomes.filter(done).select(IDENTITY)
 
 

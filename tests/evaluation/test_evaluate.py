@@ -1,8 +1,10 @@
 """Evaluation: the test split captioned, scored, analyzed and shown, with a place for each dataset and decoding."""
 
+import io
 import re
 
 import pytest
+from PIL import Image
 
 from pipeline.captioner.captioner import Caption, Captioner
 from pipeline.captioner.metadata import load_metadata
@@ -11,11 +13,18 @@ from pipeline.data import dataset as datasets
 from pipeline.errors import PipelineError
 from pipeline.evaluation.drift import Profile
 from pipeline.evaluation.error_analysis import ErrorCount, LengthGroup, Rate
-from pipeline.evaluation.evaluate import evaluate_model
+from pipeline.evaluation.evaluate import _thumbnail, evaluate_model
 from pipeline.evaluation.results import Metrics, find_metrics, latest_metrics, read_captions
 from pipeline.features import store as feature_store
 from pipeline.metrics.coco import Agreement, Diversity, HumanBaseline, Scorer, Scores
-from pipeline.storage import json, layout, open_bucket
+from pipeline.storage import (
+    ObjectArchivedError,
+    ObjectChangedError,
+    ObjectDeniedError,
+    json,
+    layout,
+    open_bucket,
+)
 from tests.support import toy
 from tests.support.loading import load_once
 
@@ -227,6 +236,18 @@ def test_a_removed_photograph_is_grey(tmp_path, trained, toy_encoder):
     assert after.scores == before.scores
     thumbnails = re.findall(r"data:image/jpeg;base64,[\w+/=]+", without)
     assert (len(thumbnails), len(set(thumbnails))) == (report.count("data:image/jpeg"), 1)
+
+
+@pytest.mark.parametrize("error", [ObjectChangedError, ObjectDeniedError, ObjectArchivedError])
+def test_a_photograph_that_can_no_longer_be_read_is_grey(local_store, monkeypatch, error):
+    """Whatever the storage says, the report does not fail for one picture."""
+
+    def refuse(*_, **__):
+        raise error("not now")
+
+    monkeypatch.setattr(type(local_store), "get", refuse)
+    with Image.open(io.BytesIO(_thumbnail(local_store, "a.jpg", "etag"))) as picture:
+        assert picture.getextrema() == ((128, 128),) * 3
 
 
 def test_the_human_baseline_is_computed_once(tmp_path, trained, local_store, monkeypatch):

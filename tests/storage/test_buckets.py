@@ -35,6 +35,7 @@ from pipeline.storage import (
     open_source,
     source_name,
 )
+from pipeline.storage.s3 import TAIL
 from tests.support.effort import random_inputs
 from tests.support.keys import NASTY_KEYS
 from tests.support.wide_table import put_wide_table
@@ -471,12 +472,19 @@ def test_a_trailing_slash_means_nothing(bucket: Bucket) -> None:
         "file://host/folder",
         "file://",
         "http://host/a",
-        "gs://b",
     ],
 )
 def test_what_is_no_bucket_is_refused(uri: str) -> None:
     """A URI of another kind, or a mistyped one, is refused with the forms that are understood."""
     with pytest.raises(PipelineError, match=r"expected file:///folder, s3://bucket/prefix or a path") as error:
+        open_bucket(uri)
+    assert repr(uri) in str(error.value)
+
+
+@pytest.mark.parametrize("uri", ["gs://bucket/a", "abfs://container@account.dfs.core.windows.net/a", "az://b"])
+def test_a_bucket_of_another_cloud_needs_a_gateway(uri: str) -> None:
+    """The error says what to put in front of it, and what to write instead."""
+    with pytest.raises(PipelineError, match=rf"S3Proxy: set AWS_ENDPOINT_URL .*s3:// instead of {uri[:2]}") as error:
         open_bucket(uri)
     assert repr(uri) in str(error.value)
 
@@ -1004,33 +1012,69 @@ def test_nothing_but_the_bytes_is_sent(s3_bucket_name: str) -> None:
     assert "aws-chunked" not in headers.get("content-encoding", "")
 
 
-def test_a_column_is_read_without_fetching_the_others(s3_bucket_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading a small column of a Parquet object fetches a small part of it, in few requests."""
-    bucket = S3Bucket(f"s3://{s3_bucket_name}/wide")
-    size = put_wide_table(bucket, "table.parquet")
-    fetched = []
-    fetch = bucket._range
-    monkeypatch.setattr(
-        bucket, "_range", lambda key, etag, start, stop: fetched.append(stop - start) or fetch(key, etag, start, stop)
+@pytest.fixture
+def fetched(s3_bucket_name: str) -> tuple[S3Bucket, list[str]]:
+    """An empty bucket, and the range of each request that it sends from then on; of others the name."""
+    bucket, ranges = S3Bucket(f"s3://{s3_bucket_name}/{uuid.uuid4().hex}"), []
+    bucket.client.meta.events.register(
+        "before-send.s3.*",
+        lambda request, event_name, **_: ranges.append(request.headers.get("Range", event_name.encode()).decode()),
     )
+    return bucket, ranges
+
+
+def test_a_column_is_read_without_fetching_the_others(fetched: tuple[S3Bucket, list[str]]) -> None:
+    """Reading a small column of a large Parquet object is two requests: for its end and for the column."""
+    bucket, ranges = fetched
+    put_wide_table(bucket, "table.parquet")
+    ranges.clear()
     with bucket.open("table.parquet") as file:
-        pq.read_table(file, columns=["small"])
-    assert sum(fetched) < size / 4
-    assert len(fetched) <= 6
+        assert pq.read_table(file, columns=["small"])["small"].to_pylist() == list(range(1000))
+    end, column = ranges
+    assert end == f"bytes=-{TAIL}"
+    start, stop = map(int, column.removeprefix("bytes=").split("-"))
+    assert stop - start < 10_000
 
 
-def test_a_whole_object_is_read_in_one_request(s3_bucket_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading an opened object to its end does not fetch it in crumbs."""
-    bucket = S3Bucket(f"s3://{s3_bucket_name}/whole-object")
-    bucket.put("object", bytes(1_000_000))
-    fetched = []
-    fetch = bucket._range
-    monkeypatch.setattr(
-        bucket, "_range", lambda key, etag, start, stop: fetched.append(stop - start) or fetch(key, etag, start, stop)
-    )
+@pytest.mark.parametrize("size", [0, 1, TAIL - 1, TAIL])
+def test_a_small_object_is_opened_and_read_in_one_request(fetched: tuple[S3Bucket, list[str]], size: int) -> None:
+    """It comes with its opening, wherever it is read."""
+    bucket, ranges = fetched
+    data = os.urandom(size)
+    bucket.put("object", data)
+    ranges.clear()
     with bucket.open("object") as file:
-        assert len(file.read()) == 1_000_000
-    assert fetched == [1_000_000]
+        assert file.seek(0, os.SEEK_END) == size
+        file.seek(size // 2)
+        assert file.read(10) == data[size // 2 :][:10]
+        file.seek(0)
+        assert file.read() == data
+    assert ranges == [f"bytes=-{TAIL}"]
+
+
+def test_a_large_object_is_read_in_two_requests(fetched: tuple[S3Bucket, list[str]]) -> None:
+    """Its end comes with its opening; the rest does not come in crumbs."""
+    bucket, ranges = fetched
+    data = os.urandom(1_000_000)
+    bucket.put("object", data)
+    ranges.clear()
+    with bucket.open("object") as file:
+        assert file.read() == data
+    assert ranges == [f"bytes=-{TAIL}", f"bytes=0-{1_000_000 - TAIL - 1}"]
+
+
+@given(st.integers(0, 200_000), st.integers(0, 200_000))
+@settings(max_examples=random_inputs(50), suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_part_of_an_object_is_read(fetched: tuple[S3Bucket, list[str]], start: int, size: int) -> None:
+    """Before the end that came with the opening, in it, or across its beginning."""
+    bucket, _ = fetched
+    data = bytes(range(200)) * 1000
+    if not bucket.exists("object"):
+        bucket.put("object", data)
+    with bucket.open("object") as file:
+        file.seek(start)
+        assert file.read(size) == data[start : start + size]
+        assert file.tell() == min(start + size, max(start, len(data)))
 
 
 def test_an_opened_object_stays_one_version(s3_bucket_name: str) -> None:
@@ -1040,7 +1084,7 @@ def test_an_opened_object_stays_one_version(s3_bucket_name: str) -> None:
     with bucket.open("object") as file:
         assert file.read(10) == b"1" * 10
         bucket.put("object", b"2" * 200_000)
-        file.seek(150_000)
+        file.seek(50_000)
         with pytest.raises(ObjectChangedError):
             file.read(10)
 

@@ -60,11 +60,11 @@ Fault = Callable[[Request, Pass], Answer | None]
 """From a request to its answer; ``None`` ends the connection without one."""
 
 
-def refused(status: int, code: str) -> Fault:
+def refused(status: int, code: str, message: str = "as planned") -> Fault:
     """An S3 error in place of the answer: 503 SlowDown, 500 InternalError, 403 AccessDenied."""
 
     def fault(request: Request, _: Pass) -> Answer:
-        body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>as planned</Message></Error>".encode()
+        body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
         return Answer(status, [("Content-Type", "application/xml")], b"" if request.method == "HEAD" else body)
 
     return fault
@@ -259,6 +259,6 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
             else:
                 self.wfile.write(answer.body)
 
-        do_GET = do_HEAD = do_PUT = do_DELETE = _serve  # noqa: N815 - so http.server calls them
+        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve  # noqa: N815 - so http.server calls them
 
     return Handler

@@ -7,7 +7,15 @@ import pytest
 
 from pipeline.errors import PipelineError
 from pipeline.work.listing import IMAGES
-from pipeline.work.outcomes import GONE, IDENTITY, check_failures, latest_outcome, pending, settled_images
+from pipeline.work.outcomes import (
+    GONE,
+    IDENTITY,
+    UNAVAILABLE,
+    check_failures,
+    latest_outcome,
+    pending,
+    settled_images,
+)
 
 BROKEN = "cannot be decoded"
 
@@ -162,12 +170,13 @@ def test_pending_keeps_the_columns_of_the_images():
     ]
 
 
-def test_a_retry_that_fails_again_settles_nothing_that_was_gone():
-    """After a failure of another kind, an image that was gone before is settled; gone again, it is not."""
-    gone, broken = attempt("a", 1, GONE), attempt("a", 2, BROKEN)
+@pytest.mark.parametrize("error", sorted(UNAVAILABLE))
+def test_a_retry_that_fails_again_settles_nothing_that_was_not_there(error):
+    """After a failure of another kind, an image that was gone or archived before is settled; if it is again, not."""
+    gone, broken = attempt("a", 1, error), attempt("a", 2, BROKEN)
     settled_by = [
         names(settled_images(latest_outcome(attempts(*rows), by="night"), retry_failed=False))
-        for rows in ([gone], [gone, broken], [gone, broken, attempt("a", 3, GONE)])
+        for rows in ([gone], [gone, broken], [gone, broken, attempt("a", 3, error)])
     ]
     assert settled_by == [[], ["a1"], []]
 
