@@ -46,7 +46,7 @@ A_NIGHT = Requests(reads=30, writes=20)
 
 A_PICTURE = Requests(reads=1, writes=0)
 
-A_SHARD = Requests(reads=9, writes=3)
+A_SHARD = Requests(reads=10, writes=3)
 """Of extraction: to plan it, to write it, and to read its features again."""
 
 AN_EARLIER_NIGHT = Requests(reads=8, writes=0)

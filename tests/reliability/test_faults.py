@@ -35,7 +35,7 @@ from tests.support import toy
 from tests.support.faults import after, at_first, cut_off, dripping, dropped, lost, refused, stale
 from tests.support.keys import DOTTED_KEYS, NASTY_KEYS
 from tests.support.loading import load_once
-from tests.support.nights import colour_in, counts, identities, night, photographs, rows_in
+from tests.support.nights import colour_in, counts, extract, identities, night, photographs, reconciled, rows_in, write
 from tests.support.wide_table import put_wide_table
 
 SLOW_DOWN = refused(503, "SlowDown")
@@ -407,7 +407,15 @@ def test_a_night_through_faults_that_pass(inbox, store, undisturbed, s3_faults, 
     """Every request fails twice first, and the rows are those of any other night."""
     s3_faults.plan(at_first(2, fault), method)
     s3_faults.plan(at_first(2, fault), method, listings=True)
-    assert counts(night("n1", inbox, store)) == (7, 0, 7, 6, 1)
+
+    def again():
+        """The store in another process, as of each step, which has its own quota of retries."""
+        return open_bucket(store.uri)
+
+    nights.list_inbox("n1", inbox=inbox, store=again(), options=nights.NightOptions())
+    extract("n1", again())
+    write("n1", again())
+    assert counts(reconciled("n1", again())) == (7, 0, 7, 6, 1)
     s3_faults.behave()
     assert outcome(store) == undisturbed
 

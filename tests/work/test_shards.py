@@ -222,7 +222,7 @@ def test_results_are_told_from_other_objects(store):
 
 def test_a_missing_shard_is_an_error(store):
     """The error names its object."""
-    with pytest.raises(ObjectNotFoundError, match=r"shards/0123\.parquet"):
+    with pytest.raises(ObjectNotFoundError, match=r"There is no shard '0123' in "):
         shards.read("0123", store)
 
 
