@@ -10,23 +10,30 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 
+from pipeline import logs
 from pipeline.config import DecodingConfig, TrainingConfig
-from pipeline.errors import exit_on_error
+from pipeline.errors import PipelineError, exit_on_error
 from pipeline.settings import read_settings
+from pipeline.storage import names
+from pipeline.storage.bucket import is_utf8
 
 if TYPE_CHECKING:
     from pipeline.nightly.night import NightOptions
     from pipeline.storage import Bucket
 
 DEFAULT = DecodingConfig()
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
 
 app = typer.Typer(
     name="captioning",
@@ -38,15 +45,50 @@ app = typer.Typer(
 night = typer.Typer(help="The steps of the nightly run, in the order in which they run.", no_args_is_help=True)
 app.add_typer(night, name="night")
 
-DatasetId = Annotated[str, typer.Argument(help="id of a dataset, as `ingest` prints and `datasets` lists it")]
-EncoderId = Annotated[str, typer.Argument(help="id of an encoder, as `register-encoder` prints it")]
-Version = Annotated[str, typer.Argument(help="version of a model, as `status` lists it")]
-ShardName = Annotated[str, typer.Argument(help="name of a shard, as the planning command prints it")]
-RunName = Annotated[str, typer.Argument(help="name of the run, such as the run id of Airflow")]
+
+def _check(kind: names.NameKind, *, empty: bool = False) -> Callable[[typer.CallbackParam, str | None], str | None]:
+    """The callback of an argument that must be a name of this kind, or ``empty``. The error names the argument."""
+
+    def check(parameter: typer.CallbackParam, value: str | None) -> str | None:
+        try:
+            return value if value is None or (empty and not value) else kind.check(value)
+        except PipelineError as error:
+            raise PipelineError(f"{parameter.opts[0]}: {error}") from None
+
+    return check
+
+
+def _path(value: str) -> Path:
+    """The path of a folder; an empty one would be the working directory."""
+    if not value:
+        raise typer.BadParameter("Expected the path of a folder. Received: ''")
+    return Path(value)
+
+
+DatasetId = Annotated[
+    str,
+    typer.Argument(
+        help="id of a dataset, as `ingest` prints and `datasets` lists it", callback=_check(names.DATASET_ID)
+    ),
+]
+EncoderId = Annotated[
+    str,
+    typer.Argument(help="id of an encoder, as `register-encoder` prints it", callback=_check(names.ENCODER_ID)),
+]
+Version = Annotated[
+    str, typer.Argument(help="version of a model, as `status` lists it", callback=_check(names.VERSION))
+]
+ShardName = Annotated[
+    str, typer.Argument(help="name of a shard, as the planning command prints it", callback=_check(names.SHARD))
+]
+RunName = Annotated[
+    str, typer.Argument(help="name of the run, such as the run id of Airflow", callback=_check(names.RUN))
+]
 RunOption = Annotated[
     str,
     typer.Option(
         "--run",
+        callback=_check(names.RUN),
         help="name of the run to which this belongs; by default a new one",
         default_factory=lambda: f"manual-{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}",
         show_default=False,
@@ -72,9 +114,10 @@ MbrSamples = Annotated[
 
 def main() -> None:
     """Run the command line; a ``PipelineError`` is printed without a traceback and exits with status 2."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    _open_standard_streams()
+    logs.configure(gpu=shutil.which("nvidia-smi") is not None)
     with exit_on_error():
+        _check_encoding(sys.argv[1:])
         app(prog_name="captioning")
 
 
@@ -116,7 +159,10 @@ def ingest(
             "or URI; or the id of a dataset in the store"
         ),
     ],
-    name: Annotated[str | None, typer.Option(help="name of the dataset; by default that of the source")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="name of the dataset; by default that of the source", callback=_check(names.DATASET_NAME)),
+    ] = None,
     max_dropped_fraction: Annotated[
         float, typer.Option(min=0, max=1, help="share of the captions that may be dropped")
     ] = 0.05,
@@ -168,6 +214,8 @@ def register_encoder(
         str | None,
         typer.Option(
             metavar="DATASET_ID",
+            # The DAG passes an empty id where nothing is quantized.
+            callback=_check(names.DATASET_ID, empty=True),
             help="quantize to 8-bit integers, calibrated on this dataset: three times as fast on CPUs with VNNI",
         ),
     ] = None,
@@ -219,8 +267,9 @@ def extract(shard: ShardName) -> None:
 @app.command()
 def train(
     dataset_id: DatasetId,
-    vocabulary_key: Annotated[
-        str, typer.Argument(metavar="VOCABULARY", help="key of the vocabulary, as `vocabulary` prints it")
+    vocabulary: Annotated[
+        str,
+        typer.Argument(help="key of the vocabulary, as `vocabulary` prints it", callback=_check(names.VOCABULARY)),
     ],
     encoder_id: EncoderId,
     assignments: Annotated[
@@ -238,7 +287,7 @@ def train(
     settings = read_settings()
     model = train_captioner(
         dataset_id,
-        vocabulary_key,
+        vocabulary,
         encoder_id=encoder_id,
         config=TrainingConfig.parse(assignments or []),
         store=_store(),
@@ -436,9 +485,15 @@ def caption(
     *,
     beam_width: BeamWidth = DEFAULT.beam_width,
     mbr_samples: MbrSamples = DEFAULT.mbr_samples,
-    alternatives: Annotated[int, typer.Option(min=0, help="further captions of each picture, with probabilities")] = 0,
+    alternatives: Annotated[
+        int,
+        typer.Option(min=0, help="further captions of each picture, by the log probability per word"),
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object per line")] = False,
-    model: Annotated[str | None, typer.Option(help="version of a model; by default the champion")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="version of a model; by default the champion", callback=_check(names.VERSION)),
+    ] = None,
 ) -> None:
     """Caption pictures, and print the captions in the order of the pictures. Exit status 1: some failed."""
     from pipeline.serving import on_demand
@@ -454,9 +509,9 @@ def caption(
         )
     for found in captioned:
         if as_json:
-            sys.stdout.write(found.to_json() + "\n")
+            _write(found.to_json() + "\n", sys.stdout)
         else:
-            (sys.stdout if found.error is None else sys.stderr).write(found.to_text() + "\n")
+            _write(found.to_text() + "\n", sys.stdout if found.error is None else sys.stderr)
     if any(found.error is not None for found in captioned):
         raise typer.Exit(1)
 
@@ -473,7 +528,7 @@ def status(
 
 
 @app.command()
-def install_dags(folder: Annotated[Path, typer.Argument(help="Airflow's DAG folder")]) -> None:
+def install_dags(folder: Annotated[Path, typer.Argument(help="Airflow's DAG folder", parser=_path)]) -> None:
     """Write two files into Airflow's DAG folder that import the DAGs of the installed package."""
     from pipeline.ops import dag_files
 
@@ -482,7 +537,7 @@ def install_dags(folder: Annotated[Path, typer.Argument(help="Airflow's DAG fold
 
 @app.command()
 def demo_data(
-    directory: Annotated[Path, typer.Argument(help="folder for the pictures and captions")],
+    directory: Annotated[Path, typer.Argument(help="folder for the pictures and captions", parser=_path)],
     images: Annotated[int, typer.Option(min=10, help="number of pictures")] = 600,
     seed: Annotated[int, typer.Option(help="seed; other seeds give other pictures")] = 0,
 ) -> None:
@@ -637,5 +692,27 @@ def _no_log() -> Iterator[None]:
 
 
 def _print(result: Any) -> None:
-    sys.stderr.flush()
-    sys.stdout.write(json.dumps(result) + "\n")
+    _write(json.dumps(result) + "\n", sys.stdout)
+
+
+def _write(text: str, stream: TextIO) -> None:
+    """Write at once: the order of the two streams holds, and a reader that is gone is noticed here, not at the end."""
+    stream.write(text)
+    stream.flush()
+
+
+def _check_encoding(arguments: list[str]) -> None:
+    """Raise ``PipelineError`` for an argument that is not UTF-8, because neither a URI nor a record can hold it.
+
+    ``caption`` reports such a picture like any other that it can't read.
+    """
+    wrong = [argument for argument in arguments if not is_utf8(argument)]
+    if wrong and arguments[0] != "caption":
+        raise PipelineError(f"This argument is not UTF-8: {wrong[0]!r}. Rename the file or folder, or correct it.")
+
+
+def _open_standard_streams() -> None:
+    """Open those of the standard streams that the caller has closed, so that no file gets their descriptors."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - it stays open

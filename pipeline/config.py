@@ -1,11 +1,15 @@
 """Training and decoding configuration: the one place for defaults and bounds, read by library, command line and DAG."""
 
+import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 
 class TrainingConfig(BaseModel):
@@ -57,16 +61,28 @@ class TrainingConfig(BaseModel):
         """The configuration with some fields set, each given as ``NAME=VALUE``.
 
         Raises:
-            PipelineError: an unknown name, or a value of the wrong type or out of bounds; the message lists all.
+            PipelineError: not an assignment, an unknown name, or a value of the wrong type or out of bounds; the
+                message lists all.
         """
-        fields = dict(assignment.partition("=")[::2] for assignment in assignments)
+        wrong = [f"{assignment!r} is not NAME=VALUE" for assignment in assignments if "=" not in assignment]
         try:
-            return cls.model_validate(fields)
+            parsed = cls.model_validate(dict(each.split("=", 1) for each in assignments if "=" in each))
         except ValidationError as error:
-            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            wrong += [cls._describe(each) for each in error.errors()]
+        if wrong:
             raise PipelineError(
-                f"Invalid training configuration: {wrong}. The fields are {', '.join(cls.model_fields)}."
-            ) from error
+                f"Invalid training configuration: {'; '.join(wrong)}. The fields are {', '.join(cls.model_fields)}."
+            )
+        return parsed
+
+    @classmethod
+    def _describe(cls, error: "ErrorDetails") -> str:
+        """The error of a field; for an unknown field, the known one with the most similar name."""
+        name = str(error["loc"][0])
+        if error["type"] != "extra_forbidden":
+            return f"{name}: {error['msg']}"
+        similar = difflib.get_close_matches(name, cls.model_fields, n=1)
+        return f"there is no field {name!r}" + (f", but {similar[0]}" if similar else "")
 
 
 class DecodingConfig(BaseModel):

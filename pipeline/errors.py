@@ -1,8 +1,12 @@
 """The one exception for errors that a person has to fix, and how programs report it."""
 
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
+
+from pipeline.logs import printable
 
 EXTRAS = {
     "keras": "inference",
@@ -40,10 +44,18 @@ def name_missing_extra() -> Iterator[None]:
 
 @contextmanager
 def exit_on_error() -> Iterator[None]:
-    """For a program: print a ``PipelineError`` without a traceback, and exit with status 2."""
+    """For a program: print a ``PipelineError`` on one line without a traceback, and exit with status 2."""
     try:
         with name_missing_extra():
             yield
     except PipelineError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+        _exit_with(str(error))
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        _exit_with(f"{error}. Give a shorter name.")
+
+
+def _exit_with(error: str) -> NoReturn:
+    sys.stderr.write(f"error: {printable(error)}\n")
+    sys.exit(2)

@@ -17,7 +17,7 @@ from pipeline.storage import layout
 from tests.support.paths import PROJECT
 
 LAYERS = (
-    ("pipeline", "errors", "config", "settings", "progress", "timing", "pipes"),
+    ("pipeline", "errors", "config", "settings", "logs", "progress", "timing", "pipes"),
     ("storage",),
     ("work",),
     ("data",),

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -12,13 +13,22 @@ from pipeline import cli
 from pipeline.captioner import registry
 from pipeline.config import DecodingConfig
 from pipeline.data import corrections
-from pipeline.storage import layout, open_bucket, parquet
+from pipeline.storage import layout, names, open_bucket, parquet
 from pipeline.work import runs
 from tests.support import toy
 from tests.support.models import write_evaluation, write_model
 from tests.support.paths import PROJECT
 
 DECODING = {"--beam-width", "--mbr-samples"}
+
+DATASET, ENCODER, SHARD = "toy/0123456789abcdef", "means-0123456789ab", "0123456789abcdef"
+VOCABULARY = f"datasets/{DATASET}/vocabulary-10.json"
+"""Names that can be in a store, but are in none here."""
+
+NAME = "NAME"
+"""Stands for the name that a test gives."""
+
+NIGHT_STEPS = ("list", "plan-extraction", "plan-captions", "reconcile")
 
 COMMANDS = {
     "resolve-inputs": {"run", "--dataset", "--encoder"},
@@ -470,9 +480,15 @@ def test_a_missing_package_is_named(environment, store, trained, monkeypatch):
         (["vocabulary", "file:///nowhere/dataset.parquet"], "Not the id of a dataset"),
         (["vocabulary", "toy/0123456789abcdef"], "There is no dataset toy/0123456789abcdef in file://"),
         (["plan-extraction", "toy", "e"], "Not the id of a dataset"),
-        (["train", "toy", "v", "e"], "no object file://"),
+        (["train", DATASET, VOCABULARY, ENCODER], "no object file://"),
         (["register-encoder", "vgg"], "No such encoder"),
-        (["extract", "0123"], "There is no shard '0123' in file://"),
+        (["extract", SHARD], f"There is no shard '{SHARD}' in file://"),
+        (["ingest", ""], "Not a bucket"),
+        (["backup", ""], "Not a bucket"),
+        (["demo-data", ""], "Received: ''"),
+        (["install-dags", ""], "Received: ''"),
+        (["backup", "b" * 5000], "File name too long"),
+        (["demo-data", "d" * 5000], "File name too long"),
         (["evaluate", "v9"], "no model 'v9'"),
         (["evaluate-champion", "v9"], "no model 'v9'"),
         (["compare", "v9"], "no model 'v9'"),
@@ -500,6 +516,97 @@ def test_bad_input_is_status_2(command, arguments, message):
     assert message in error
 
 
+@pytest.mark.parametrize(
+    ("arguments", "argument", "kind"),
+    [
+        (["vocabulary", NAME], "dataset_id", names.DATASET_ID),
+        (["plan-extraction", NAME, ENCODER], "dataset_id", names.DATASET_ID),
+        (["plan-extraction", DATASET, NAME], "encoder_id", names.ENCODER_ID),
+        (["plan-extraction", DATASET, ENCODER, f"--run={NAME}"], "--run", names.RUN),
+        (["ingest", "photos", f"--name={NAME}"], "--name", names.DATASET_NAME),
+        (["train", NAME, VOCABULARY, ENCODER], "dataset_id", names.DATASET_ID),
+        (["train", DATASET, NAME, ENCODER], "vocabulary", names.VOCABULARY),
+        (["train", DATASET, VOCABULARY, NAME], "encoder_id", names.ENCODER_ID),
+        (["evaluate", NAME], "version", names.VERSION),
+        (["evaluate-champion", NAME], "version", names.VERSION),
+        (["compare", NAME], "version", names.VERSION),
+        (["gate", NAME], "version", names.VERSION),
+        (["gate", "v1", f"--run={NAME}"], "--run", names.RUN),
+        (["promote", NAME], "version", names.VERSION),
+        (["caption", "a.jpg", f"--model={NAME}"], "--model", names.VERSION),
+        (["extract", NAME], "shard", names.SHARD),
+        (["night", "caption", NAME], "shard", names.SHARD),
+        (["resolve-inputs", NAME], "run", names.RUN),
+        (["end-run", "night", NAME], "run", names.RUN),
+        *((["night", step, NAME], "run", names.RUN) for step in NIGHT_STEPS),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+@pytest.mark.parametrize("name", ["", "..", "../../x", "a\nb", "n" * 251])
+def test_an_argument_that_becomes_part_of_a_key_is_checked(command, arguments, argument, kind, name):
+    """The error names the argument and says what was expected and where to find it, before anything is done."""
+    status, line, error = command(*(each.replace(NAME, name) for each in arguments))
+    assert (status, line) == (2, "")
+    assert error == f"error: {argument}: Not {kind.title}: expected {kind.rule}. Received: {name!r}. {kind.advice}\n"
+
+
+def test_an_argument_that_is_not_utf_8(command):
+    """No URI and no record can hold it. A picture with such a name is captioned all the same."""
+    name = os.fsdecode(b"\xff")
+    for arguments in (["ingest", name], ["resolve-inputs", "r1", f"--dataset={name}"], ["demo-data", name]):
+        status, line, error = command(*arguments)
+        assert (status, line) == (2, "")
+        assert error.startswith("error: This argument is not UTF-8: ")
+    assert "No model has been promoted" in command("caption", name)[2]
+
+
+def test_an_error_with_a_key_in_it_is_one_line(command, environment):
+    """Whatever the key, it forges no second line, and no order to the terminal."""
+    (environment / "captions.csv").write_text('image,caption\n"x\u202e\n12:00:00 INFO done\x1b[1m.jpg",a dog\n')
+    status, _, error = command("ingest", str(environment / "captions.csv"))
+    assert status == 2
+    assert error.endswith("\n")
+    assert error.removesuffix("\n").isprintable()
+    assert r"x\u202e\n12:00:00 INFO done\x1b[1m.jpg" in error
+
+
+def test_a_reader_that_is_gone(environment):
+    """If nobody reads the result any more, or standard output is closed, there is no traceback."""
+    arguments = [sys.executable, "-m", "pipeline", "datasets"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(arguments, cwd=PROJECT, env=os.environ, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
+    closed = f"exec {shlex.join(arguments)} >&-"
+    done = subprocess.run(["/bin/sh", "-c", closed], cwd=PROJECT, env=os.environ, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_ctrl_c_is_one_line_and_status_130(command, monkeypatch):
+    """As other programs do it, without a traceback."""
+    from pipeline.data import dataset
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dataset, "list_datasets", interrupted)
+    assert command("datasets") == (130, "", "interrupted\n")
+
+
+def test_tensorflow_reports_no_missing_gpu(environment, toy_encoder, monkeypatch):
+    """On a machine without a GPU there is no error of CUDA in the log, and on one with a GPU none is hidden."""
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
+    done = process("register-encoder", str(toy_encoder))
+    assert done.returncode == 0, done.stderr
+    assert "CUDA error" not in done.stderr
+    (environment / "bin/nvidia-smi").touch(0o755)
+    monkeypatch.setattr(sys, "argv", ["captioning", "datasets"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert os.environ.pop("TF_CPP_MIN_LOG_LEVEL") == "2"
+
+
 def test_an_unexpected_error_is_not_status_2(environment, monkeypatch):
     """An error that may pass, such as a full disk, keeps its own exception, so that the command is tried again."""
 
@@ -514,15 +621,18 @@ def test_an_unexpected_error_is_not_status_2(environment, monkeypatch):
 
 def test_all_errors_of_a_training_configuration_are_reported(command):
     """An unknown field, a wrong type and values out of bounds are reported together, with the names of the fields."""
-    wrong = ["unit=64", "units=4", "dropout=much", "learning_rate=2", "seed"]
-    status, line, error = command("train", "d", "v", "e", *(f"--set={assignment}" for assignment in wrong))
+    wrong = ["unit=64", "units=4", "dropout=much", "learning_rate=2", "seed", "colour=red"]
+    status, line, error = command(
+        "train", DATASET, VOCABULARY, ENCODER, *(f"--set={assignment}" for assignment in wrong)
+    )
     assert (status, line) == (2, "")
     for part in (
-        "unit: Extra inputs",
+        "there is no field 'unit', but units",
+        "there is no field 'colour'.",
         "units: Input should be greater than or equal to 8",
         "dropout: Input should be a valid number",
         "learning_rate: Input should be less than or equal to 1",
-        "seed: Input should be a valid integer",
+        "'seed' is not NAME=VALUE",
         "The fields are embedding, embedding_size, units,",
     ):
         assert part in error

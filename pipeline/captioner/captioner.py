@@ -1,5 +1,6 @@
 """The captioner: features in, captions out."""
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,11 +14,14 @@ from pipeline.captioner.merge_model import decode_step, initial_state
 from pipeline.config import DecodingConfig
 from pipeline.data.vocabulary import Vocabulary
 from pipeline.features.crops import mean_crop
+from pipeline.progress import track
 
 if TYPE_CHECKING:
     import keras
 
     from pipeline.captioner.decoding import CompiledFunction, Sentences, Tensor
+
+log = logging.getLogger(__name__)
 
 BATCH_SIZE = 256
 """Maximum images that are decoded at once."""
@@ -55,14 +59,15 @@ class Captioner:
             features: (N, D), or (N, C, D) of C crops, float32; the mean of the crops is captioned.
             decoding: how captions are decoded.
         """
+        batches = self._decode(mean_crop(features), decoding)
+        beams = (beam for sentences in batches for beam in zip(*sentences, strict=True))
         return [
             [
                 Caption(self.vocabulary.decode(ids), float(log_prob / length), math.exp(log_prob))
                 for ids, length, log_prob in zip(*beam, strict=True)
                 if log_prob > -math.inf
             ]
-            for sentences in self._decode(mean_crop(features), decoding)
-            for beam in zip(*sentences, strict=True)
+            for beam in track(beams, total=len(features), unit="captions", log=log)
         ]
 
     def standardized(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

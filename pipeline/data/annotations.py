@@ -161,13 +161,8 @@ def assemble(annotations: Annotations, source: str) -> "tuple[pa.Table, list[Dro
     return pa.table(list(map(list, columns)), schema=schema), sorted(dropped, key=lambda row: (row.file, row.line))
 
 
-def printable(text: str) -> str:
-    """The text with bytes that are not UTF-8 replaced."""
-    return text.encode(errors="surrogateescape").decode(errors="replace")
-
-
 def _dropped(file: str, line: int, reason: str, text: str) -> Dropped:
-    text = printable(text)
+    text = text.encode(errors="surrogateescape").decode(errors="replace")  # a record holds no other bytes than UTF-8
     return Dropped(file=file, line=line, reason=reason, text=text if len(text) <= 100 else f"{text[:99]}…")
 
 
@@ -185,10 +180,9 @@ def check_dropped(file: str, dropped: list[Dropped], kept: int, bucket: Bucket, 
     if len(rows) / total <= allowed:
         return
     reasons = Counter(row.reason for row in rows).most_common()
-    shown = [f"  line {row.line}, {row.reason}: {row.text}" for row in rows[:_SHOWN]]
+    shown = "; ".join(f"line {row.line}, {row.reason}: {row.text}" for row in rows[:_SHOWN])
     raise PipelineError(
         f"{len(rows)} of the {total} captions in {bucket.url(file)} can't be used ({len(rows) / total:.1%}, allowed "
-        f"{allowed:.1%}): {', '.join(f'{reason} {count}' for reason, count in reasons)}. The first are:\n"
-        + "\n".join(shown)
-        + f"\nFix these rows, put the missing image files into {bucket.uri}, or raise --max-dropped-fraction."
+        f"{allowed:.1%}): {', '.join(f'{reason} {count}' for reason, count in reasons)}. Fix these rows, put "
+        f"the missing image files into {bucket.uri}, or raise --max-dropped-fraction. The first rows: {shown}"
     )

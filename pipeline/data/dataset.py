@@ -27,6 +27,7 @@ from pipeline.storage import (
     ObjectNotFoundError,
     json,
     layout,
+    names,
     open_source,
     source_name,
 )
@@ -146,7 +147,7 @@ def ingest(
             dropped, or a split is empty.
     """
     # A folder may look like an id; what is neither a dataset nor a folder is a mistyped id, which ``load`` refuses.
-    is_id = layout.DATASET_ID.fullmatch(source) is not None
+    is_id = names.DATASET_ID.matches(source)
     if is_id and (store.exists(layout.dataset_table(source)) or not Path(source).exists()):
         data = load(source, store)
         report = json.read(IngestReport, layout.ingest_report(source), store)
@@ -155,11 +156,9 @@ def ingest(
             _check_table(table, source)  # ingest did not write this table, and so did not check it
     else:
         stem = Path(source).name.removesuffix(".csv").removesuffix(".parquet")
-        default_name = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem)
+        default_name = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).lstrip("-.")[:200] or "photographs"
         table, dropped = _read(source, max_dropped_fraction, store)
-    name = default_name if name is None else name
-    if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
-        raise PipelineError(f"The name of a dataset consists of letters, digits, '.', '_' and '-'. Received: {name!r}")
+    name = names.DATASET_NAME.check(default_name if name is None else name)
     table = _fill_content_hashes(table, store)
     if corrections:
         table, dropped = _add_corrections(table, dropped, store)
@@ -194,13 +193,11 @@ def load(dataset_id: str, store: Bucket) -> Dataset:
     """
     from pipeline.storage import parquet
 
-    advice = "`captioning datasets` lists the datasets, and `captioning ingest` makes one."
-    if not layout.DATASET_ID.fullmatch(dataset_id):
-        raise PipelineError(f"Not the id of a dataset: expected name/fingerprint. Received: {dataset_id!r}. {advice}")
+    table = layout.dataset_table(names.DATASET_ID.check(dataset_id))
     try:
-        return Dataset(dataset_id, parquet.read(layout.dataset_table(dataset_id), store))
+        return Dataset(dataset_id, parquet.read(table, store))
     except ObjectNotFoundError:
-        raise PipelineError(f"There is no dataset {dataset_id} in {store.uri}: {advice}") from None
+        raise PipelineError(f"There is no dataset {dataset_id} in {store.uri}: {names.DATASET_ID.advice}") from None
 
 
 def list_datasets(store: Bucket, *, limit: int) -> list[str]:
@@ -353,7 +350,8 @@ def _check_table(table: "pa.Table", origin: str) -> None:
     try:
         schema.validate(table.to_pandas(), lazy=True)
     except SchemaErrors as errors:
-        cases = errors.failure_cases[["column", "check", "failure_case"]].head(_SHOWN).to_string(index=False)
+        cases = errors.failure_cases[["column", "check", "failure_case"]].head(_SHOWN)
+        shown = "; ".join(f"{column}: {check}: {case!r}" for column, check, case in cases.itertuples(index=False))
         raise PipelineError(
-            f"{origin} does not give a valid dataset; correct the source. The first errors:\n{cases}"
+            f"{origin} does not give a valid dataset; correct the source. The first errors: {shown}"
         ) from None

@@ -72,11 +72,14 @@ def evaluate_model(
     test = read_split(
         dataset, "test", encoder_id=metadata.encoder_id, store=store, max_failed_fraction=max_failed_fraction
     )
+    log.info("captioning %d test images: %s", len(test.table), decoding)
     captions = captioner.caption(test.vectors, decoding)
+    log.info("captioning them again: %s", GREEDY)
     written = {
         "greedy": _by_image(test, captioner.caption(test.vectors, GREEDY)),
         "chosen": _by_image(test, captions),
     }
+    log.info("scoring the captions")
     failed = len(dataset.split("test")) - len(captions)
     profile = Profile.of(captioner.standardized(test.vectors), captions, failed=failed, decoding=decoding)
     references = test.references
@@ -104,6 +107,7 @@ def evaluate_model(
     )
     for name, found in metrics.scores.items():
         log.info("%s: %s", name, format_scores(found.corpus))
+    log.info("writing the report")
     album = _Album(test, written["chosen"], datasets.sources(test.table, store))
     page = render(_report(metrics, metadata, dataset.name, album))
     table = pa.table([list(references), list(written["chosen"].values()), list(references.values())], schema=CAPTIONS)
@@ -122,6 +126,7 @@ def _human_baseline(scorer: Scorer, dataset: Dataset, store: Bucket) -> HumanBas
     stored = json.find(HumanBaseline, key, store)
     if stored is not None and scorer.can_use(stored):
         return stored
+    log.info("scoring the human captions against each other, once for this dataset")
     human = scorer.human_baseline()
     json.write(human, key, store)
     return human

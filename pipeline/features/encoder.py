@@ -20,7 +20,7 @@ import numpy.typing as npt
 from pipeline.errors import PipelineError
 from pipeline.features import accelerator
 from pipeline.features.crops import multi_crop
-from pipeline.storage import Bucket, ObjectNotFoundError, artifacts, json, keras_files, layout, open_object
+from pipeline.storage import Bucket, ObjectNotFoundError, artifacts, json, keras_files, layout, names, open_object
 from pipeline.storage.artifacts import Checksums
 
 if TYPE_CHECKING:
@@ -45,7 +45,6 @@ MODEL = "model.keras"
 NETWORK = ("network.xml", "network.bin")
 """The files for CPUs: structure and weights."""
 
-_ID = re.compile(r"(?P<exact>(?P<name>[a-z0-9-]+)-[0-9a-f]{12})(?P<int8>-int8)?")
 _CROPS = "-crops"
 """Ends the name of a multi-crop encoder."""
 
@@ -91,7 +90,7 @@ def register(spec: str, store: Bucket, *, crops: bool = False) -> str:
         PipelineError: there is no such encoder, the model does not map (N, H, W, 3) to (N, D), or it is to encode crops
             and does so already, or is quantized.
     """
-    registered = _ID.fullmatch(spec)
+    registered = names.ENCODER_ID.pattern.fullmatch(spec)
     if registered and store.exists(layout.encoder_files(spec)):
         check(spec, store)
         if not crops or registered["name"].endswith(_CROPS):
@@ -222,7 +221,7 @@ def _build(spec: str) -> tuple["keras.Model", str]:
         )
     bucket, key = open_object(spec)
     data = bucket.get(key)
-    name = re.sub(r"[^a-z0-9]+", "-", Path(key).stem.lower()).strip("-")
+    name = re.sub(r"[^a-z0-9]+", "-", Path(key).stem.lower()).strip("-")[:100] or "model"
     if suffix == ".keras":
         return keras_files.from_bytes(data, origin=spec), name
     # Keras distinguishes its two formats of weights, the old one of its downloads and the new one, by the file name.

@@ -18,6 +18,7 @@ from pipeline.features import encoder as encoders
 from pipeline.features import extraction
 from pipeline.features.encoder import Encoder
 from pipeline.features.extraction import Picture
+from pipeline.logs import printable
 from pipeline.storage import Bucket, LocalBucket, ObjectNotFoundError, open_bucket, open_object
 from pipeline.timing import Stopwatch
 
@@ -31,13 +32,19 @@ class Captioned:
     error: str | None = None
 
     def to_text(self) -> str:
-        """A line with picture and caption; alternatives are indented below it, all with their probability."""
-        picture = _printable(self.picture)
+        """A line with picture and caption; alternatives are indented below it, all with their probabilities.
+
+        The beam is ranked by the mean log probability of a word; MBR decoding reranks it.
+        """
+        picture = printable(self.picture) or "''"
         if self.error is not None:
-            return f"error: {picture}: {_printable(self.error)}"
+            return f"error: {picture}: {printable(self.error)}"
         if len(self.captions) == 1:
             return f"{picture}: {self.captions[0].text}"
-        best, *others = (f"{caption.text} (p = {caption.probability:.2g})" for caption in self.captions)
+        best, *others = (
+            f"{caption.text} (log probability per word {caption.log_prob:.3f}, probability {caption.probability:.2g})"
+            for caption in self.captions
+        )
         return "\n    ".join([f"{picture}: {best}", *others])
 
     def to_json(self) -> str:
@@ -145,6 +152,8 @@ class _Source:
 
 def _find(picture: str) -> list[_Source]:
     """The picture or, for a folder, all pictures in it."""
+    if not picture:
+        return [_Source(picture, error="the name is empty; give the path or URI of a picture or a folder")]
     try:
         if (folder := _folder(picture)) is None:
             return [_Source(picture, *open_object(picture))]
@@ -162,8 +171,3 @@ def _folder(picture: str) -> Bucket | None:
     bucket = open_bucket(picture) if "://" in picture else LocalBucket(Path(picture).resolve())
     is_folder = bucket.root.is_dir() if isinstance(bucket, LocalBucket) else picture.endswith("/")
     return bucket if is_folder else None
-
-
-def _printable(name: str) -> str:
-    """The name on one line, with unprintable characters and bytes that are not UTF-8 escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

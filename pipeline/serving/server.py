@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline import pipes
+from pipeline import logs, pipes
 from pipeline.config import DecodingConfig
 from pipeline.data.decoders import Decoders, DecoderStartError
 from pipeline.errors import PipelineError, name_missing_extra
@@ -181,10 +181,9 @@ def _main() -> None:
     # The output of libraries must not get between the messages.
     messages = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # A single picture is quick on a CPU, and the memory of an accelerator is for nights and trainings.
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    logs.configure(gpu=False)
     serve(int(sys.argv[1]), lambda kind, text: pipes.send(json.dumps([kind, text]).encode(), messages))
 
 

@@ -79,9 +79,6 @@ FOLDERS = {
 }
 """The folders at the top of the store, and what they hold."""
 
-DATASET_ID = re.compile(r"\w[\w.-]*/[0-9a-f]{16}", re.ASCII)
-"""The id of a dataset: its name and the fingerprint of its content."""
-
 NAME_BYTES = 900
 """Maximum bytes of a safe name; with a bucket's prefix and a suffix it stays below the 1,024 bytes of an S3 key."""
 

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING
 
 from pipeline.errors import PipelineError
+from pipeline.logs import printable
 from pipeline.settings import read_settings
 from pipeline.storage import s3_errors
 from pipeline.storage.bucket import (
@@ -293,7 +294,7 @@ class S3Bucket(Bucket):
                     raise translated from error
             elif (wrong := s3_errors.wrong_settings(error)) is not None:
                 raise PipelineError(f"{self.url(key)}: {wrong}") from None  # the error itself may show a token
-            error.add_note(f"while accessing {self.url(key)}")
+            error.add_note(f"while accessing {printable(self.url(key))}")
             raise
 
     def _translate_answer(self, error: "ClientError", key: str, etag: str | None) -> PipelineError | None:

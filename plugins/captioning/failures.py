@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from captioning.names import ERROR
+from pipeline.logs import printable
 
 LIMIT = 10
 """Failed tasks that a message lists one by one."""
@@ -38,9 +39,9 @@ def failed_tasks(context: Mapping[str, Any]) -> list[FailedTask]:
 
 
 def error_message(task: FailedTask, context: Mapping[str, Any]) -> str:
-    """The error message that a failed task has left."""
+    """The error message that a failed task has left, on one line."""
     error = context["ti"].xcom_pull(task_ids=task.task_id, map_indexes=task.map_index, key=ERROR)
-    return error or NO_MESSAGE
+    return printable(error or "") or NO_MESSAGE
 
 
 def describe_failures(context: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from captioning.links import run_url, task_url
 from captioning.names import RECONCILE
 from captioning.settings import read_settings
 from pipeline.errors import PipelineError
+from pipeline.logs import printable
 
 TIMEOUT = 10
 """Seconds to wait for the webhook's receiver. The timeout of the mail server is in its connection."""
@@ -87,7 +88,7 @@ def notify_warnings(context: Mapping[str, Any]) -> None:
     send(
         f"{dag.dag_id} ended with warnings",
         f"The run {run_id} of {dag.dag_id} succeeded and its captions are written, with these warnings:\n\n"
-        + "\n".join(f"* {warning}" for warning in warnings)
+        + "\n".join(f"* {printable(warning)}" for warning in warnings)
         + f"\n\nRun: {run_url(dag.dag_id, run_id)}",
     )
 
@@ -106,7 +107,11 @@ def send(subject: str, text: str) -> None:
 
 
 def _post(connection_id: str, subject: str, text: str) -> None:
-    """Post a notification as JSON that Slack, Mattermost and similar services display as it is."""
+    """Post a notification as JSON with the field ``text``, which Slack, Mattermost and Teams display as it is.
+
+    Without the escapes, Slack and Mattermost would take a key such as ``<!channel>`` for an order to notify everybody,
+    and Teams would take others for HTML. All three display the escapes as the characters.
+    """
     import requests
     from airflow.providers.http.hooks.http import HttpHook
 
@@ -116,7 +121,9 @@ def _post(connection_id: str, subject: str, text: str) -> None:
     try:
         with hook.get_conn() as session:
             url = hook.url_from_endpoint(None if connection.login else connection.password)
-            session.post(url, json={"text": f"{subject}\n\n{text}"}, timeout=TIMEOUT).raise_for_status()
+            session.post(
+                url, json={"text": html.escape(f"{subject}\n\n{text}", quote=False)}, timeout=TIMEOUT
+            ).raise_for_status()
     except requests.RequestException as error:
         status = "" if error.response is None else f" {error.response.status_code}"
         raise PipelineError(f"{type(error).__name__}{status}") from None

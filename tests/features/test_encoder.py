@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.errors import PipelineError
 from pipeline.features import encoder, openvino
-from pipeline.storage import keras_files, open_bucket
+from pipeline.storage import keras_files, names, open_bucket
 from tests.support import toy
 
 
@@ -183,6 +183,15 @@ def test_weights_from_a_file(store, random_id, tmp_path, name):
         with h5py.File(path, "w") as file:
             legacy_h5_format.save_weights_to_hdf5_group(file, model)
     assert encoder.register(str(path), store).split("-")[-1] == random_id.split("-")[-1]
+
+
+@pytest.mark.parametrize("name", ["猫", "e" * 240])
+def test_any_name_of_a_file_gives_an_id(bucket, tmp_path, name):
+    """If it has no letter that an id may have, or too many of them, the id is still one that commands accept."""
+    small_model().save(tmp_path / f"{name}.keras")
+    encoder_id = encoder.register(str(tmp_path / f"{name}.keras"), bucket)
+    assert names.ENCODER_ID.check(encoder_id) == encoder_id
+    assert encoder.register(encoder_id, bucket) == encoder_id
 
 
 def small_model(*, last="pool", size=8, name="small"):

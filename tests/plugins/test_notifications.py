@@ -7,6 +7,7 @@ import shlex
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -83,6 +84,38 @@ def test_a_notification_is_delivered_as_it_is(receivers):
     assert receivers.posts == [f"odd names\n\n{text}"]
     [(_, body)] = receivers.mails
     assert "inbox/{{ 7 * 7 }}.jpg &amp; &lt;b&gt;{% raw %}&lt;/b&gt;: naïve" in body
+
+
+def test_a_key_notifies_nobody_in_slack(receivers):
+    """What would be an order to Slack, and a link, is escaped as Slack's documentation has it: these three characters."""
+    from captioning import notifications
+
+    notifications.send("odd names", "<!channel> <@U012> <https://example.com|a 'link'> &amp;")
+    [(_, post)] = receivers.paths_and_posts
+    assert post["text"] == (
+        "odd names\n\n&lt;!channel&gt; &lt;@U012&gt; &lt;https://example.com|a 'link'&gt; &amp;amp;"
+    )
+
+
+def test_a_key_forges_no_line_of_a_notification(receivers):
+    """Control and bidirectional characters in warnings and error messages are escaped."""
+    from captioning import notifications
+
+    warning = "a\n* everything is fine\u202egpj.b"
+    context = {
+        "dag": SimpleNamespace(dag_id="caption_new_images", has_task=lambda name: True),
+        "run_id": "r1",
+        "reason": "task_failure",
+        "ti": SimpleNamespace(
+            xcom_pull=lambda **options: [warning] if options["key"] == "warnings" else warning,
+            get_task_states=lambda **_: {"r1": {"reconcile": "failed"}},
+        ),
+    }
+    notifications.notify_warnings(context)
+    notifications.notify_failure(context)
+    escaped = r"a\n* everything is fine\u202egpj.b"
+    assert f"\n* {escaped}\n" in receivers.sent("caption_new_images ended with warnings")
+    assert f"\n* reconcile: {escaped}\n" in receivers.sent("caption_new_images failed: reconcile")
 
 
 def test_a_webhook_with_a_login_is_posted_to_its_host(receivers, monkeypatch):

@@ -86,6 +86,15 @@ def test_odd_names_are_captioned(name, tmp_path, monkeypatch, caption):
     assert json.loads(found.to_json())["picture"] == name
 
 
+def test_an_empty_name_is_not_the_working_directory(tmp_path, monkeypatch, caption):
+    """It is an error of its own, and no picture is captioned."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "red.jpg").write_bytes(toy.picture("red"))
+    [(name, found)] = caption("").items()
+    assert (name, found.error) == ("", "the name is empty; give the path or URI of a picture or a folder")
+    assert found.to_text() == f"error: '': {found.error}"
+
+
 def test_bad_pictures_do_not_affect_the_others(tmp_path, monkeypatch, caption):
     """Each bad picture has its error, in its place; the good ones have their captions."""
     monkeypatch.chdir(tmp_path)
@@ -164,7 +173,8 @@ BEAM = [Caption("a red square", -0.5, 0.125), Caption("a square", -5.7, 1.1e-05)
         ),
         (
             Captioned("a.jpg", BEAM),
-            "a.jpg: a red square (p = 0.12)\n    a square (p = 1.1e-05)",
+            "a.jpg: a red square (log probability per word -0.500, probability 0.12)\n"
+            "    a square (log probability per word -5.700, probability 1.1e-05)",
             {
                 "caption": "a red square",
                 "log_prob": -0.5,

@@ -77,9 +77,9 @@ class Receivers:
 
     @property
     def posts(self) -> list[str]:
-        """The text of each post, which went to the complete address."""
+        """The text of each post as Slack displays it; it went to the complete address."""
         assert all(path == f"/services/{SECRET}" and post.keys() == {"text"} for path, post in self.paths_and_posts)
-        return [post["text"] for _, post in self.paths_and_posts]
+        return [html.unescape(post["text"]) for _, post in self.paths_and_posts]
 
     def have(self, subject: str, containing: str) -> bool:
         """Whether both have received a notification with this subject and about this."""

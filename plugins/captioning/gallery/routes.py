@@ -25,6 +25,7 @@ from pipeline.data import corrections
 from pipeline.data.decoders import DecoderStartError, Thumbnails
 from pipeline.data.images import MAX_BYTES, BadImageError
 from pipeline.errors import PipelineError
+from pipeline.logs import printable
 from pipeline.ops import browse
 from pipeline.ops.browse import Filters
 from pipeline.serving.client import BadPictureError, BusyError, CaptionClient, CaptioningError, TimeLimitError
@@ -298,7 +299,7 @@ async def show_invalid_values(request: Request, error: RequestValidationError) -
 @app.exception_handler(PipelineError)
 async def show_pipeline_error(request: Request, error: PipelineError) -> Response:
     """The same for errors in the store or the settings that a person has to fix."""
-    log.warning("%s: %s", request.url.path, error)
+    log.warning("%s: %s", printable(request.url.path), printable(str(error)))
     return await show_error(request, HTTPException(status.HTTP_409_CONFLICT, str(error)))
 
 
