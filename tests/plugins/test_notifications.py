@@ -87,7 +87,7 @@ def test_a_notification_is_delivered_as_it_is(receivers):
 
 
 def test_a_key_notifies_nobody_in_slack(receivers):
-    """What would be an order to Slack, and a link, is escaped as Slack's documentation has it: these three characters."""
+    """What would be an order to Slack, and a link, is escaped by the rule of Slack."""
     from captioning import notifications
 
     notifications.send("odd names", "<!channel> <@U012> <https://example.com|a 'link'> &amp;")
