@@ -31,10 +31,6 @@ if TYPE_CHECKING:
     from pipeline.storage import Bucket
 
 DEFAULT = DecodingConfig()
-
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it."""
-
 app = typer.Typer(
     name="captioning",
     help="Caption photographs: train, evaluate and promote a captioner, and caption the new images of a bucket.",

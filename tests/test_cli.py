@@ -113,6 +113,47 @@ def process(*arguments):
     )
 
 
+PROGRAM = """
+import sys
+{definition}
+from pipeline.__main__ import run
+from pipeline.data import dataset
+dataset.list_datasets = list_datasets
+sys.argv = ["captioning", "datasets"]
+run()
+"""
+
+READS_ON = """
+import io, threading, time
+import pyarrow as pa, pyarrow.parquet as pq
+reads = threading.Event()
+class Slow(io.BytesIO):
+    def read(self, size=-1):
+        reads.set()
+        while True:
+            time.sleep(0.001)
+class Late:
+    def __del__(self):
+        time.sleep(0.5)
+late = Late()  # its end takes as long as that of an interpreter with large libraries
+sink = pa.BufferOutputStream()
+pq.write_table(pa.table({"a": [1]}), sink)
+data = sink.getvalue()
+file = pq.ParquetFile(Slow(data), metadata=pq.read_metadata(pa.BufferReader(data)), pre_buffer=True)
+def list_datasets(*_, **__):
+    threading.Thread(target=file.read, daemon=True).start()
+    assert reads.wait(60)
+    return []
+"""
+"""A thread of Arrow that waits for the interpreter's lock again and again."""
+
+
+def process_in_which_listing(definition):
+    """Run `captioning datasets` in a process of its own, with another function that lists the datasets."""
+    program = [sys.executable, "-c", PROGRAM.replace("{definition}", definition)]
+    return subprocess.run(program, cwd=PROJECT, env=os.environ, capture_output=True, text=True, check=False)
+
+
 @pytest.fixture
 def command(environment, monkeypatch, capsys):
     """Run a command in this process: exit status, the last line of standard output, and standard error."""
@@ -583,15 +624,24 @@ def test_a_reader_that_is_gone(environment):
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_ctrl_c_is_one_line_and_status_130(command, monkeypatch):
+def test_ctrl_c_is_one_line_and_status_130(environment):
     """As other programs do it, without a traceback."""
-    from pipeline.data import dataset
+    done = process_in_which_listing("def list_datasets(*_, **__): raise KeyboardInterrupt")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(dataset, "list_datasets", interrupted)
-    assert command("datasets") == (130, "", "interrupted\n")
+def test_a_thread_of_arrow_does_not_abort_the_end(environment):
+    """A thread that still needs Python when the result is printed changes neither the exit status nor the log."""
+    done = process_in_which_listing(READS_ON)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+
+
+def test_an_unexpected_error_ends_with_status_1(environment):
+    """With its traceback."""
+    done = process_in_which_listing("def list_datasets(*_, **__): 1 / 0")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Traceback (most recent call last):\n")
+    assert done.stderr.endswith("ZeroDivisionError: division by zero\n")
 
 
 def test_tensorflow_reports_no_missing_gpu(environment, toy_encoder, monkeypatch):
