@@ -4,9 +4,13 @@ import argparse
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pipeline.settings import DATA
 
@@ -16,6 +20,8 @@ DRAWN_TRAINING = {"batch_size": 64, "epochs": 30, "patience": 6}
 """Smaller batches and more epochs than the defaults, which are for tens of thousands of captions."""
 LOG = Path(os.environ["AIRFLOW_HOME"], "demo.log")
 CAPTIONS_SHOWN = 15
+LINES_SHOWN = 10
+"""Lines of the log that are shown where no task has failed."""
 
 
 def main() -> None:
@@ -36,15 +42,14 @@ def main() -> None:
     run_dag("retrain_captioner", {"dataset": str(data), "encoder": encoder, **training})
     inbox = pipeline("demo-inbox")
     run_dag("caption_new_images", {})
-    subprocess.run(
-        [*pipeline_command("status"), "--captions", str(CAPTIONS_SHOWN), "--under", inbox["under"]], check=True
-    )
+    show_captions(inbox["under"])
     say("\nTo see these captions with their pictures, and to run both DAGs yourself, start Airflow:\n\n  make up")
 
 
 def run_dag(dag_id: str, conf: dict[str, str | int]) -> None:
     """Run a DAG to its end in a child process, and show the progress of its tasks."""
     say(f"\n{dag_id} {json.dumps(conf) if conf else ''}")
+    task, errors, last_lines = "", dict[str, str](), deque[str](maxlen=LINES_SHOWN)
     command = [str(BIN / "airflow"), "dags", "test", dag_id, "--conf", json.dumps(conf)]
     environment = {**os.environ, "AIRFLOW__LOGGING__JSON_LOGS": "True"}
     with (
@@ -56,19 +61,43 @@ def run_dag(dag_id: str, conf: dict[str, str | int]) -> None:
         assert process.stdout is not None  # noqa: S101 - for type checkers
         for line in process.stdout:
             log.write(line)
-            if text := progress(line):
+            entry = parse(line)
+            if text := progress(entry):
                 say(text)
+            last_lines.append(entry.get("event", line.rstrip()))
+            if started := re.match(r"\[DAG TEST\] starting task_id=(\S+) map_index=(-?\d+)", last_lines[-1]):
+                task = started[1] + ("" if started[2] == "-1" else f"[{started[2]}]")
+                errors.pop(task, None)  # of the try before
+            elif entry.get("exception"):
+                errors[task] = entry["exception"][0]["exc_value"]
     if process.returncode != 0:
-        sys.exit(f"{dag_id} failed; the complete log is {LOG}")
+        shown = [f"the task {task} failed: {error}" for task, error in errors.items()] or last_lines
+        sys.exit("\n".join(["", *shown, f"{dag_id} failed; the complete log is {LOG}"]))
 
 
-def progress(line: str) -> str | None:
-    """The readable form of a line of Airflow's log: a command, its progress, an error; None for other lines."""
+def show_captions(under: str) -> None:
+    """Print the captions of the images whose keys begin with ``under``."""
+    check(subprocess.run(pipeline_command("status", "--captions", str(CAPTIONS_SHOWN), "--under", under), check=False))
+
+
+def check(command: "subprocess.CompletedProcess[Any]") -> None:
+    """End the demo if a command has failed, which has printed why."""
+    if command.returncode:
+        sys.exit(f"the demo ends here: `{shlex.join(command.args)}` failed with exit status {command.returncode}")
+
+
+def parse(line: str) -> dict[str, Any]:
+    """An entry of Airflow's log; empty for another line."""
     try:
         entry = json.loads(line)
-        event = str(entry["event"])
-    except (ValueError, TypeError, KeyError):
-        return None
+    except ValueError:
+        return {}
+    return entry if isinstance(entry, dict) and isinstance(entry.get("event"), str) else {}
+
+
+def progress(entry: Mapping[str, Any]) -> str | None:
+    """The readable form of an entry of Airflow's log: a command, its progress, an error; None for others."""
+    event = entry.get("event", "")
     if command := re.search(r"Running command: \[.*'-m', 'pipeline', (.*)\]", event):
         return f"  {' '.join(word.strip(chr(39)) for word in command[1].split(', '))[:100]}"
     if re.match(r"\d\d:\d\d:\d\d [A-Z]+ ", event):
@@ -80,7 +109,8 @@ def progress(line: str) -> str | None:
 
 def pipeline(*arguments: str) -> dict[str, str]:
     """Run a command of the pipeline and return its result."""
-    done = subprocess.run(pipeline_command(*arguments), stdout=subprocess.PIPE, encoding="utf-8", check=True)
+    done = subprocess.run(pipeline_command(*arguments), stdout=subprocess.PIPE, encoding="utf-8", check=False)
+    check(done)
     result: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
     return result
 
@@ -96,4 +126,7 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -19,8 +19,8 @@ LOG = [
 def airflow(tmp_path, monkeypatch):
     """Replaces Airflow by a program that prints a log and keeps its arguments; makes it with an exit status."""
 
-    def make(status):
-        lines = "\n".join(map(json.dumps, LOG))
+    def make(status, log=LOG):
+        lines = "\n".join(map(json.dumps, log))
         (tmp_path / "airflow").write_text(
             f'#!/bin/sh\necho "$@" >> {tmp_path}/arguments\ncat <<"END"\n{lines}\nplain text\nEND\nexit {status}\n'
         )
@@ -67,9 +67,43 @@ def test_photographs_of_ones_own_train_as_the_form_does(airflow, tmp_path, monke
     assert conf == {"dataset": str(tmp_path / "photos"), "encoder": "imagenet"}
 
 
-def test_a_failed_dag_ends_the_demo(airflow, tmp_path, monkeypatch):
-    """The message says where the log is."""
-    airflow(1)
+FAILED = [
+    {"event": "[DAG TEST] starting task_id=extract map_index=0", "level": "info"},
+    {"event": "Task failed", "level": "error", "exception": [{"exc_value": "lost connection"}]},
+    {"event": "[DAG TEST] starting task_id=extract map_index=0", "level": "info"},
+    {"event": "[DAG TEST] starting task_id=extract map_index=1", "level": "info"},
+    {"event": "Task failed", "level": "error", "exception": [{"exc_value": "no space left"}]},
+    {"event": "[DAG TEST] starting task_id=train map_index=-1", "level": "info"},
+    {"event": "Task failed", "level": "error", "exception": [{"exc_value": "too few captions"}]},
+    {"event": "[DAG TEST] starting task_id=end_run map_index=-1", "level": "info"},
+    {"event": "[DAG TEST] end task task_id=end_run map_index=-1", "level": "info"},
+]
+"""The log of a run in which two tasks fail, and a third at its first try only."""
+
+
+@pytest.mark.parametrize(
+    ("log", "errors"),
+    [
+        (FAILED, "the task extract[1] failed: no space left\nthe task train failed: too few captions"),
+        (LOG[:3], "\n".join([*(each["event"] for each in LOG[:3]), "plain text"])),
+    ],
+    ids=["tasks", "no task"],
+)
+def test_a_failed_dag_ends_the_demo(airflow, tmp_path, monkeypatch, log, errors):
+    """The last lines name the tasks and their errors, or are those of the log if no task has failed; and the log."""
+    airflow(1, log)
     monkeypatch.setattr("sys.argv", ["demo"])
-    with pytest.raises(SystemExit, match=rf"retrain_captioner failed; the complete log is {tmp_path}/demo\.log"):
+    with pytest.raises(SystemExit) as stop:
         demo.main()
+    assert stop.value.code == f"\n{errors}\nretrain_captioner failed; the complete log is {tmp_path}/demo.log"
+
+
+def test_a_failed_command_ends_the_demo(airflow, monkeypatch):
+    """The message has the command and its exit status, without a traceback; the command has printed its error."""
+    airflow(0)
+    monkeypatch.setattr(demo, "pipeline_command", lambda *arguments: ["false", *arguments])
+    monkeypatch.setattr("sys.argv", ["demo"])
+    with pytest.raises(SystemExit) as stop:
+        demo.main()
+    command = "`false status --captions 15 --under demo/`"
+    assert stop.value.code == f"the demo ends here: {command} failed with exit status 1"
