@@ -441,7 +441,9 @@ def prune(
     keep: Annotated[
         int, typer.Option(min=1, help="champions whose models and features are kept, the present one among them")
     ] = 3,
-    older_than: Annotated[float, typer.Option(metavar="DAYS", min=0, help="minimum age of removed objects")] = 7.0,
+    older_than: Annotated[
+        float, typer.Option(metavar="DAYS", min=0, max=36_500, help="minimum age of removed objects")
+    ] = 7.0,
     remove: Annotated[
         bool, typer.Option("--remove", help="remove the objects; by default they are only listed")
     ] = False,

@@ -547,6 +547,7 @@ def test_a_missing_package_is_named(environment, store, trained, monkeypatch):
         (["night", "plan-captions", "n9", "--date", "tomorrow"], "tomorrow"),
         (["evaluate", "v9", "--beam-width", "0"], "--beam-width"),
         (["evaluate", "v9", "--mbr-samples", "1001"], "--mbr-samples"),
+        (["prune", "--older-than", "inf"], "--older-than"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

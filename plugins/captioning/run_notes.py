@@ -11,6 +11,7 @@ from airflow.listeners import hookimpl
 
 from captioning.failures import NO_MESSAGE, FailedTask
 from captioning.names import END_RUN, ERROR, NIGHT_DAG, RETRAINING_DAG, SUMMARY
+from pipeline.logs import printable
 
 if TYPE_CHECKING:
     from airflow.models import DagRun, TaskInstance
@@ -20,7 +21,7 @@ LENGTH = 1000
 
 
 class Message(NamedTuple):
-    """The text that a task has left for its note."""
+    """The text that a task has left for its note, on one line."""
 
     task_id: str
     map_index: int
@@ -67,7 +68,8 @@ def note_tasks(ended: "DagRun") -> tuple["DagRun", list[Message]]:
     run = session.get_one(DagRun, ended.id)
     columns = (XComModel.task_id, XComModel.map_index, XComModel.key, XComModel.value)
     left = select(*columns).where(XComModel.dag_run_id == run.id, XComModel.key.in_((SUMMARY, ERROR)))
-    messages = [Message(*row) for row in session.execute(left.order_by(XComModel.timestamp))]
+    rows = session.execute(left.order_by(XComModel.timestamp))
+    messages = [Message(task_id, map_index, key, printable(text)) for task_id, map_index, key, text in rows]
     texts = {each.task_id: each.text for each in messages if each.map_index < 0}
     for instance in run.task_instances:
         if instance.map_index < 0 and instance.task_id in texts:

@@ -1,11 +1,13 @@
 """Evaluation: the test split captioned, scored, analyzed and shown, with a place for each dataset and decoding."""
 
 import io
+import logging
 import re
 
 import pytest
 from PIL import Image
 
+from pipeline import progress
 from pipeline.captioner.captioner import Caption, Captioner
 from pipeline.captioner.metadata import load_metadata
 from pipeline.config import GREEDY, DecodingConfig
@@ -110,6 +112,24 @@ def test_metrics_and_report_are_written(trained, store):
         assert row["references"] == [f"a {colour} square", f"the whole picture is {colour}"]
     profile = json.read(Profile, layout.evaluation(version, metrics.dataset, decoding).profile, store)
     assert (profile.captioned, profile.failed, profile.decoding) == (4, 0, decoding)
+
+
+def test_the_log_says_what_takes_long(trained, store, caplog, monkeypatch):
+    """Each step, and within the captioning how much is done."""
+    monkeypatch.setattr(progress, "LOG_INTERVAL", 0)
+    caplog.set_level(logging.INFO)
+    evaluate(trained.model.version, store)
+    steps = (
+        "captioning 4 test images: beam 2",
+        "4 of 4 captions",
+        "captioning them again: greedy",
+        "scoring the captions",
+        "scoring the human captions against each other",
+        "writing the report",
+        "report: ",
+    )
+    logged = iter(record.getMessage() for record in caplog.records)
+    assert [step for step in steps if any(line.startswith(step) for line in logged)] == list(steps)
 
 
 def test_wrong_captions_are_shown_with_their_word(trained, store, monkeypatch):

@@ -76,6 +76,13 @@ def test_a_failed_task_without_a_message(run):
     )
 
 
+def test_a_message_is_one_line_of_the_note(run):
+    """Whatever the key of an image in it."""
+    tasks, note = run([("train", "error", "a\ngate: promoted\u202egpj.b")])
+    assert tasks["train"] == r"a\ngate: promoted\u202egpj.b"
+    assert note == f"train: {tasks['train']}"
+
+
 def test_other_dags_are_left_alone(airflow_home):
     """Runs of other DAGs get no note."""
     from airflow.models import DagRun

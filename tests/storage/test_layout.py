@@ -1,5 +1,6 @@
 """Keys of the store, and the names in them that are made of an image's key: every bucket takes these, no two agree."""
 
+import itertools
 from urllib.parse import unquote
 
 import pytest
@@ -131,6 +132,13 @@ def test_what_some_bucket_would_not_take_is_escaped(key: str, name: str) -> None
     """Dots that hide or lead out, parts without a name, control characters, and what looks like an escape."""
     assert safe_name(key) == name
     assert unquote(name) == key
+
+
+def test_all_short_keys_have_names_of_their_own() -> None:
+    """Of the characters that names escape, or that escapes are made of: each key can be read from its name."""
+    keys = {"".join(key) for length in range(1, 6) for key in itertools.product("%4A1./\n", repeat=length)}
+    assert {unquote(safe_name(key)) for key in keys} == keys
+    assert all(unquote(safe_name(key)) == key for key in keys)
 
 
 @given(KEYS)
