@@ -21,7 +21,7 @@ KEYS = {
     "VOCABULARY": str,
     "ENCODER_ID": lambda name: layout.open_shards(f"features-{name}"),
     "SHARD": layout.shard_stats,
-    "RUN": layout.run_record,
+    "RUN": lambda name: layout.run_record("night", name),
 }
 """For each kind, a key that has such a name in it."""
 
