@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, TextIO
 
 from pipeline.captioner.registry import find_champion
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, exit_on_error
 from pipeline.settings import DATA, Settings, read_settings
 from pipeline.storage import open_bucket
 from scripts.prepare import write_login
@@ -32,12 +32,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, `kill`, and 
 
 def main() -> int:
     """Run until Ctrl-C, or another of ``SIGNALS``; the exit status is 0 unless Airflow failed."""
-    try:
+    with exit_on_error():
         check_port()
         make_default_inbox(read_settings())
-    except PipelineError as error:
-        say(f"error: {error}", sys.stderr)
-        return 2
     password = admin_password()
     with LOG.open("w") as log:
         airflow = Airflow(log)
