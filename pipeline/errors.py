@@ -1,12 +1,10 @@
-"""The one exception for errors that a person has to fix, and how programs report it."""
+"""The one exception for errors that a person has to fix, and how programs report it, on one line."""
 
 import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
-
-from pipeline.logs import printable
 
 EXTRAS = {
     "keras": "inference",
@@ -40,6 +38,15 @@ def name_missing_extra() -> Iterator[None]:
         raise PipelineError(
             f"{package} is not installed: pip install 'image-captioning-pipeline[{EXTRAS[package]}]'"
         ) from error
+
+
+def printable(text: str) -> str:
+    """The text on one line, as it reads in a terminal: control and bidirectional characters are escaped.
+
+    So are all others that Python does not call printable, and bytes that are not UTF-8. The escapes are those of a
+    string in Python, such as ``\\n`` and ``\\u202e``.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @contextmanager

@@ -3,14 +3,7 @@
 import logging
 import os
 
-
-def printable(text: str) -> str:
-    """The text on one line, as it reads in a terminal: control and bidirectional characters are escaped.
-
-    So are all others that Python does not call printable, and bytes that are not UTF-8. The escapes are those of a
-    string in Python, such as ``\\n`` and ``\\u202e``.
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+from pipeline.errors import printable
 
 
 class _OneLine(logging.Formatter):

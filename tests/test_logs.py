@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.logs import printable
+from pipeline.errors import printable
 from tests.support.paths import PROJECT
 
 FORGED = "a.jpg\n12:00:00 INFO all is well\r\x1b[2K\u202egpj.b\u2028\x85"

@@ -13,12 +13,11 @@ from pipeline.captioner.registry import read_champion
 from pipeline.config import DecodingConfig
 from pipeline.data.decoders import Decoders
 from pipeline.data.images import MAX_BYTES, is_image
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, printable
 from pipeline.features import encoder as encoders
 from pipeline.features import extraction
 from pipeline.features.encoder import Encoder
 from pipeline.features.extraction import Picture
-from pipeline.logs import printable
 from pipeline.storage import Bucket, LocalBucket, ObjectNotFoundError, open_bucket, open_object
 from pipeline.timing import Stopwatch
 

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import IO, TYPE_CHECKING
 
-from pipeline.errors import PipelineError
-from pipeline.logs import printable
+from pipeline.errors import PipelineError, printable
 from pipeline.settings import read_settings
 from pipeline.storage import s3_errors
 from pipeline.storage.bucket import (

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from captioning.names import ERROR
-from pipeline.logs import printable
+from pipeline.errors import printable
 
 LIMIT = 10
 """Failed tasks that a message lists one by one."""

@@ -16,8 +16,7 @@ from captioning.failures import LIMIT, FailedTask, error_message, failed_tasks
 from captioning.links import run_url, task_url
 from captioning.names import RECONCILE
 from captioning.settings import read_settings
-from pipeline.errors import PipelineError
-from pipeline.logs import printable
+from pipeline.errors import PipelineError, printable
 
 TIMEOUT = 10
 """Seconds to wait for the webhook's receiver. The timeout of the mail server is in its connection."""

@@ -11,7 +11,7 @@ from airflow.listeners import hookimpl
 
 from captioning.failures import NO_MESSAGE, FailedTask
 from captioning.names import END_RUN, ERROR, NIGHT_DAG, RETRAINING_DAG, SUMMARY
-from pipeline.logs import printable
+from pipeline.errors import printable
 
 if TYPE_CHECKING:
     from airflow.models import DagRun, TaskInstance

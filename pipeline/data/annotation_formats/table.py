@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.data.annotations import SPLIT_NAMES, Annotations, Photographs, Row, split_by_hash
-from pipeline.errors import PipelineError
-from pipeline.logs import printable
+from pipeline.errors import PipelineError, printable
 from pipeline.storage import Bucket
 from pipeline.storage.bucket import is_utf8
 

@@ -24,8 +24,7 @@ from captioning.gallery.plots import plot
 from pipeline.data import corrections
 from pipeline.data.decoders import DecoderStartError, Thumbnails
 from pipeline.data.images import MAX_BYTES, BadImageError
-from pipeline.errors import PipelineError
-from pipeline.logs import printable
+from pipeline.errors import PipelineError, printable
 from pipeline.ops import browse
 from pipeline.ops.browse import Filters
 from pipeline.serving.client import BadPictureError, BusyError, CaptionClient, CaptioningError, TimeLimitError
