@@ -10,7 +10,7 @@ from rich.text import Text
 
 from pipeline.captioner.registry import read_champion
 from pipeline.data import corrections
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, printable
 from pipeline.evaluation.promotion_gate import describe
 from pipeline.evaluation.results import latest_metrics
 from pipeline.ops import browse
@@ -121,9 +121,9 @@ def _show_captions(console: Console, store: Bucket, version: str, limit: int, un
             continue
         # As text: Rich would interpret square brackets in a key as markup.
         caption = row["caption"] if row["status"] == "ok" else f"failed: {row['error']}"
-        table.add_row(Text(row["image_key"]), Text(caption))
+        table.add_row(Text(printable(row["image_key"])), Text(printable(caption)))
     console.print(table)
 
 
 def _print(console: Console, line: str) -> None:
-    console.print(line, markup=False, soft_wrap=True)
+    console.print(printable(line), markup=False, soft_wrap=True)

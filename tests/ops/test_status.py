@@ -126,16 +126,17 @@ def test_corrections_are_counted(bucket, shown):
 
 
 def test_square_brackets_in_a_key(trained, shown, tmp_path):
-    """A key that looks like the markup of a terminal is shown as it is."""
+    """A key that looks like the markup of a terminal is shown as it is; one with a line break is on one line."""
     store, inbox = open_bucket(str(tmp_path / "store")), open_bucket(str(tmp_path / "inbox"))
     toy.copy(trained.store, store, "models/", "encoders/")
     registry.promote(trained.model.version, store)
-    for name in ("a[red]b.jpg", "x[/].jpg"):
+    for name in ("a[red]b.jpg", "x[/].jpg", "y\nnight n9: failed.jpg"):
         inbox.put(name, toy.picture("red"))
     night("n", inbox, store)
     text = shown(store, limit=5)
     assert "a[red]b.jpg" in text
     assert "x[/].jpg" in text
+    assert r"y\nnight n9: failed.jpg" in text
 
 
 def test_a_store_of_years_is_shown_at_once(shown):
