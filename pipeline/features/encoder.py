@@ -87,8 +87,8 @@ def register(spec: str, store: Bucket, *, crops: bool = False) -> str:
         crops: encode six crops of each picture instead of one, which takes six times as long.
 
     Raises:
-        PipelineError: there is no such encoder, the model does not map (N, H, W, 3) to (N, D), or it is to encode crops
-            and does so already, or is quantized.
+        PipelineError: there is no such encoder, its weights can't be downloaded, the model does not map (N, H, W, 3) to
+            (N, D), or it is to encode crops and does so already, or is quantized.
     """
     registered = names.ENCODER_ID.pattern.fullmatch(spec)
     if registered and store.exists(layout.encoder_files(spec)):
@@ -210,7 +210,7 @@ def _checksums(encoder_id: str, store: Bucket) -> Checksums:
 
 def _build(spec: str) -> tuple["keras.Model", str]:
     if spec == "imagenet":
-        return resnet50("imagenet"), "resnet50-imagenet"
+        return _resnet50_of_keras(), "resnet50-imagenet"
     if spec == "random":
         return resnet50(None), "resnet50-random"
     suffix = Path(spec).suffix
@@ -232,6 +232,21 @@ def _build(spec: str) -> tuple["keras.Model", str]:
             raise PipelineError(
                 f"{spec} does not hold the weights of a ResNet50 without its top (`include_top=False`): {error}"
             ) from error
+
+
+def _resnet50_of_keras() -> "keras.Model":
+    """ResNet50 with the weights that Keras downloads. Raises ``PipelineError`` if they can't be downloaded."""
+    try:
+        return resnet50("imagenet")
+    except Exception as error:
+        # Keras has no type of its own for a failed download.
+        if "URL fetch failure" not in str(error):
+            raise
+        raise PipelineError(
+            f"The ImageNet weights of ResNet50 could not be downloaded: {error}. Check the connection to the internet, "
+            "or pass an encoder that is a file, such as ENCODER=/path/…notop.h5 for `make demo`: the weights of a "
+            "ResNet50 without its top (.h5), or a model of your own (.keras)."
+        ) from error
 
 
 def resnet50(weights: str | None) -> "keras.Model":

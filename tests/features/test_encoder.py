@@ -1,6 +1,7 @@
 """Encoders: the models that are accepted, their registration in the store, and their ids."""
 
 import re
+from urllib.error import HTTPError, URLError
 
 import numpy as np
 import pytest
@@ -268,6 +269,22 @@ def test_unknown_encoders_are_errors(store, spec, message):
     """The errors for unknown names and missing files say so."""
     with pytest.raises(PipelineError, match=message):
         encoder.register(spec, store)
+
+
+@pytest.mark.parametrize(
+    "failure", [URLError("Name or service not known"), HTTPError("", 503, "Unavailable", None, None)]
+)
+def test_weights_that_cannot_be_downloaded(store, monkeypatch, tmp_path, failure):
+    """Without internet, `imagenet` is an error that says so, and which encoder needs no download."""
+    from keras.src.utils import file_utils
+
+    def refuse(*_):
+        raise failure
+
+    monkeypatch.setattr(file_utils, "urlretrieve", refuse)
+    monkeypatch.setattr(file_utils.config, "keras_home", lambda: str(tmp_path))  # it may hold the weights already
+    with pytest.raises(PipelineError, match=r"(?s)could not be downloaded: URL fetch failure on .*ENCODER=/path/"):
+        encoder.register("imagenet", store)
 
 
 def test_unfit_models_are_errors(store, tmp_path):
