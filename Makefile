@@ -52,6 +52,7 @@ up: .venv/installed $(AIRFLOW_HOME)/ready  ## start Airflow on 127.0.0.1:8080 wi
 
 mlflow: .venv-mlflow/installed  ## start MLflow on 127.0.0.1:5000, with the trainings recorded in data/mlflow.db; Ctrl-C stops it
 	@mkdir -p $(ROOT)/data/mlflow
+	@echo "MLflow will be at http://127.0.0.1:$(MLFLOW_PORT) in a few seconds: choose Model training, then the experiment captioner"
 	@$(ROOT)/.venv-mlflow/bin/mlflow server --backend-store-uri sqlite:///$(ROOT)/data/mlflow.db \
 	    --artifacts-destination $(ROOT)/data/mlflow --host 127.0.0.1 --port $(MLFLOW_PORT) --workers 1
 

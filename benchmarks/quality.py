@@ -1,4 +1,4 @@
-"""The scores of a training configuration, as means over seeds: a row of the tables in docs/.
+"""The scores of a training configuration: for each decoding, the mean and the standard deviation over seeds.
 
     python -m benchmarks.quality DATA ENCODER [NAME=VALUE ...] [--crops] [--int8] [--seeds 0 1 2]
         [--beam-width 1 5] [--mbr-samples 0 40]

@@ -34,7 +34,22 @@ def test_the_table_is_of_what_was_measured(results, tmp_path, monkeypatch):
     table.write(results)
     assert copy.read_text() == (benchmarks.RESULTS.parent / "README.md").read_text()
     table.write(results | {"training_over_prefix_expansion": 987})
-    assert "**987**" in copy.read_text()
+    assert "**987** | at least 25 |" in copy.read_text()
+
+
+@pytest.mark.parametrize(
+    ("value", "aim", "added"),
+    [
+        (24.9, "at least 25", ", missed"),
+        (25, "at least 25", ""),
+        (1000, "at most 1,000", ""),
+        (1001, "at most 1,000", ", missed"),
+        (1, "", ""),
+    ],
+)
+def test_a_missed_aim_is_marked(value, aim, added):
+    """The table says so beside the aim."""
+    assert table.missed(value, aim) == added
 
 
 def test_a_plot_has_all_points():
