@@ -140,7 +140,7 @@ with DAG(
             type="number",
             minimum=0,
             title="Tolerance",
-            description="CIDEr by which a new champion may be worse than the current one (another seed makes a "
+            description="How far a new champion's CIDEr may be below the current champion's (another seed makes a "
             "difference of 0.015)",
             section="Evaluation and promotion",
         ),

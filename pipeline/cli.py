@@ -369,7 +369,10 @@ def evaluate_champion(
 def compare(
     version: Version, beam_width: BeamWidth = DEFAULT.beam_width, mbr_samples: MbrSamples = DEFAULT.mbr_samples
 ) -> None:
-    """Compare a candidate's scores and captions with the champion's, in Markdown, for a person to decide."""
+    """Compare a candidate's scores and captions with the champion's, in Markdown, for a person to decide.
+
+    The Markdown is a field of the result: `captioning compare VERSION | jq -r .comparison` prints it.
+    """
     from pipeline.evaluation import comparison
 
     decoding = DecodingConfig(beam_width=beam_width, mbr_samples=mbr_samples)
@@ -388,7 +391,7 @@ def gate(
         bool | None, typer.Option("--promote/--keep", help="the decision of a person, for the policy approve")
     ] = None,
     by: Annotated[str, typer.Option(help="name of that person")] = "somebody",
-    tolerance: Annotated[float, typer.Option(min=0, help="CIDEr by which the model may be below the champion")] = 0.015,
+    tolerance: Annotated[float, typer.Option(min=0, help="how far its CIDEr may be below the champion's")] = 0.015,
     floor: Floor = 0.1,
     run: RunOption,
 ) -> None:
@@ -417,7 +420,7 @@ def end_run(
     from pipeline.work import runs
 
     changed = runs.end_run(kind, run, error, _store())
-    _print({"failed": changed, "summary": error or ("the run did not end" if changed else "the run has ended")})
+    _print({"failed": changed, "summary": error or ("marked as failed" if changed else "the run has ended")})
 
 
 @app.command()
@@ -468,7 +471,10 @@ def prune(
 
 @app.command()
 def backup(target: Annotated[str, typer.Argument(help="file:///folder or s3://bucket/prefix")]) -> None:
-    """Copy the store while it is in use. To restore a backup, set it as CAPTION_STORE and copy it to the old place."""
+    """Copy the store while it is in use.
+
+    To restore a backup, set CAPTION_STORE to the backup and run `captioning backup OLD_ADDRESS`.
+    """
     from pipeline.ops import backup as backups
     from pipeline.storage import open_bucket
 

@@ -25,7 +25,9 @@ class TrainingConfig(BaseModel):
     dropout: float = Field(0.3, ge=0, lt=1, description="Share of the units dropped in training")
     epochs: int = Field(10, ge=1, le=1000, description="Maximum passes over the training captions")
     patience: int = Field(
-        3, ge=1, description="Epochs without a better CIDEr or a lower loss on dev after which training stops"
+        3,
+        ge=1,
+        description="Training stops after this many epochs in which neither CIDEr nor loss on dev improved",
     )
     batch_size: int = Field(256, ge=1, le=65536, description="Captions per step")
     learning_rate: float = Field(

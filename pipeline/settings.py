@@ -1,6 +1,8 @@
 """Settings of the deployment, read from environment variables with the prefix ``CAPTION_``."""
 
 import os
+from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +25,12 @@ def data_folder(project: Path) -> Path:
 
 DATA = data_folder(PROJECT)
 
+PREFIX = "CAPTION_"
+"""Begins the name of every setting's environment variable."""
+
+SIMILAR = 0.8
+"""How alike a misspelled name is to that of a setting, by ``difflib``. The names of all settings are less alike."""
+
 T = TypeVar("T", bound=BaseSettings)
 
 
@@ -30,7 +38,7 @@ class Settings(BaseSettings):
     """Settings of a deployment. Options of a single run (epochs, beam width, …) belong to its command instead."""
 
     # A wrong value may be a URI with a password in it.
-    model_config = SettingsConfigDict(env_prefix="CAPTION_", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, hide_input_in_errors=True)
 
     store: str = Field(
         (DATA / "store").as_uri(), description="URI of the store, for datasets, features, models and captions"
@@ -59,8 +67,8 @@ class Settings(BaseSettings):
     shard_size: int = Field(
         2000,
         ge=1,
-        description="images per extraction task, and what is lost if one is interrupted; a captioning task takes five "
-        "times as many",
+        description="images per extraction task; an interrupted task starts again from its first image; a captioning "
+        "task takes five times as many",
     )
     beam_width: int = Field(5, ge=1, le=50, description="beam width of the nightly captions")
     mbr_samples: int = Field(
@@ -91,7 +99,9 @@ class Settings(BaseSettings):
         0, ge=0, description="maximum images that a night captions, the newest first; 0 for no maximum"
     )
     drift_limit: float = Field(
-        0.5, gt=0, description="standard deviations by which a night may differ from earlier ones without a warning"
+        0.5,
+        gt=0,
+        description="a night that differs from earlier ones by more standard deviations than this raises a warning",
     )
     sidecars: bool = Field(False, description="also write each nightly caption as JSON under sidecars/")
 
@@ -107,9 +117,28 @@ def read_settings() -> Settings:
 
 
 def load_settings(kind: type[T]) -> T:
-    """Settings of a class, from the environment. Raises ``PipelineError``, naming each wrong variable, if it can't."""
+    """Settings of a class, from the environment.
+
+    Raises:
+        PipelineError: a value is invalid, or the name of a setting is misspelled; the message names the variables.
+    """
+    if wrong := list(_misspelled(kind)):
+        raise _invalid(wrong)
     try:
         return kind()
     except ValidationError as error:
-        wrong = "; ".join(f"CAPTION_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
-        raise PipelineError(f"Invalid settings in the environment: {wrong}. Correct these variables.") from error
+        raise _invalid([f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors()]) from error
+
+
+def _misspelled(kind: type[BaseSettings]) -> Iterator[str]:
+    """An error for each variable that is no setting, but is almost named like one: it would be ignored."""
+    names = [name.upper() for name in kind.model_fields]
+    for variable in os.environ:
+        name = variable.upper().removeprefix(PREFIX)
+        if variable.upper().startswith(PREFIX) and name not in names:
+            for meant in get_close_matches(name, names, n=1, cutoff=SIMILAR):
+                yield f"{variable}: there is no such setting (did you mean {PREFIX}{meant}?)"
+
+
+def _invalid(wrong: list[str]) -> PipelineError:
+    return PipelineError(f"Invalid settings in the environment: {'; '.join(wrong)}. Correct these variables.")

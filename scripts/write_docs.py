@@ -136,6 +136,8 @@ def render_configuration() -> str:
         "Settings are environment variables. Every command reads them, in a shell as well as in a task of Airflow. In "
         "the defaults, `…` stands for the folder of the checkout. An installed package has no checkout: its data is "
         "below `$XDG_DATA_HOME/captioning`, or `~/.local/share/captioning`, instead of `…/data`.",
+        "A URI of a local folder begins with `file://`; the plain path of the folder works as well. A misspelled "
+        "setting is an error, if its name is close enough to the right one.",
     ]
     for title, (model, names) in SETTINGS.items():
         blocks.append(f"### {title}")
@@ -152,6 +154,19 @@ def render_configuration() -> str:
                 ["`MLFLOW_TRACKING_…`", "", "as MLflow reads them: the credentials of a tracking server"],
             ],
         ),
+        "### Variables of make",
+        "Set them in the environment, or after the target: `make demo DATA=$HOME/Flickr8k`.",
+        _table(
+            ["variable", "default", "description"],
+            [
+                ["`DATA`", "", "path of captioned photographs for `make demo`; empty for drawn pictures"],
+                ["`ENCODER`", "`random`", "encoder for `make demo`: `imagenet`, `random`, or a `.keras` or `.h5` file"],
+                ["`PYTHON`", "`python3`", "the Python from which `.venv` and `.venv-mlflow` are made: 3.11 to 3.13"],
+                ["`AIRFLOW_HOME`", "`…/data/airflow`", "folder of Airflow's database and logs"],
+                ["`AIRFLOW__API__PORT`", "`8080`", "port of `make up`"],
+                ["`MLFLOW_PORT`", "`5000`", "port of `make mlflow`"],
+            ],
+        ),
         "## Configuration of a retraining",
         "The form of the DAG `retrain_captioner` has these fields and those that choose the data. On the command line, "
         "[`captioning train`](cli.md#captioning-train) takes the fields of the training as `--set NAME=VALUE`. "
@@ -165,7 +180,7 @@ def render_configuration() -> str:
             "The nightly captions are decoded as `CAPTION_BEAM_WIDTH` and `CAPTION_MBR_SAMPLES` say.",
             DecodingConfig,
         ),
-        ("Promotion gate", "The form calls the field `policy` Promotion.", GateConfig),
+        ("Promotion gate", "In the form, `policy` is called *Promotion*.", GateConfig),
     ):
         rows = _fields(model, model.model_fields)
         blocks += [f"### {title}", text, _table(["field", "default", "description"], rows)]
@@ -181,11 +196,15 @@ def render_cli() -> str:
         "Commands write their log to standard error and their result to standard output. The result is one line of "
         "JSON, except that `caption` and `status` print text. The exit status is 0 after success. It is 2 if the input "
         "or the configuration is wrong or a package is missing, so that the same command would fail again. After any "
-        "other status, the command can be repeated.",
+        "other status, the command can be repeated, with one exception: after status 1, `caption` has printed all "
+        "captions, and some pictures could not be read.",
         _table(
             ["command", "description"],
             [
-                [f"[`{context.command_path}`](#{context.command_path.replace(' ', '-')})", str(context.command.help)]
+                [
+                    f"[`{context.command_path}`](#{context.command_path.replace(' ', '-')})",
+                    str(context.command.help).partition("\n")[0],
+                ]
                 for context in commands
             ],
         ),

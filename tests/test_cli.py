@@ -417,7 +417,7 @@ def test_the_end_of_a_run(store, result, kind):
     assert runs.read_record(kind, "x1", store) == record
     assert result("end-run", kind, "x1", "--error", "again")["failed"]
     assert runs.read_record(kind, "x1", store).message == "again"
-    assert result("end-run", kind, "x2") == {"failed": True, "summary": "the run did not end"}
+    assert result("end-run", kind, "x2") == {"failed": True, "summary": "marked as failed"}
     assert runs.read_record(kind, "x2", store).message == "The run ended before its last step."
 
 

@@ -48,7 +48,9 @@ class GateConfig(BaseModel):
         description="auto: the gate decides by tolerance and floor; approve: a person decides; never: the model stays "
         "a candidate",
     )
-    tolerance: float = Field(0.015, ge=0, description="CIDEr by which a champion may be below the present one")
+    tolerance: float = Field(
+        0.015, ge=0, description="how far a new champion's CIDEr may be below the current champion's"
+    )
     floor: float = Field(0.1, ge=0, description="minimum CIDEr of a champion")
 
 

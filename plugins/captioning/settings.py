@@ -3,14 +3,14 @@
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from pipeline.settings import load_settings
+from pipeline.settings import PREFIX, load_settings
 
 
 class AirflowSettings(BaseSettings):
     """The connections of the buckets, the receivers of notifications, and the time after which a night is late."""
 
     # A wrong value may be an address with a password in it.
-    model_config = SettingsConfigDict(env_prefix="CAPTION_", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, hide_input_in_errors=True)
 
     store_connection: str = Field(
         "aws_default", description="Airflow connection of the store on S3, and of all other buckets but the inbox"
@@ -26,7 +26,9 @@ class AirflowSettings(BaseSettings):
         description="Airflow connection of a webhook (Slack, Teams, …) that gets the same messages; its host is the "
         "address, and its password the secret end of the address",
     )
-    night_deadline: float = Field(5, gt=0, description="hours after it was queued at which a night is late")
+    night_deadline: float = Field(
+        5, gt=0, description="a night that has not ended this many hours after it was queued is reported as late"
+    )
 
 
 def read_settings() -> AirflowSettings:

@@ -1,0 +1,34 @@
+"""Settings in the environment: misspelled names are errors, and those of other programs are not."""
+
+import pytest
+
+from captioning.settings import AirflowSettings
+from pipeline.errors import PipelineError
+from pipeline.settings import Settings, load_settings
+from tests.support.variables import DEFAULTS
+
+
+@pytest.mark.parametrize(
+    ("kind", "variable", "meant"),
+    [
+        (Settings, "CAPTION_ENCODR", "CAPTION_ENCODER"),
+        (Settings, "caption_inbx", "CAPTION_INBOX"),
+        (Settings, "CAPTION_NIGHTLIMIT", "CAPTION_NIGHT_LIMIT"),
+        (AirflowSettings, "CAPTION_NOTIFY_MAIL", "CAPTION_NOTIFY_EMAIL"),
+    ],
+)
+def test_a_misspelled_setting_is_an_error(monkeypatch, kind, variable, meant):
+    """It would be ignored, and its default used instead; the error names both variables."""
+    monkeypatch.setenv(variable, "x")
+    with pytest.raises(PipelineError, match=rf"{variable}: there is no such setting \(did you mean {meant}\?\)"):
+        load_settings(kind)
+
+
+@pytest.mark.parametrize("kind", [Settings, AirflowSettings])
+def test_all_variables_may_be_set_together(monkeypatch, kind):
+    """No setting is taken for a misspelling of another, and neither are the variables of the tests."""
+    for name, value in DEFAULTS.items():
+        monkeypatch.setenv(name, value)
+    for name in ("CAPTION_TESTS", "CAPTION_PICTURES", "CAPTION_TEST_ENCODER", "CAPTION_TEST_FLICKR8K"):
+        monkeypatch.setenv(name, "x")
+    load_settings(kind)
