@@ -14,16 +14,18 @@ from pydantic_settings import BaseSettings
 from typer.core import TyperGroup
 
 from captioning.settings import AirflowSettings
+from pipeline.captioner import bundle
 from pipeline.cli import app
 from pipeline.config import DecodingConfig, TrainingConfig, describe_bounds
 from pipeline.data import corrections
 from pipeline.data.annotations import dataset_schema
 from pipeline.evaluation import results
 from pipeline.evaluation.promotion_gate import GateConfig
+from pipeline.features import encoder as encoders
 from pipeline.features import store as feature_store
 from pipeline.nightly import captions
 from pipeline.settings import PROJECT, Settings
-from pipeline.storage import layout
+from pipeline.storage import artifacts, layout
 
 SETTINGS: dict[str, tuple[type[BaseModel], Sequence[str]]] = {
     "Store and inputs": (Settings, ["store", "inbox", "inbox_profile", "dataset", "encoder", "requester_pays"]),
@@ -79,7 +81,7 @@ TABLES = (
         layout.shard_result(layout.features_folder("*"), "*"),
         "Every attempt to encode an image has a row. The type of `feature` is shown for ResNet50: the length of the "
         "vectors depends on the encoder, and an encoder with crops has a list of vectors. The query counts the failed "
-        "attempts by error.",
+        "attempts by error, so it returns nothing if none has failed.",
         feature_store.schema((2048,)),
         "select error, count(*) as attempts\n"
         "from {files}\n"
@@ -92,10 +94,11 @@ TABLES = (
         layout.dataset_table("*/*"),
         "Every image of a dataset has a row. The query counts the images and captions in each split of each dataset.",
         dataset_schema(),
-        "select filename, split, count(*) as images, sum(len(captions)) as captions\n"
+        "select array_to_string(parse_path(filename)[-3:-2], '/') as dataset, split, count(*) as images,\n"
+        "    sum(len(captions)) as captions\n"
         "from {files}\n"
-        "group by filename, split\n"
-        "order by filename, split",
+        "group by dataset, split\n"
+        "order by dataset, split",
     ),
     Table(
         "Captions of an evaluation",
@@ -103,7 +106,9 @@ TABLES = (
         "Every image of the test split has a row. `references` is a keyword of SQL and must be quoted. The query "
         "returns the captions beside the human captions.",
         results.CAPTIONS,
-        'select filename, image_id, caption, "references"\nfrom {files}\norder by filename, image_id',
+        'select parse_path(filename)[-4] as model, image_id, caption, "references"\n'
+        "from {files}\n"
+        "order by model, image_id",
     ),
     Table(
         "Corrections",
@@ -118,7 +123,10 @@ TABLES = (
         "Every image of a shard has a row. A shard of captions has all these columns, a shard of features only the "
         "first three. The query counts the images of each shard.",
         feature_store.INDEX,
-        "select filename, count(*) as images\nfrom {files}\ngroup by filename\norder by filename",
+        "select parse_filename(filename, true) as shard, count(*) as images\n"
+        "from {files}\n"
+        "group by all\n"
+        "order by images desc",
     ),
 )
 
@@ -232,9 +240,14 @@ def render_store() -> str:
         blocks += [f"### {folder}", text, _table(["key", "description"], rows)]
     blocks += [
         "## Tables",
-        "The queries are for [DuckDB](https://duckdb.org) and the default store, from the root of the checkout. For "
-        f"another store, replace `{STORE}` by its address, for example `s3://my-bucket/captioning`. A query fails if "
-        "the store has no file of its table yet.",
+        "The queries are for [DuckDB](https://duckdb.org) and the default store. Install it with "
+        "`.venv/bin/pip install duckdb`, and run a query from the root of the checkout, in the place of the dots:",
+        '```sh\n.venv/bin/python - <<\'END\'\nimport duckdb\nduckdb.sql("""\n…\n""").show(max_width=150)\nEND\n```',
+        f"For another store, replace `{STORE}` by its address. For an address on S3, such as "
+        "`s3://my-bucket/captioning`, add a line before the query: "
+        '`duckdb.sql("create secret (type s3, provider credential_chain)")` lets DuckDB use your AWS credentials, and '
+        "its extensions `httpfs` and `aws`, which it downloads. A query fails if the store has no file of its table "
+        "yet.",
     ]
     for table in TABLES:
         rows = [[f"`{column.name}`", f"`{column.type}`", describe(column)] for column in table.schema]
@@ -299,6 +312,18 @@ def _keys() -> dict[str, str]:
     for name, member in vars(layout.EvaluationKeys).items():
         if isinstance(member, property):
             found[getattr(evaluation, name)] = _paragraph(inspect.getdoc(member), 0)
+    encoder, model = layout.encoder_folder("ENCODER_ID"), layout.model_folder("VERSION")
+    for folder, name, text in (
+        (encoder, encoders.MODEL, "The Keras model of the encoder, for GPUs."),
+        (encoder, encoders.NETWORK[0], "The structure of the OpenVINO network of the encoder, for CPUs."),
+        (encoder, encoders.NETWORK[1], "The weights of this network."),
+        (model, bundle.model_name(0), "A Keras model of the ensemble; they are counted from 0."),
+        (model, bundle.VOCABULARY, "The vocabulary of the model."),
+    ):
+        found[artifacts.artifact_key(folder, name, {name: "CHECKSUM"})] = text
+    found[layout.CHAMPION] = "The pointer to the model that captions the nights, and its history."
+    picture = layout.correction_picture("CONTENT_HASH", ".jpg")
+    found[f"{layout.CORRECTIONS}{picture}"] = "The copy of a corrected picture, with the suffix of its format."
     # A text with which another key begins is a folder or a prefix. A text outside of all folders is a part of a key.
     return {
         key: text

@@ -16,7 +16,7 @@ VOCABULARY = "vocabulary.json"
 def save(captioner: Captioner, metadata: ModelMetadata, store: Bucket) -> ModelMetadata:
     """Write the files of a model, then its metadata with their checksums, which it returns."""
     files = {
-        _model_name(number): keras_files.to_bytes(model)
+        model_name(number): keras_files.to_bytes(model)
         for number, model in zip(range(len(metadata.ensemble)), captioner.models, strict=True)
     }
     files[VOCABULARY] = captioner.vocabulary.to_json().encode()
@@ -35,7 +35,7 @@ def load(version: str, store: Bucket) -> tuple[Captioner, ModelMetadata]:
     metadata = load_metadata(version, store)
     folder = layout.model_folder(version)
     advice = f"Restore the file from a backup, promote another model, or delete {store.url(folder)} and train again."
-    names = [VOCABULARY, *(_model_name(number) for number in range(len(metadata.ensemble)))]
+    names = [VOCABULARY, *(model_name(number) for number in range(len(metadata.ensemble)))]
     words, *files = artifacts.get(folder, names, metadata.files, store, advice=advice)
     origins = [store.url(artifacts.artifact_key(folder, name, metadata.files)) for name in names]
     vocabulary = Vocabulary.from_json(words, origin=origins[0])
@@ -44,5 +44,6 @@ def load(version: str, store: Bucket) -> tuple[Captioner, ModelMetadata]:
     return Captioner(models, vocabulary, max_length=metadata.max_length), metadata
 
 
-def _model_name(number: int) -> str:
+def model_name(number: int) -> str:
+    """The file of a bundle that holds one of the models of the ensemble, counted from 0."""
     return f"model-{number}.keras"

@@ -35,8 +35,8 @@ CORRECTION_PICTURES = "pictures/"
 
 FOLDERS = {
     DATASETS: (
-        "Captioned photographs to learn from. The id of a dataset is its name and a hash of its content, so that the "
-        "same photographs and captions are the same dataset."
+        "Captioned photographs to learn from. The id of a dataset is its name and a hash of its content, so ingesting "
+        "the same photographs and captions again gives the same id."
     ),
     ENCODERS: (
         "The image encoders with which features are extracted: each is a Keras model for GPUs and an OpenVINO network "
@@ -44,7 +44,7 @@ FOLDERS = {
     ),
     FEATURES: (
         "The features of every image, one Parquet file per shard. An image is encoded once by each encoder; every "
-        "later run reads its features from here and does not need the picture."
+        "later run reads its features from here, so the picture itself is no longer needed."
     ),
     SHARDS: (
         "The shards of work. A shard is a list of images, and its name is a hash of its content. Its result is one "
