@@ -99,7 +99,7 @@ def progress(entry: Mapping[str, Any]) -> str | None:
     """The readable form of an entry of Airflow's log: a command, its progress, an error; None for others."""
     event = entry.get("event", "")
     if command := re.search(r"Running command: \[.*'-m', 'pipeline', (.*)\]", event):
-        return f"  {' '.join(word.strip(chr(39)) for word in command[1].split(', '))[:100]}"
+        return f"  {' '.join(word.strip(chr(39)) for word in command[1].split(', '))}"
     if re.match(r"\d\d:\d\d:\d\d [A-Z]+ ", event):
         return f"    {event}"
     if entry.get("exception"):

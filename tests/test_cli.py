@@ -476,13 +476,13 @@ def test_pictures_are_captioned_on_demand(environment, store, command, trained):
     status, line, error = command("caption", missing, red, "--alternatives", "1", "--model", trained.model.version)
     assert status == 1
     assert line.startswith("    ")
-    assert error == f"error: {missing}: there is no such file\n"
+    assert error == f"error: {missing}: there is no such file or folder\n"
 
     done = process("caption", missing, blue, red, "--json")
     assert done.returncode == 1
     records = [json.loads(line) for line in done.stdout.splitlines()]
     assert [record["picture"] for record in records] == [missing, blue, red]
-    assert records[0]["error"] == "there is no such file"
+    assert records[0]["error"] == "there is no such file or folder"
     assert [set(toy.COLOURS) & set(record["caption"].split()) for record in records[1:]] == [{"blue"}, {"red"}]
 
 
@@ -517,12 +517,13 @@ def test_a_missing_package_is_named(environment, store, trained, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ingest", "nowhere"], "has an unknown layout"),
+        (["ingest", "nowhere"], "nowhere does not exist. Check the address"),
         (["vocabulary", "file:///nowhere/dataset.parquet"], "Not the id of a dataset"),
         (["vocabulary", "toy/0123456789abcdef"], "There is no dataset toy/0123456789abcdef in file://"),
         (["plan-extraction", "toy", "e"], "Not the id of a dataset"),
         (["train", DATASET, VOCABULARY, ENCODER], "no object file://"),
         (["register-encoder", "vgg"], "No such encoder"),
+        (["register-encoder", "/nowhere/vgg.h5"], "There is no file /nowhere/vgg.h5: check the path"),
         (["extract", SHARD], f"There is no shard '{SHARD}' in file://"),
         (["ingest", ""], "Not a bucket"),
         (["backup", ""], "Not a bucket"),

@@ -72,7 +72,8 @@ class IngestReport(BaseModel):
 
     def __str__(self) -> str:
         splits = ", ".join(f"{count:,} {split}" for split, count in self.images.items())
-        dropped = f", {len(self.dropped_rows):,} dropped" if self.dropped_rows else ""
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.dropped.items())
+        dropped = f", {len(self.dropped_rows):,} dropped ({reasons})" if self.dropped_rows else ""
         return f"{sum(self.images.values()):,} images ({splits}), {self.captions:,} captions{dropped}"
 
 
@@ -181,7 +182,7 @@ def ingest(
     # The table goes last: a reader that sees it sees the report, too.
     json.write(report, layout.ingest_report(report.dataset), store)
     parquet.write(table, key, store)
-    log.info("dataset %s: %s, dropped %s", report.dataset, report, report.dropped or "nothing")
+    log.info("dataset %s: %s", report.dataset, report)
     return report
 
 

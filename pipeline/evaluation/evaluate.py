@@ -105,7 +105,7 @@ def evaluate_model(
         by_length=by_length(written["chosen"], references, scores["chosen"].image_cider),
         errors=count_errors(written["chosen"], references),
     )
-    for name, found in metrics.scores.items():
+    for name, found in _labelled(metrics.scores, decoding).items():
         log.info("%s: %s", name, format_scores(found.corpus))
     log.info("writing the report")
     album = _Album(test, written["chosen"], datasets.sources(test.table, store))

@@ -220,7 +220,10 @@ def _build(spec: str) -> tuple["keras.Model", str]:
             f"Received: {spec!r}"
         )
     bucket, key = open_object(spec)
-    data = bucket.get(key)
+    try:
+        data = bucket.get(key)
+    except ObjectNotFoundError:
+        raise PipelineError(f"There is no file {spec}: check the path or the URI.") from None
     name = re.sub(r"[^a-z0-9]+", "-", Path(key).stem.lower()).strip("-")[:100] or "model"
     if suffix == ".keras":
         return keras_files.from_bytes(data, origin=spec), name

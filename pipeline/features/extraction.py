@@ -106,7 +106,7 @@ def plan_extraction(
         shard_size=shard_size,
     )
     runs.record_shards(run, runs.EXTRACTION, names, store)
-    log.info("%d images: %d shards of features to extract", len(images), len(names))
+    log.info("images: %d; shards of features to extract: %d", len(images), len(names))
     return names
 
 

@@ -12,7 +12,7 @@ from pipeline.captioner.captioner import Caption, Captioner
 from pipeline.captioner.registry import read_champion
 from pipeline.config import DecodingConfig
 from pipeline.data.decoders import Decoders
-from pipeline.data.images import MAX_BYTES, is_image
+from pipeline.data.images import MAX_BYTES, SUFFIXES, is_image
 from pipeline.errors import PipelineError, printable
 from pipeline.features import encoder as encoders
 from pipeline.features import extraction
@@ -20,6 +20,8 @@ from pipeline.features.encoder import Encoder
 from pipeline.features.extraction import Picture
 from pipeline.storage import Bucket, LocalBucket, ObjectNotFoundError, open_bucket, open_object
 from pipeline.timing import Stopwatch
+
+NO_PICTURE = f"there is no picture in this folder, that is, no file that ends in {', '.join(SUFFIXES)}"
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ class _Source:
         try:
             return decoders.decode(self.bucket.get(self.key, limit=MAX_BYTES))
         except ObjectNotFoundError:
-            return "there is no such file"
+            return "there is no such file or folder"
         except (PipelineError, OSError, ValueError) as error:  # a bad image, or an impossible file name
             return str(error)
 
@@ -160,7 +162,7 @@ def _find(picture: str) -> list[_Source]:
     except (PipelineError, OSError, ValueError, RuntimeError) as error:  # the last two: impossible file names
         return [_Source(picture, error=str(error))]
     if not keys:
-        return [_Source(picture, error="there is no picture in this folder")]
+        return [_Source(picture, error=NO_PICTURE)]
     names = (folder.url(key) if "://" in picture else f"{picture.rstrip('/')}/{key}" for key in keys)
     return [_Source(name, folder, key) for name, key in zip(names, keys, strict=True)]
 

@@ -51,10 +51,9 @@ class LocalBucket(Bucket):
 
     def require(self) -> None:
         if not self.root.is_dir():
-            what = "is a file" if self.root.exists() else "does not exist"
+            what = "is a file, not a folder" if self.root.exists() else "does not exist"
             raise PipelineError(
-                f"{self.uri} {what}, and not a folder. Check the address and, if it is on another disk, that it is "
-                "mounted."
+                f"{self.uri} {what}. Check the address and, if it is on another disk, that the disk is mounted."
             )
 
     def list(self, prefix: str = "", *, passed_over: Counter[str] | None = None) -> Iterator[StoredObject]:

@@ -457,6 +457,21 @@ def test_by_default_a_twentieth_may_be_dropped(source: LocalBucket, store: Local
         ingest(source.uri, store, name="photos")
 
 
+def test_the_summary_has_the_reasons(source: LocalBucket, store: LocalBucket) -> None:
+    """It counts the dropped rows by reason, the most frequent first."""
+    put_flickr8k(source, [*token_lines(), "a.jpg#7\t", "z.jpg#0\tGone .", "z.jpg#1\tGone ."])
+    assert str(ingest_all(source, store)).endswith(" captions, 3 dropped (image missing 2, empty caption 1)")
+
+
+def test_the_captions_of_kaggles_download(source: LocalBucket, store: LocalBucket) -> None:
+    """Its captions.txt is a CSV table under another name; given it, or its folder, the error says what to do."""
+    source.put("captions.txt", b"image,caption\na.jpg,A dog .\n")
+    with pytest.raises(PipelineError, match=r"If captions\.txt is such a table, copy it to captions\.csv"):
+        ingest(source.uri, store, name="photos")
+    with pytest.raises(PipelineError, match=r"captions\.txt is neither a folder nor .* copy it to \S+/captions\.csv, "):
+        ingest(source.url("captions.txt"), store, name="photos")
+
+
 @pytest.mark.parametrize("missing", [TOKEN_FILE, *SPLIT_FILES.values()])
 def test_an_unknown_layout_is_refused(source: LocalBucket, store: LocalBucket, missing: str) -> None:
     """The error says which file is missing, what the folder holds, and which layouts there are."""
@@ -471,8 +486,9 @@ def test_an_unknown_layout_is_refused(source: LocalBucket, store: LocalBucket, m
 
 
 def test_an_empty_source_is_refused(bucket: Bucket, store: LocalBucket) -> None:
-    """A folder that is missing or empty is no dataset."""
-    with pytest.raises(PipelineError, match="0 files"):
+    """A folder that is missing, as the local one is, or a prefix without objects is no dataset."""
+    message = "does not exist. Check" if isinstance(bucket, LocalBucket) else "holds 0 files"
+    with pytest.raises(PipelineError, match=message):
         ingest(bucket.uri, store, name="photos")
 
 

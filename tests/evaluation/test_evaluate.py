@@ -75,11 +75,13 @@ def other_dataset(tmp_path, store, seed=50):
     return datasets.ingest(toy.draw(source, seed=seed), store, name="other").dataset
 
 
-def test_metrics_and_report_are_written(trained, store):
+def test_metrics_and_report_are_written(trained, store, caplog):
     """The captions of the toy model score nearly the maximum, and the store holds metrics, report and captions."""
     version = trained.model.version
     decoding = DecodingConfig(beam_width=3)
-    metrics, report = evaluate(version, store, decoding)
+    with caplog.at_level(logging.INFO):
+        metrics, report = evaluate(version, store, decoding)
+    assert [name for name in ("greedy", "beam 3") if f"{name}: " in caplog.text] == ["greedy", "beam 3"]
     assert find_metrics(version, trained.inputs.dataset, decoding, store) == metrics
     assert (metrics.version, metrics.dataset, metrics.images) == (version, trained.inputs.dataset, 4)
     assert metrics.decoding == decoding

@@ -262,7 +262,7 @@ def test_an_id_that_is_not_registered(registered):
     ("spec", "message"),
     [
         ("resnet", "expected imagenet, random, a .keras or .h5 file, or the id of a registered encoder"),
-        ("/nowhere/model.keras", "no object file:///nowhere/model.keras"),
+        ("/nowhere/model.keras", "There is no file /nowhere/model.keras: check the path"),
     ],
 )
 def test_unknown_encoders_are_errors(store, spec, message):

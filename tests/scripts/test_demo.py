@@ -6,8 +6,10 @@ import pytest
 
 from scripts import demo
 
+LONG = 150 * "a"
 LOG = [
     {"event": "Running command: ['/venv/bin/python', '-m', 'pipeline', 'ingest', 'photos']", "level": "info"},
+    {"event": f"Running command: ['/venv/bin/python', '-m', 'pipeline', 'train', '{LONG}']", "level": "info"},
     {"event": "12:00:01 INFO     24 images", "level": "info"},
     {"event": "Task instance in success state", "level": "info"},
     {"event": "a task failed", "level": "error", "exception": [{"exc_value": "too few captions"}]},
@@ -48,6 +50,7 @@ def test_both_dags_run_and_their_progress_is_shown(airflow, tmp_path, monkeypatc
     assert shown.endswith("\n  make up\n")
     for text in (
         "  ingest photos",
+        f"  train {LONG}\n",
         "    12:00:01 INFO     24 images",
         "    too few captions",
         "the database is locked",

@@ -104,12 +104,12 @@ def test_bad_pictures_do_not_affect_the_others(tmp_path, monkeypatch, caption):
     (tmp_path / "text.jpg").write_text("no picture")
     Image.new("1", (9500, 9500)).save(tmp_path / "large.png")
     expected = {
-        "missing.jpg": "there is no such file",
+        "missing.jpg": "there is no such file or folder",
         "good.jpg": None,
         "broken.jpg": "cannot be decoded",
         "text.jpg": "not a picture in a known format",
         "large.png": "million pixels",
-        "empty": "there is no picture in this folder",
+        "empty": "there is no picture in this folder, that is, no file that ends in .jpg, .jpeg, .png",
         "~nobody-of-this-name/a.jpg": "home directory",
         "ftp://host/a.jpg": "Not a bucket",
         "\0.jpg": "null byte",

@@ -686,7 +686,7 @@ def test_a_bucket_that_is_missing_is_an_error_where_it_is_required(bucket: Bucke
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     """The error says that the address is that of a file."""
     (tmp_path / "inbox").touch()
-    with pytest.raises(PipelineError, match="inbox is a file, and not a folder"):
+    with pytest.raises(PipelineError, match="inbox is a file, not a folder"):
         LocalBucket(tmp_path / "inbox").require()
 
 

@@ -5,6 +5,7 @@ To add a format, write a module with a function ``read``, and let ``read_annotat
 
 from pipeline.data.annotation_formats import flickr8k, table
 from pipeline.data.annotations import Annotations
+from pipeline.errors import PipelineError
 from pipeline.storage import Bucket, open_bucket, open_object
 
 
@@ -15,10 +16,16 @@ def read_annotations(source: str) -> tuple[Bucket, Annotations]:
         The bucket of the photographs, and the captions.
 
     Raises:
-        PipelineError: the layout or the columns are unknown, or two image files share a name.
+        PipelineError: there is no such folder, the layout or the columns are unknown, or two image files share a name.
     """
     if source.lower().endswith(table.SUFFIXES):
         bucket, key = open_object(source)
         return bucket, table.read(bucket, key)
+    if source.lower().endswith(".txt"):
+        raise PipelineError(
+            f"{source} is neither a folder nor a .csv or .parquet table. If it has the form of a CSV file, copy it to "
+            f"{source[:-4]}.csv, and pass the copy."
+        )
     bucket = open_bucket(source)
+    bucket.require()
     return bucket, flickr8k.read(bucket)

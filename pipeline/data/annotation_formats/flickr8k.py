@@ -14,6 +14,9 @@ from pipeline.errors import PipelineError
 from pipeline.storage import Bucket, StoredObject
 
 TOKEN_FILE = "Flickr8k.token.txt"  # noqa: S105 - the file of captions, not a secret
+KAGGLE_FILE = "captions.txt"
+"""The file of captions in Kaggle's download of Flickr8k: a CSV table."""
+
 SPLIT_FILES = {split: f"Flickr_8k.{split}Images.txt" for split in SPLITS}
 
 
@@ -54,11 +57,15 @@ def _single_file(name: str, files: list[StoredObject], photographs: Photographs,
     if len(keys) > 1:
         raise ambiguous(name, keys)
     if not keys:
+        tables = [item.key for item in files if posixpath.basename(item.key) == KAGGLE_FILE]
+        advice = (
+            f" If {tables[0]} is such a table, copy it to captions.csv beside it, and pass the copy." if tables else ""
+        )
         raise PipelineError(
             f"{bucket.uri} has an unknown layout: there is no {name} in it (it holds {len(files)} files, "
             f"{len(photographs.by_key)} of them images). Expected a folder with {TOKEN_FILE}, "
             f"{', '.join(SPLIT_FILES.values())} and the image files, or a .csv or .parquet table with the columns "
-            "image, caption and, optionally, split."
+            f"image, caption and, optionally, split.{advice}"
         )
     return keys[0]
 
