@@ -47,7 +47,7 @@ def test_an_unknown_version_is_not_promoted(bucket):
 def test_no_champion(bucket):
     """In an empty store there is none; the error of those who need one says how to get it."""
     assert find_champion(bucket) is None
-    with pytest.raises(PipelineError, match=r"trigger a retraining, or .*`captioning promote VERSION`"):
+    with pytest.raises(PipelineError, match=r"No model has been promoted in .*: trigger a retraining\."):
         read_champion(bucket)
 
 
