@@ -22,8 +22,8 @@ ARCHIVED, EXCLUDED, OTHERS = "archived", "excluded", "other files"
 KINDS = 12
 """Suffixes that are counted one by one, the most frequent ones."""
 
-RECORDS = 50
-"""Records that are searched for an earlier listing of the same inbox."""
+LISTINGS = 50
+"""Listings of any inbox that are searched for an earlier one of the same inbox."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,10 @@ def check_size(
 
 def _last_listed(inbox: str, store: Bucket) -> int:
     """How many photographs the last night listed in this inbox; 0 if no recent one did."""
-    records = islice(runs.list_records(runs.NIGHT, store), RECORDS)
-    listed = (record.listed for record in records if isinstance(record, NightRecord) and record.inbox == inbox)
-    return next(filter(None, listed), 0)
+    records = (record for record in runs.list_records(runs.NIGHT, store) if isinstance(record, NightRecord))
+    # The record of a night that failed before its listing names no inbox. Any number of them may follow a listing.
+    listings = islice((record for record in records if record.inbox), LISTINGS)
+    return next((record.listed for record in listings if record.inbox == inbox), 0)
 
 
 def _matches(key: str, patterns: str) -> bool:

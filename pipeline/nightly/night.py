@@ -123,9 +123,9 @@ def choose_images(inbox: Bucket, store: Bucket, options: NightOptions) -> tuple[
     )
     images = listing
     if options.limit:
-        waiting = not_done(listing, night, store)
-        newest_first = waiting.sort_by([("modified", "descending"), ("image_key", "ascending")])
-        postponed = newest_first.slice(options.limit).select(IDENTITY)
+        attempts = outcomes(night, store)
+        waiting = pending(listing, attempts, retry_failed=night.retry_failed)
+        postponed = _by_urgency(waiting, attempts).slice(options.limit).select(IDENTITY)
         night = night.model_copy(update={"postponed": len(postponed)})
         images = listing.join(postponed, keys=IDENTITY, join_type="left anti")
     return night, images.select(IMAGES.names).sort_by("image_key"), len(listing)
@@ -183,5 +183,21 @@ def begin_record(run: str, night: Night, *, listed: int) -> NightRecord:
 
 def not_done(images: pa.Table, night: Night, store: Bucket) -> pa.Table:
     """The listed images that are still to be captioned."""
+    return pending(images, outcomes(night, store), retry_failed=night.retry_failed)
+
+
+def outcomes(night: Night, store: Bucket) -> pa.Table:
+    """The attempt that counts for each image among the captions that make an image done."""
     attempts = captions.read(shards.results(night.captions_prefix, store), store)
-    return pending(images, latest_outcome(attempts, by="captioned_at"), retry_failed=night.retry_failed)
+    return latest_outcome(attempts, by="captioned_at")
+
+
+def _by_urgency(images: pa.Table, attempts: pa.Table) -> pa.Table:
+    """Images of a listing in the order in which nights with a limit take them: the newest first.
+
+    Images that were tried before come last, first those whose attempt is the longest ago. Otherwise images that fail
+    every night, such as those in an archive, would keep all older ones waiting.
+    """
+    tried = attempts.select([*IDENTITY, "captioned_at"])
+    order = [("captioned_at", "ascending", "at_start"), ("modified", "descending"), ("image_key", "ascending")]
+    return images.join(tried, keys=IDENTITY, join_type="left outer").sort_by(order)

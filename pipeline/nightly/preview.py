@@ -7,10 +7,9 @@ from itertools import islice
 import pyarrow.compute as pc
 
 from pipeline.features import store as feature_store
-from pipeline.nightly import captions
-from pipeline.nightly.night import SHARD_FACTOR, NightOptions, choose_images, not_done
+from pipeline.nightly.night import SHARD_FACTOR, NightOptions, choose_images, not_done, outcomes
 from pipeline.storage import Bucket
-from pipeline.work import runs, shards
+from pipeline.work import runs
 from pipeline.work.outcomes import IDENTITY, latest_outcome, pending
 from pipeline.work.runs import NightRecord
 
@@ -68,9 +67,8 @@ def preview(*, inbox: Bucket, store: Bucket, options: NightOptions, shard_size: 
     waiting = not_done(images, night, store)
     known = latest_outcome(feature_store.index(night.encoder_id, store), by="attempt")
     to_extract = pending(waiting, known, retry_failed=night.retry_failed)
-    attempts = captions.read(shards.results(night.captions_prefix, store), store)
-    outcomes = latest_outcome(attempts.join(images, keys=IDENTITY, join_type="inner"), by="captioned_at")
-    settled = outcomes.join(waiting.select(IDENTITY), keys=IDENTITY, join_type="left anti")
+    tried = outcomes(night, store).join(images, keys=IDENTITY, join_type="inner")
+    settled = tried.join(waiting.select(IDENTITY), keys=IDENTITY, join_type="left anti")
     errors = Counter(settled.filter(pc.field("status") == "failed")["error"].to_pylist())
     pace = _pace(store)
     return Preview(

@@ -2,15 +2,18 @@
 
 from datetime import UTC, datetime
 
+import pyarrow as pa
 import pytest
 
 from pipeline.captioner.registry import promote
 from pipeline.errors import PipelineError
+from pipeline.nightly import captions
 from pipeline.nightly import inbox as inboxes
 from pipeline.nightly import night as nights
 from pipeline.nightly.inbox import Patterns, list_photographs
-from pipeline.storage import StoredObject
+from pipeline.storage import StoredObject, layout, parquet
 from pipeline.work import runs
+from pipeline.work.outcomes import ARCHIVED
 from tests.support.memory import MemoryBucket
 from tests.support.models import write_model
 
@@ -146,6 +149,25 @@ def test_an_inbox_that_has_shrunk(inbox, store):
     assert begin("n7", inbox, store)["listed"] == 4
 
 
+def test_an_accepted_empty_inbox_is_the_last_listing(inbox, store):
+    """Photographs that come afterwards are not compared with those before."""
+    begin("n1", inbox, store)
+    assert begin("n2", MemoryBucket("inbox"), store, accept_smaller_inbox=True)["listed"] == 0
+    inbox.objects = dict(list(inbox.objects.items())[:2])
+    assert begin("n3", inbox, store)["listed"] == 2
+
+
+def test_failed_nights_do_not_hide_the_last_listing(inbox, store, monkeypatch):
+    """However long the disk was not mounted, the inbox is compared with what it held before."""
+    monkeypatch.setattr(inboxes, "LISTINGS", 3)
+    begin("n0", inbox, store)
+    for number in range(1, 5):
+        runs.end_run(runs.NIGHT, f"n{number}", "the inbox is empty", store)
+    inbox.objects = dict(list(inbox.objects.items())[:2])
+    with pytest.raises(PipelineError, match="The last night listed 10"):
+        begin("n5", inbox, store)
+
+
 def test_another_inbox_is_not_compared(inbox, store):
     """Its photographs are others. A night that failed before its listing says nothing, either."""
     begin("n1", inbox, store)
@@ -169,6 +191,27 @@ def test_the_newest_photographs_come_first(inbox, store):
     assert night.postponed == 7
     record = runs.read_record(runs.NIGHT, "n1", store)
     assert (record.listed, record.postponed) == (10, 7)
+
+
+def test_images_that_were_tried_come_last(inbox, store):
+    """Images that fail every night, or that a person wants to be tried again, keep no other image waiting."""
+
+    def fail(keys, second):
+        rows = [
+            {"image_key": key, "image_etag": inbox.etag(key), "status": "failed", "error": ARCHIVED}
+            | {"captioned_at": datetime(2026, 1, 1, 0, 0, second, tzinfo=UTC)}
+            for key in keys
+        ]
+        key = layout.shard_result(layout.captions_folder("m1", "2026-01-01"), f"{second:016}")
+        parquet.write(pa.Table.from_pylist(rows, schema=captions.SCHEMA), key, store)
+
+    fail(["7.jpg", "8.jpg"], second=2)
+    fail(["9.jpg"], second=1)
+    begin("n1", inbox, store, limit=3)
+    assert nights.read_listing("n1", store)[0]["image_key"].to_pylist() == ["4.jpg", "5.jpg", "6.jpg"]
+    begin("n2", inbox, store, limit=8, retry_failed=True)
+    assert nights.read_listing("n2", store)[1].postponed == 2
+    assert nights.read_listing("n2", store)[0]["image_key"].to_pylist()[-1] == "9.jpg"
 
 
 def test_a_limit_that_is_not_reached(inbox, store):
