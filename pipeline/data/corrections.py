@@ -127,7 +127,7 @@ def add(
 def read(store: Bucket) -> pa.Table:
     """All corrections, the oldest first, as a table of schema ``SCHEMA``."""
     with ThreadPoolExecutor(READERS) as pool:
-        parts = pool.map(lambda key: parquet.read(key, store, columns=SCHEMA.names), _keys(store))
+        parts = pool.map(lambda key: parquet.read(key, store, columns=SCHEMA), _keys(store))
         return pa.concat_tables([SCHEMA.empty_table(), *parts])
 
 

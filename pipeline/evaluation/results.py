@@ -78,7 +78,7 @@ def read_captions(metrics: Metrics, store: Bucket) -> list[dict[str, Any]]:
     """The captions that got the scores: rows of ``image_id``, ``caption`` and ``references``."""
     key = layout.evaluation(metrics.version, metrics.dataset, metrics.decoding).captions
     advice = f"Delete the metrics.json beside it, and run `captioning evaluate {metrics.version}` again."
-    rows: list[dict[str, Any]] = parquet.read(key, store, columns=CAPTIONS.names, advice=advice).to_pylist()
+    rows: list[dict[str, Any]] = parquet.read(key, store, columns=CAPTIONS, advice=advice).to_pylist()
     return rows
 
 

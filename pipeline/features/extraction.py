@@ -152,9 +152,9 @@ def extract(name: str, *, store: Bucket) -> Extraction:
     """
     from pipeline.features import encoder as encoders
 
-    shard = shards.read(name, store)
+    shard = shards.read(name, store, parameters=("encoder_id", "source"), columns=[*IDENTITY, "attempt"])
     encoder_id, source = shard.spec["encoder_id"], shard.spec["source"]
-    if shards.is_done(shard, store):
+    if shards.is_done(shard, store, columns=feature_store.ROWS):
         log.info("%s exists: nothing to do", store.url(shard.result_key))
         return Extraction(name, 0, 0, 0.0, encoder_id)
     stopwatch = Stopwatch()

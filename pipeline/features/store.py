@@ -70,7 +70,7 @@ def index(encoder_id: str, store: Bucket) -> pa.Table:
     """
     parts = [INDEX.empty_table()]
     keys = shards.results(f"{layout.features_folder(encoder_id)}/", store)
-    tables = parquet.read_all(keys, store, columns=ROWS.names, by_ranges=True, advice=shards.REDONE)
+    tables = parquet.read_all(keys, store, columns=ROWS, by_ranges=True, advice=shards.REDONE)
     for key, table in tables:
         shard = layout.shard_of_result(key)
         parts.append(table.append_column("shard", pa.array([shard] * len(table), pa.string())))

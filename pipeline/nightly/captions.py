@@ -36,8 +36,14 @@ SCHEMA = pa.schema(
 )
 """A row of captions."""
 
-OUTCOME = [*IDENTITY, "status", "error", "captioned_at"]
+OUTCOME = pa.schema([SCHEMA.field(name) for name in (*IDENTITY, "status", "error", "captioned_at")])
 """The columns that tell the outcome of an attempt."""
+
+
+class CaptionStats(shards.ShardStats):
+    """Time and statistics of a shard of captions."""
+
+    profile: Profile | None = None
 
 
 def caption_shard(name: str, *, store: Bucket, decoding: DecodingConfig, sidecars: bool) -> dict[str, Any]:
@@ -46,8 +52,8 @@ def caption_shard(name: str, *, store: Bucket, decoding: DecodingConfig, sidecar
     Returns:
         The name of the ``shard``, how many ``images`` it has, and a ``summary``.
     """
-    shard = shards.read(name, store)
-    if shards.is_done(shard, store):
+    shard = shards.read(name, store, parameters=("version", "encoder_id"), columns=feature_store.INDEX.names)
+    if shards.is_done(shard, store, columns=OUTCOME):
         log.info("%s exists: nothing to do", store.url(shard.result_key))
         return {"shard": name, "images": 0, "summary": shards.summary(0, 0)}
     version, encoder_id = shard.spec["version"], shard.spec["encoder_id"]
@@ -72,8 +78,7 @@ def caption_shard(name: str, *, store: Bucket, decoding: DecodingConfig, sidecar
                 json.write(row, layout.sidecar(row["image_key"]), store)
         # The shard comes last: once it exists, its images are done.
         parquet.write(table, shard.result_key, store)
-    stats = shards.ShardStats(seconds=stopwatch.seconds, profile=profile and profile.model_dump(mode="json"))
-    shards.write_stats(name, stats, store)
+    shards.write_stats(name, CaptionStats(seconds=stopwatch.seconds, profile=profile), store)
     log.info("seconds: %s", stopwatch)
     summary = shards.summary(len(shard.images), failed)
     log.info("%s: %s", store.url(shard.result_key), summary)
@@ -111,6 +116,5 @@ def read(keys: Iterable[str], store: Bucket, *, damaged: list[str] | None = None
     A damaged object is left out, with a warning; its message is added to ``damaged``. Its images have no captions then,
     and are captioned again.
     """
-    schema = pa.schema([SCHEMA.field(name) for name in OUTCOME])
     parts = parquet.read_all(keys, store, columns=OUTCOME, advice=shards.REDONE, damaged=damaged)
-    return pa.concat_tables([schema.empty_table(), *(table for _, table in parts)])
+    return pa.concat_tables([OUTCOME.empty_table(), *(table for _, table in parts)])

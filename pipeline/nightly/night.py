@@ -20,7 +20,7 @@ from pipeline.features import extraction
 from pipeline.features import store as feature_store
 from pipeline.nightly import captions
 from pipeline.nightly.inbox import Patterns, check_size, list_photographs
-from pipeline.storage import Bucket, layout, parquet, source_name
+from pipeline.storage import Bucket, json, layout, parquet, source_name
 from pipeline.work import runs, shards
 from pipeline.work.listing import IMAGES
 from pipeline.work.outcomes import IDENTITY, latest_outcome, pending
@@ -171,8 +171,10 @@ def plan_captions(run: str, *, store: Bucket, date: str, shard_size: int) -> lis
 
 def read_listing(run: str, store: Bucket) -> tuple[pa.Table, Night]:
     """The images that a night works on, and the facts that are fixed for it."""
-    table = parquet.read(layout.run_listing(run), store, advice="List the inbox again: `captioning night list RUN`.")
-    return table, Night.model_validate_json(parquet.metadata(table)["night"])
+    key, advice = layout.run_listing(run), "List the inbox again: `captioning night list RUN`."
+    table = parquet.read(key, store, columns=IMAGES, advice=advice)
+    night = json.parse(Night, parquet.metadata(table).get("night", ""), store.url(key), advice=advice)
+    return table, night
 
 
 def begin_record(run: str, night: Night, *, listed: int) -> NightRecord:

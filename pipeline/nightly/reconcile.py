@@ -17,12 +17,12 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation import drift
 from pipeline.evaluation.drift import Profile
 from pipeline.nightly import captions
+from pipeline.nightly.captions import CaptionStats
 from pipeline.nightly.night import Night, begin_record, read_listing
 from pipeline.storage import Bucket, json, layout
 from pipeline.work import runs, shards
 from pipeline.work.outcomes import ARCHIVED, GONE, IDENTITY, check_failures, latest_outcome
 from pipeline.work.runs import NightRecord
-from pipeline.work.shards import ShardStats
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def reconcile(
     failed = outcomes.filter((pc.field("status") == "failed") & (pc.field("error") != GONE))
     failures = list(zip(failed["image_key"].to_pylist(), failed["error"].to_pylist(), strict=True))
     extracted, seconds = runs.extraction_stats(run, store)
-    stats = shards.read_stats(names, store)
+    stats = shards.read_stats(names, store, kind=CaptionStats)
     differences, warnings = _drift(run, stats, night, failed=len(failures), limit=drift_limit, store=store)
     finished_at = datetime.now(UTC)
     record = begin_record(run, night, listed=len(images) + night.postponed).model_copy(
@@ -121,10 +121,10 @@ def _rate(images: int, seconds: float) -> float:
 
 
 def _drift(
-    run: str, stats: Sequence[ShardStats], night: Night, *, failed: int, limit: float, store: Bucket
+    run: str, stats: Sequence[CaptionStats], night: Night, *, failed: int, limit: float, store: Bucket
 ) -> tuple[dict[str, dict[str, float]], list[str]]:
     """The differences of the night from the model's test and from earlier nights, and the warnings about them."""
-    profiles = [Profile.model_validate(each.profile) for each in stats if each.profile]
+    profiles = [each.profile for each in stats if each.profile is not None]
     if not profiles:
         return {}, []
     here = Profile.together(profiles).model_copy(update={"failed": failed})

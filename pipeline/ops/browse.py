@@ -136,7 +136,7 @@ def page(
                 numbers = numbered.filter(passing & unseen)["number"].slice(0, size + 1)
                 if not len(numbers):
                     return []
-                taken = file.read(columns=COLUMNS).take(numbers).append_column("number", numbers)
+                taken = parquet.select(file, COLUMNS).take(numbers).append_column("number", numbers)
         except ObjectNotFoundError:  # pruned since it was listed
             return []
         except DamagedObjectError as error:

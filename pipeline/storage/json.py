@@ -37,14 +37,22 @@ def read(kind: type[T], key: str, bucket: Bucket, *, etag: str | None = None, ad
         ObjectChangedError: it does not have this etag any more.
         DamagedObjectError: it is not a valid document of this type.
     """
-    data = bucket.get(key, etag=etag)
+    return parse(kind, bucket.get(key, etag=etag), bucket.url(key), advice=advice)
+
+
+def parse(kind: type[T], data: str | bytes, name: str, *, advice: str = "") -> T:
+    """Parse a document of a type that pydantic can validate; arguments as for ``read``.
+
+    Raises:
+        DamagedObjectError: it is not a valid document of this type. The message begins with ``name``.
+    """
     try:
         return TypeAdapter(kind).validate_json(data)
     except ValidationError as error:
         wrong = "; ".join(
             f"{'.'.join(map(str, e['loc']))}: {e['msg']}" if e["loc"] else e["msg"] for e in error.errors()
         )
-        message = f"{bucket.url(key)} is damaged, or not a document of this kind: {wrong}."
+        message = f"{name} is damaged, or not a document of this kind: {wrong}."
         raise DamagedObjectError(f"{message} {advice}".rstrip()) from error
 
 

@@ -32,17 +32,40 @@ def write(table: pa.Table, key: str, bucket: Bucket, *, metadata: Mapping[str, s
 
 
 def read(
-    key: str, bucket: Bucket, *, columns: Sequence[str] | None = None, by_ranges: bool = False, advice: str = ""
+    key: str,
+    bucket: Bucket,
+    *,
+    columns: Sequence[str] | pa.Schema | None = None,
+    by_ranges: bool = False,
+    advice: str = "",
 ) -> pa.Table:
-    """Read a table, or some of its columns; arguments and errors as for ``opened``.
+    """Read a table, or some of its columns as for ``select``; the other arguments and errors are those of ``opened``.
 
     Raises:
-        DamagedObjectError: also if the table has not all of the columns.
+        DamagedObjectError: also if the table has not all of the columns, or one is of another type.
     """
     with opened(key, bucket, by_ranges=by_ranges, advice=advice) as file:
-        if missing := set(columns or ()) - set(file.schema_arrow.names):
-            raise pa.ArrowInvalid(f"it has no column {', '.join(sorted(missing))}")
-        return file.read(columns=columns)
+        return file.read() if columns is None else select(file, columns)
+
+
+def select(file: pq.ParquetFile, columns: Sequence[str] | pa.Schema) -> pa.Table:
+    """Read columns of an open file, with the metadata of its table.
+
+    Args:
+        file: as ``opened`` gives it, in whose ``with`` block errors are those of a damaged file.
+        columns: their names, or a schema, to whose types they are cast.
+
+    Raises:
+        ArrowInvalid: a column is missing, or can't be cast.
+        ArrowNotImplementedError: a column is of a type that is never cast to the expected one.
+    """
+    names = columns.names if isinstance(columns, pa.Schema) else list(columns)
+    if missing := set(names) - set(file.schema_arrow.names):
+        raise pa.ArrowInvalid(f"it has no column {', '.join(sorted(missing))}")
+    table = file.read(columns=names)
+    if isinstance(columns, pa.Schema):
+        table = table.select(names).cast(columns).replace_schema_metadata(table.schema.metadata)
+    return table
 
 
 @contextlib.contextmanager
@@ -74,7 +97,7 @@ def read_all(
     keys: Iterable[str],
     bucket: Bucket,
     *,
-    columns: Sequence[str],
+    columns: Sequence[str] | pa.Schema,
     by_ranges: bool = False,
     advice: str = "",
     damaged: list[str] | None = None,
@@ -100,7 +123,7 @@ def read_all(
 
 
 def _read_unless_gone(
-    key: str, *, bucket: Bucket, columns: Sequence[str], by_ranges: bool, advice: str
+    key: str, *, bucket: Bucket, columns: Sequence[str] | pa.Schema, by_ranges: bool, advice: str
 ) -> pa.Table | DamagedObjectError | None:
     try:
         return read(key, bucket, columns=columns, by_ranges=by_ranges, advice=advice)

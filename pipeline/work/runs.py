@@ -213,7 +213,7 @@ def extraction_stats(run: str, store: Bucket) -> tuple[int, dict[str, float]]:
     """How many images the run extracted features from, and the seconds by section that this took."""
     names = recorded_shards(run, EXTRACTION, store)
     images = sum(len(shard.images) for shard in shards.read_existing(names, store))
-    return images, total_seconds(shards.read_stats(names, store))
+    return images, total_seconds(shards.read_stats(names, store, kind=ShardStats))
 
 
 def total_seconds(stats: Iterable[ShardStats]) -> dict[str, float]:

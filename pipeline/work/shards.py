@@ -13,9 +13,10 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, ConfigDict
 
 from pipeline.storage import (
     ABSENT,
@@ -37,6 +38,11 @@ MAX_SHARDS = 1000
 
 READERS = 16
 """Objects that are read in parallel."""
+
+_PLANNED_BY = (
+    "`captioning plan-extraction` cuts a dataset into shards, `captioning night plan-extraction` and `captioning night "
+    "plan-captions` a night, and they print the names."
+)
 
 REDONE = "Delete it: its images are then pending, and the next run writes them again."
 """What to do about a damaged result of a shard."""
@@ -68,24 +74,38 @@ class ShardStats(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     seconds: dict[str, float]
-    profile: JsonValue = None
 
 
-def read(name: str, store: Bucket) -> Shard:
+Stats = TypeVar("Stats", bound=ShardStats)
+
+
+def read(
+    name: str, store: Bucket, *, parameters: Sequence[str] = (), columns: Sequence[str] = tuple(IDENTITY)
+) -> Shard:
     """Read a shard.
+
+    Args:
+        name: of the shard.
+        store: the store.
+        parameters: what the work needs in its ``spec``, besides the folder of the result.
+        columns: what the work needs of each image.
 
     Raises:
         ObjectNotFoundError: there is no such shard.
-        DamagedObjectError: it can't be read.
+        DamagedObjectError: it can't be read, or is not a shard of this work.
     """
+    key = layout.shard(name)
     try:
-        table = parquet.read(layout.shard(name), store, advice="Delete it, and run the planning step again.")
+        table = parquet.read(key, store, advice="Delete it, and run the planning step again.")
     except ObjectNotFoundError:
-        raise ObjectNotFoundError(
-            f"There is no shard {name!r} in {store.uri}: `captioning plan-extraction` cuts a dataset into shards, "
-            "`captioning night plan-extraction` and `captioning night plan-captions` a night, and they print the names."
-        ) from None
-    return Shard(name, table, parquet.metadata(table))
+        raise ObjectNotFoundError(f"There is no shard {name!r} in {store.uri}: {_PLANNED_BY}") from None
+    shard = Shard(name, table, parquet.metadata(table))
+    missing = [*({"folder", *parameters} - shard.spec.keys()), *(set(columns) - set(table.column_names))]
+    if missing:
+        raise DamagedObjectError(
+            f"{store.url(key)} is not a shard of this kind: it has no {', '.join(sorted(missing))}. {_PLANNED_BY}"
+        )
+    return shard
 
 
 def read_existing(names: Iterable[str], store: Bucket) -> Iterator[Shard]:
@@ -107,10 +127,12 @@ def results(prefix: str, store: Bucket) -> list[str]:
     return [item.key for item in store.list(prefix) if layout.shard_of_result(item.key) is not None]
 
 
-def is_done(shard: Shard, store: Bucket) -> bool:
-    """Whether the result of the shard exists. A damaged one does not count, and is to be written again."""
+def is_done(shard: Shard, store: Bucket, *, columns: pa.Schema) -> bool:
+    """Whether the result of the shard exists, with these columns. A damaged one is to be written again."""
     try:
-        parquet.read(shard.result_key, store)
+        with parquet.opened(shard.result_key, store) as file:
+            parquet.select(file, columns)
+            file.read()
     except ObjectNotFoundError:
         return False
     except DamagedObjectError as error:
@@ -183,14 +205,15 @@ def write_stats(shard: str, stats: ShardStats, store: Bucket) -> None:
     json.write(stats, layout.shard_stats(shard), store)
 
 
-def read_stats(shards: Iterable[str], store: Bucket) -> list[ShardStats]:
-    """The statistics of shards. A process interrupted right after it wrote the result of a shard leaves none.
+def read_stats(shards: Iterable[str], store: Bucket, *, kind: type[Stats]) -> list[Stats]:
+    """The statistics of shards, of the kind as which they were written.
 
-    Damaged statistics are left out, with a warning.
+    A process interrupted right after it wrote the result of a shard leaves none. Damaged ones are left out, with a
+    warning.
     """
 
-    def find(shard: str) -> ShardStats | None:
-        return json.find(ShardStats, layout.shard_stats(shard), store)
+    def find(shard: str) -> Stats | None:
+        return json.find(kind, layout.shard_stats(shard), store)
 
     with ThreadPoolExecutor(READERS) as pool:
         return list(filter(None, pool.map(find, shards)))

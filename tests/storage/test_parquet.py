@@ -44,6 +44,18 @@ def test_a_table_of_another_kind_is_named(tmp_path) -> None:
         parquet.read("a.parquet", bucket, columns=["key", "caption", "error"])
 
 
+def test_columns_of_other_types(tmp_path) -> None:
+    """They are cast where that is possible; otherwise the error names the table."""
+    bucket = open_bucket(str(tmp_path))
+    parquet.write(TABLE, "a.parquet", bucket, metadata={"kind": "test"})
+    schema = pa.schema({"size": pa.int32(), "key": pa.large_string()})
+    found = parquet.read("a.parquet", bucket, columns=schema)
+    assert (found.schema, parquet.metadata(found)) == (schema, {"kind": "test"})
+    for kind in (pa.timestamp("us"), pa.list_(pa.string())):
+        with pytest.raises(DamagedObjectError, match=r"a\.parquet is damaged"):
+            parquet.read("a.parquet", bucket, columns=pa.schema({"key": kind}))
+
+
 def test_a_page_with_flipped_bytes_is_never_read() -> None:
     """Wherever a byte of the pages is changed, the read fails: each page has a checksum. The footer has none."""
     bucket = MemoryBucket("store")

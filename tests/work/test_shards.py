@@ -1,9 +1,12 @@
 """Shards of work: each image is claimed by one shard, however many processes plan at once."""
 
+import re
+
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from pipeline.storage import ObjectNotFoundError, json, layout, parquet
+from pipeline.storage import DamagedObjectError, ObjectNotFoundError, json, layout, parquet
 from pipeline.work import shards
 from pipeline.work.outcomes import IDENTITY
 from tests.support.memory import CrashError, MemoryBucket
@@ -137,21 +140,24 @@ def test_an_interrupted_claim_is_repeated(store, write, after):
 
 def test_statistics(store):
     """They are stored beside the shard; a shard without them is skipped."""
-    stats = shards.ShardStats(seconds={"read": 1.5}, profile={"words": [1, 2]})
+    stats = shards.ShardStats(seconds={"read": 1.5})
     shards.write_stats("s1", stats, store)
-    assert shards.read_stats(["s0", "s1"], store) == [stats]
+    assert shards.read_stats(["s0", "s1"], store, kind=shards.ShardStats) == [stats]
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"\xff"])
 def test_damaged_statistics_are_left_out(store, data, caplog):
     """The log names their object."""
     store.put(layout.shard_stats("s1"), data)
-    assert shards.read_stats(["s1"], store) == []
+    assert shards.read_stats(["s1"], store, kind=shards.ShardStats) == []
     assert "shards/s1.stats.json is damaged" in caplog.text
 
 
-DAMAGE = [b"", b"PAR1", b"nothing of ours", None]
-"""What may be left of an object; ``None`` where it was deleted."""
+OTHER = pa.BufferOutputStream()
+pq.write_table(pa.table({"image": ["a.jpg"]}), OTHER)
+
+DAMAGE = [b"", b"PAR1", b"nothing of ours", OTHER.getvalue().to_pybytes(), None]
+"""What may be left of an object, or what another program may write there; ``None`` where it was deleted."""
 
 
 def damage(key, data, store):
@@ -171,6 +177,14 @@ def test_an_open_shard_that_is_lost_is_dropped(store, data):
     assert sorted(keys(again, store)) == ["ab", "cd"]
     assert shards.open_shards(store) == set(again)
     assert again[0] == first[1]
+
+
+def test_a_shard_of_other_work_is_refused(store):
+    """The error says what it lacks, and which commands print shards."""
+    [name] = claim("ab", store)
+    missing = f"{name}.parquet is not a shard of this kind: it has no attempt, version. `captioning plan-extraction` "
+    with pytest.raises(DamagedObjectError, match=re.escape(missing)):
+        shards.read(name, store, parameters=["version"], columns=["image_key", "attempt"])
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[1, 2]", b"\xff\xfe"])
@@ -207,9 +221,9 @@ def test_a_damaged_result_is_not_done(store, data):
     [name] = claim("ab", store)
     finish(name, store)
     shard = shards.read(name, store)
-    assert shards.is_done(shard, store)
+    assert shards.is_done(shard, store, columns=images("ab").schema)
     damage(shard.result_key, data, store)
-    assert not shards.is_done(shard, store)
+    assert not shards.is_done(shard, store, columns=images("ab").schema)
 
 
 def test_results_are_told_from_other_objects(store):
