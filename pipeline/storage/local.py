@@ -43,15 +43,23 @@ class LocalBucket(Bucket):
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root.expanduser().resolve()
+        try:
+            self.root = root.expanduser().resolve()
+        except (RuntimeError, ValueError) as error:  # the home of nobody, a link to itself, a null byte
+            raise PipelineError(f"{str(root)!r} is not the path of a folder: {error}. Correct the address.") from error
         super().__init__(self.root.as_uri())
 
     def url(self, key: str) -> str:
         return f"{self.uri}/{quote(key, safe='/=+@,')}"
 
     def require(self) -> None:
-        if not self.root.is_dir():
-            what = "is a file, not a folder" if self.root.exists() else "does not exist"
+        try:
+            what = None if stat.S_ISDIR(self.root.stat().st_mode) else "is a file, not a folder"
+        except PermissionError as error:
+            raise _unreadable(self.root) from error
+        except (FileNotFoundError, NotADirectoryError):
+            what = "does not exist"
+        if what:
             raise PipelineError(
                 f"{self.uri} {what}. Check the address and, if it is on another disk, that the disk is mounted."
             )
@@ -71,10 +79,7 @@ class LocalBucket(Bucket):
                 path = here / name
                 key = path.relative_to(self.root).as_posix()
                 if key.startswith(prefix) and not self._is_passed_over(path, counts):
-                    try:
-                        status = _status(path)
-                    except PermissionError as error:  # the folder may be listed, but not entered
-                        raise _unreadable(here) from error
+                    status = _listed_status(path)
                     if status is None:
                         counts[SPECIAL] += 1
                     else:
@@ -237,6 +242,27 @@ def _status(path: Path) -> os.stat_result | None:
     return status if stat.S_ISREG(status.st_mode) else None
 
 
+def _listed_status(path: Path) -> os.stat_result | None:
+    """The status of a file that a listing found; ``None`` if it is no regular file, or a link that leads nowhere."""
+    try:
+        return _status(path)
+    except PermissionError as error:
+        # The folder may be listed, but not entered; or this is a link to such a place.
+        raise _unreadable(path if _is_link(path) else path.parent) from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG and _is_link(path):
+            return None
+        raise
+
+
+def _is_link(path: Path) -> bool:
+    """Whether this is a symbolic link, as far as its folder tells."""
+    try:
+        return path.is_symlink()
+    except OSError:
+        return False
+
+
 def _is_cycle(folder: Path) -> bool:
     """Whether this is a link to one of its parent folders, which would be walked without end."""
     return folder.is_symlink() and any(folder.samefile(parent) for parent in folder.parents)
@@ -257,9 +283,10 @@ def _raise_unless_missing(error: OSError) -> None:
         raise error
 
 
-def _unreadable(folder: Path) -> PipelineError:
+def _unreadable(place: Path) -> PipelineError:
+    what = "the folder that this link leads to" if _is_link(place) else "this folder"
     return PipelineError(
-        f"{folder.as_uri()} may not be read. Give the user {_user()} the permission to list and to enter this folder, "
+        f"{place.as_uri()} may not be read. Give the user {_user()} the permission to list and to enter {what}, "
         "or move it elsewhere."
     )
 

@@ -703,6 +703,14 @@ def test_links_are_followed(tmp_path: Path) -> None:
     assert bucket.get("images/b.jpg") == b"bytes"
 
 
+def test_a_link_to_a_name_that_is_too_long(tmp_path: Path) -> None:
+    """It leads nowhere, and is counted as a broken link."""
+    (tmp_path / "long.jpg").symlink_to("n" * 256)
+    passed_over: Counter[str] = Counter()
+    assert list(LocalBucket(tmp_path).list(passed_over=passed_over)) == []
+    assert passed_over == {"broken links and special files": 1}
+
+
 def test_only_regular_files_are_listed(tmp_path: Path) -> None:
     """A named pipe, which would block its reader, is no object; it is counted, and so is a broken link."""
     os.mkfifo(tmp_path / "pipe.jpg")
@@ -748,8 +756,38 @@ def test_a_folder_that_cannot_be_entered_is_not_passed_over(tmp_path: Path, monk
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("pipeline.storage.local._status", refuse)
-    with pytest.raises(PipelineError, match="locked may not be read"):
+    with pytest.raises(PipelineError, match=r"locked may not be read.*enter this folder"):
         list(LocalBucket(tmp_path).list())
+    (tmp_path / "locked" / "a.jpg").unlink()
+    (tmp_path / "a.jpg").symlink_to(tmp_path / "b.jpg")
+    with pytest.raises(PipelineError, match=r"a\.jpg may not be read.*the folder that this link leads to"):
+        list(LocalBucket(tmp_path).list())
+
+
+def test_a_bucket_in_a_folder_that_cannot_be_entered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says so, and not that there is no such folder."""
+    bucket = LocalBucket(tmp_path / "locked" / "inbox")
+
+    def refuse(path: Path, **_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(PipelineError, match=r"locked/inbox may not be read.*Give the user"):
+        bucket.require()
+
+
+@pytest.mark.parametrize("path", ["~no-such-user/inbox", "inbox\0"])
+def test_what_can_be_no_folder(path: str) -> None:
+    """The error is a person's to correct."""
+    with pytest.raises(PipelineError, match=r"is not the path of a folder: .*Correct the address"):
+        open_bucket(path)
+
+
+def test_a_bucket_that_is_a_link_to_itself(tmp_path: Path) -> None:
+    """It is an error that names it when the bucket is opened or, from Python 3.13, when it is required."""
+    (tmp_path / "inbox").symlink_to("inbox")
+    with pytest.raises((PipelineError, OSError), match="inbox"):
+        open_bucket(str(tmp_path / "inbox")).require()
 
 
 @pytest.mark.parametrize(
