@@ -60,6 +60,7 @@ class Filters(BaseModel):
     version: str = Field("", max_length=200, description="of the model")
     status: Literal["", "ok", "failed"] = ""
     unsure: float | None = Field(None, gt=0, le=1, description="upper limit of the mean probability of a word")
+    under: str = Field("", max_length=1024, description="the key of the image begins with this")
     image: str = Field("", max_length=1024, description="key of the image")
 
 
@@ -252,6 +253,9 @@ def _row_filter(filters: Filters) -> tuple[pc.Expression, list[str]]:
     passing, needed = pc.scalar(True), set()
     if filters.image:
         passing &= pc.field("image_key") == filters.image
+        needed |= {"image_key"}
+    if filters.under:
+        passing &= pc.starts_with(pc.field("image_key"), filters.under)
         needed |= {"image_key"}
     if filters.status:
         passing &= pc.field("status") == filters.status

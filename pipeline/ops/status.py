@@ -49,7 +49,7 @@ def show(store: Bucket, *, limit: int, under: str) -> None:
     report = _show_models(console, store, champion, damaged)
     _show_runs(console, store, damaged)
     if champion and limit:
-        _show_captions(console, store, champion, limit, under)
+        _show_captions(console, store, champion, limit=limit, under=under, damaged=damaged)
     for message in damaged:
         _print(console, f"damaged:     {message}")
     _print(console, f"captions:    {store.url(layout.CAPTIONS)}")
@@ -111,14 +111,14 @@ def _show_run(console: Console, record: NightRecord | RetrainingRecord) -> None:
             _print(console, f"    warning: {warning}")
 
 
-def _show_captions(console: Console, store: Bucket, version: str, limit: int, under: str) -> None:
+def _show_captions(
+    console: Console, store: Bucket, version: str, *, limit: int, under: str, damaged: list[str]
+) -> None:
     table = Table("image", "caption", title=f"Captions by {version}")
-    # The words are searched everywhere, so some rows may be of other images.
-    filters = browse.Filters(version=version, words=under)
-    rows = browse.page(browse.shards(store), filters, store=store, size=limit, seconds=math.inf).rows
-    for row in rows:
-        if not row["image_key"].startswith(under):
-            continue
+    filters = browse.Filters(version=version, under=under)
+    found = browse.page(browse.shards(store), filters, store=store, size=limit, seconds=math.inf)
+    damaged += found.damaged
+    for row in found.rows:
         # As text: Rich would interpret square brackets in a key as markup.
         caption = row["caption"] if row["status"] == "ok" else f"failed: {row['error']}"
         table.add_row(Text(printable(row["image_key"])), Text(printable(caption)))

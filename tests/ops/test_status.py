@@ -14,8 +14,10 @@ from pipeline.ops import status
 from pipeline.storage import json, layout, open_bucket
 from pipeline.work import runs
 from tests.support import toy
+from tests.support.caption_tables import row, shard_key, write
 from tests.support.loading import load_once
 from tests.support.long_history import write_history
+from tests.support.models import write_model
 from tests.support.nights import night
 
 BEAM = DecodingConfig(beam_width=2)
@@ -146,6 +148,18 @@ def test_a_store_of_years_is_shown_at_once(shown):
     assert sum(line.startswith("night n") for line in lines) == 5
     assert sum(".jpg" in line for line in lines) == 15
     assert store.requests <= 50
+
+
+def test_captions_under_a_folder(shown, bucket):
+    """Captions with the same words are no obstacle; a damaged shard is named."""
+    write_model("m1", bucket)
+    registry.promote("m1", bucket)
+    write(bucket, [row("a/1.jpg"), row("b/a.jpg", "a dog a day"), row("a/2.jpg")], night="2026-01-01", shard="s")
+    write(bucket, [row(f"b/{number}.jpg", "a a/") for number in range(5)], night="2026-01-02", shard="t")
+    bucket.put(shard_key("2026-01-03", "u"), b"")
+    text = shown(bucket, limit=2, under="a")
+    assert [line.split("│")[1].strip() for line in text.splitlines() if ".jpg" in line] == ["a/1.jpg", "a/2.jpg"]
+    assert f"{bucket.url(shard_key('2026-01-03', 'u'))} is damaged" in text
 
 
 def test_damaged_objects_are_named(shown, bucket):
