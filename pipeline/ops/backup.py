@@ -7,7 +7,6 @@ which removes objects, must not run at the same time.
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -48,8 +47,14 @@ def back_up(source: Bucket, target: Bucket) -> Copied:
         for item in source.list(prefix)
         if layout.is_mutable(item.key)
     }
-    began = datetime.now(UTC)
-    immutable = [item for item in source.list() if item.modified <= began and item.key not in mutable]
+    # The parts of all that is complete now are in the listing that follows. Times can't tell: the storage has its own
+    # clock, and a clock may be set back.
+    complete = {item.key for prefix in layout.MARKED_PREFIXES for item in source.list(prefix)}
+    immutable = [
+        item
+        for item in source.list()
+        if item.key not in mutable and (item.key in complete or not layout.is_completion_marker(item.key))
+    ]
     known = {item.key: item for item in target.list()}
     # The records of runs are shown in the order in which they were written.
     wanted = sorted((item for item in immutable if _differs(item, known.get(item.key))), key=lambda item: item.modified)

@@ -139,5 +139,8 @@ def _by_folder(objects: Iterable[StoredObject]) -> Iterator[tuple[str, list[Stor
 
 
 def _marker_first(objects: Iterable[StoredObject]) -> list[StoredObject]:
-    """The completion marker goes first, so that an interrupted removal leaves nothing that looks complete."""
-    return sorted(objects, key=lambda item: not layout.is_completion_marker(item.key))
+    """The completion marker goes first, so that an interrupted removal leaves nothing that looks complete.
+
+    That of a model goes before those of its evaluations, which are in folders below.
+    """
+    return sorted(objects, key=lambda item: (not layout.is_completion_marker(item.key), item.key.count("/")))

@@ -87,6 +87,9 @@ PART_BYTES = 240
 
 _MODEL_METADATA = "metadata.json"
 _ENCODER_FILES = "files.json"
+_DATASET_TABLE = "dataset.parquet"
+_METRICS = "metrics.json"
+_MARKERS = {_DATASET_TABLE, _MODEL_METADATA, _METRICS, _ENCODER_FILES}
 _SHARD = r"(?P<shard>[0-9a-f]{16})"
 _CAPTION_SHARD = re.compile(rf"captions/model=(?P<version>[^/]+)/date=(?P<date>\d{{4}}-\d\d-\d\d)/{_SHARD}\.parquet")
 _FEATURE_SHARD = re.compile(rf"features/[^/]+/{_SHARD}\.parquet")
@@ -108,13 +111,13 @@ def dataset_folder(dataset_id: str) -> str:
 
 def dataset_table(dataset_id: str) -> str:
     """The dataset itself, one row per image; written last."""
-    return f"{dataset_folder(dataset_id)}/dataset.parquet"
+    return f"{dataset_folder(dataset_id)}/{_DATASET_TABLE}"
 
 
 def dataset_of_table(key: str) -> str | None:
     """The id of the dataset whose table has this key; ``None`` for other keys."""
     dataset_id, _, name = key.removeprefix(DATASETS).rpartition("/")
-    return dataset_id if name == "dataset.parquet" else None
+    return dataset_id if name == _DATASET_TABLE else None
 
 
 def ingest_report(dataset_id: str) -> str:
@@ -255,7 +258,7 @@ class EvaluationKeys:
     @property
     def metrics(self) -> str:
         """The scores."""
-        return f"{self.folder}/metrics.json"
+        return f"{self.folder}/{_METRICS}"
 
 
 def evaluations(version: str) -> str:
@@ -319,9 +322,13 @@ def training_version(digest: str) -> str:
     return f"{TRAINING}{digest}.version"
 
 
+MARKED_PREFIXES = (DATASETS, MODELS, ENCODERS)
+"""Listing these prefixes finds all completion markers."""
+
+
 def is_completion_marker(key: str) -> bool:
-    """Whether the object was written last and makes a model or an encoder complete."""
-    return key.rpartition("/")[2] in (_MODEL_METADATA, _ENCODER_FILES)
+    """Whether the object was written last and makes a dataset, a model, an evaluation or an encoder complete."""
+    return key.startswith(MARKED_PREFIXES) and key.rpartition("/")[2] in _MARKERS
 
 
 def is_mutable(key: str) -> bool:

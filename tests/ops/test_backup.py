@@ -1,6 +1,7 @@
 """Backups: a store is copied, wiped and restored, in its place or elsewhere."""
 
 import io
+import os
 
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +17,7 @@ from pipeline.features import encoder
 from pipeline.features.extraction import extract_missing
 from pipeline.features.splits import read_split
 from pipeline.ops import backup
-from pipeline.storage import LocalBucket, layout
+from pipeline.storage import LocalBucket, layout, open_bucket
 from pipeline.training import inputs
 from tests.support import toy
 from tests.support.loading import load_once
@@ -202,6 +203,36 @@ def test_a_backup_of_a_store_in_use_is_consistent(worked_on, new_bucket, monkeyp
     assert not copy.exists(layout.model_metadata("newer"))
     assert backup.back_up(store, copy).copied
     assert copy.exists(layout.model_metadata("newer"))
+
+
+def test_what_is_completed_meanwhile_is_not_half_copied(tmp_path, monkeypatch):
+    """A model that is finished between two listings is not complete in the backup, because a part may be missing."""
+    store, target = open_bucket(str(tmp_path / "store")), open_bucket(str(tmp_path / "backup"))
+    store.put("models/m0/ensemble", b"")
+    listing = type(store).list
+
+    def list_late(self, prefix=""):
+        found = list(listing(self, prefix))
+        if self is store and prefix == layout.MODELS:
+            store.put("models/m1/ensemble", b"")
+            store.put(layout.model_metadata("m1"), b"{}")
+        return iter(found)
+
+    monkeypatch.setattr(type(store), "list", list_late)
+    backup.back_up(store, target)
+    assert [item.key for item in listing(target)] == ["models/m0/ensemble", "models/m1/ensemble"]
+    backup.back_up(store, target)
+    assert target.exists(layout.model_metadata("m1"))
+
+
+def test_a_clock_that_was_set_back(worked_on, new_bucket):
+    """What was written in its future is copied, too: the champion needs it."""
+    store, _ = worked_on
+    for item in store.list(layout.MODELS):
+        os.utime(store.root / item.key, (2e9, 2e9))
+    copy = new_bucket()
+    backup.back_up(store, copy)
+    bundle.load(registry.read_champion(copy).version, copy)
 
 
 def test_an_interrupted_backup_is_completed(worked_on, new_bucket, monkeypatch):

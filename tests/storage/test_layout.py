@@ -99,7 +99,10 @@ def test_what_makes_others_complete() -> None:
     """Models and encoders have an object that is written last; pointers are those that change."""
     assert layout.is_completion_marker(layout.model_metadata("m1"))
     assert layout.is_completion_marker(layout.encoder_files("e1"))
-    assert not layout.is_completion_marker(layout.evaluation("m1", DATASET, DecodingConfig()).metrics)
+    assert layout.is_completion_marker(layout.evaluation("m1", DATASET, DecodingConfig()).metrics)
+    assert layout.is_completion_marker(layout.dataset_table(DATASET))
+    assert not layout.is_completion_marker(layout.evaluation("m1", DATASET, DecodingConfig()).captions)
+    assert not layout.is_completion_marker("runs/metrics.json")
     mutable = [layout.CHAMPION, layout.open_shards("features-e1"), layout.encoder_files("e1")]
     assert all(map(layout.is_mutable, mutable))
     assert all(key.startswith(layout.MUTABLE_PREFIXES) for key in mutable)
