@@ -98,8 +98,8 @@ def check_size(
             "(CAPTION_MAX_SHRINK_FRACTION)"
         )
     raise PipelineError(
-        f"{found}. Check CAPTION_INBOX, and that its disk is mounted. If these are all photographs, run the night "
-        "again with “Accept a smaller inbox” (--accept-smaller-inbox)."
+        f"{found}. Check CAPTION_INBOX, CAPTION_INBOX_INCLUDE and CAPTION_INBOX_EXCLUDE, and that the disk is mounted. "
+        "If these are all photographs, run the night again with “Accept a smaller inbox” (--accept-smaller-inbox)."
     )
 
 
