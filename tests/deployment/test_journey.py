@@ -539,7 +539,7 @@ def test_notes_of_a_night(promoted):
     """Its note holds the counts, and it links to its captions."""
     assert promoted.night.shown["note"] == (
         f"{NEW} images listed = {NEW - 1} captioned + 1 failed + 0 done before; features of {NEW} extracted; "
-        f"model {promoted.version}"
+        f"model {promoted.version}; passed over: 1 .txt"
     )
     assert promoted.night.of_tasks("extract", "rendered_map_index") == [f"1: {NEW} images, 1 failed"]
     assert promoted.night.links("reconcile") == {
@@ -829,7 +829,7 @@ def test_a_night_that_s3_refuses(deployment, refused):
     assert refused.shown["state"] == "failed"
     assert refused.of_tasks("list_inbox", "try_number") == [1]
     [log] = deployment.home.glob(f"logs/dag_id={NIGHT_DAG}/run_id={refused.id}/task_id=list_inbox/*.log")
-    assert "(403)" in log.read_text()
+    assert "(SignatureDoesNotMatch)" in log.read_text()
     written = b"".join(secrets.files(deployment.home))
     assert b"could not be delivered to chat: ConnectionError" in written
 
