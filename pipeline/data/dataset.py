@@ -11,11 +11,11 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.data.annotation_formats import read_annotations
+from pipeline.data.annotation_formats import SUFFIXES, read_annotations
 from pipeline.data.annotation_formats.flickr8k import SPLIT_FILES
 from pipeline.data.annotations import SPLITS, Annotations, Dropped, Photographs, Row, assemble, check_dropped
 from pipeline.errors import PipelineError
@@ -57,6 +57,7 @@ class IngestReport(BaseModel):
         sources: number of images by the bucket that holds them.
         images: number of images by split.
         captions: number of captions.
+        split_by_hash: number of images that a hash of their bytes assigned to a split, because the source assigns none.
         dropped: number of dropped rows by reason.
         dropped_rows: the dropped rows.
     """
@@ -67,6 +68,7 @@ class IngestReport(BaseModel):
     sources: dict[str, int]
     images: dict[str, int]
     captions: int
+    split_by_hash: int
     dropped: dict[str, int]
     dropped_rows: tuple[Dropped, ...]
 
@@ -74,7 +76,8 @@ class IngestReport(BaseModel):
         splits = ", ".join(f"{count:,} {split}" for split, count in self.images.items())
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.dropped.items())
         dropped = f", {len(self.dropped_rows):,} dropped ({reasons})" if self.dropped_rows else ""
-        return f"{sum(self.images.values()):,} images ({splits}), {self.captions:,} captions{dropped}"
+        hashed = f"; a hash of the bytes chose the split of {self.split_by_hash:,}" if self.split_by_hash else ""
+        return f"{sum(self.images.values()):,} images ({splits}{hashed}), {self.captions:,} captions{dropped}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,8 +138,8 @@ def ingest(
     the white space around them.
 
     Args:
-        source: a folder in the Flickr8k layout, a ``.csv`` or ``.parquet`` table (see ``annotation_formats``), by path
-            or URI; or the id of a dataset in the store.
+        source: captioned photographs in one of the ``annotation_formats``, by path or URI; or the id of a dataset in
+            the store.
         store: the store.
         name: name of the dataset, of letters, digits, ``.``, ``_`` and ``-``; by default that of the source.
         max_dropped_fraction: share of the source's captions that may be dropped.
@@ -144,7 +147,7 @@ def ingest(
             bytes are those of an image in dev or test is dropped.
 
     Raises:
-        PipelineError: the layout or the columns are unknown, two image files share a name, too many captions were
+        PipelineError: the format or the columns are unknown, a name means several image files, too many captions were
             dropped, or a split is empty.
     """
     # A folder may look like an id; what is neither a dataset nor a folder is a mistyped id, which ``load`` refuses.
@@ -153,12 +156,12 @@ def ingest(
         data = load(source, store)
         report = json.read(IngestReport, layout.ingest_report(source), store)
         default_name, table, dropped = data.name, data.table, list(report.dropped_rows)
+        hashed = report.split_by_hash
         if data.id != f"{data.name}/{_fingerprint(table)}":
             _check_table(table, source)  # ingest did not write this table, and so did not check it
     else:
-        stem = Path(source).name.removesuffix(".csv").removesuffix(".parquet")
-        default_name = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).lstrip("-.")[:200] or "photographs"
-        table, dropped = _read(source, max_dropped_fraction, store)
+        default_name = _name_of(source)
+        table, dropped, hashed = _read(source, max_dropped_fraction, store)
     name = names.DATASET_NAME.check(default_name if name is None else name)
     table = _fill_content_hashes(table, store)
     if corrections:
@@ -169,6 +172,7 @@ def ingest(
         sources=dict(Counter(table["source"].to_pylist())),
         images=_count_splits(table),
         captions=sum(map(len, table["captions"].to_pylist())),
+        split_by_hash=hashed,
         dropped=dict(Counter(row.reason for row in dropped).most_common()),
         dropped_rows=tuple(dropped),
     )
@@ -230,19 +234,34 @@ def build_vocabulary(dataset_id: str, store: Bucket, *, min_count: int) -> "tupl
     return key, vocabulary
 
 
-def _read(source: str, max_dropped_fraction: float, store: Bucket) -> "tuple[pa.Table, list[Dropped]]":
-    """The rows and the dropped rows of published captions."""
+def _name_of(source: str) -> str:
+    """A name for the dataset of a source, from that of its file or folder."""
+    name = PurePosixPath(source).name
+    if name in ("", ".."):
+        name = Path(source).resolve().name
+    stem = re.sub(rf"({'|'.join(map(re.escape, SUFFIXES))})$", "", name, flags=re.IGNORECASE)
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-.")[:200] or "photographs"
+
+
+def _read(source: str, max_dropped_fraction: float, store: Bucket) -> "tuple[pa.Table, list[Dropped], int]":
+    """The rows and the dropped rows of published captions, and the number of images that were split by a hash."""
     bucket, annotations = read_annotations(source)
+    undecided = sorted(annotations.undecided)
+    etags = {row.photograph.key: row.photograph.etag for row in annotations.rows if row.photograph}
+    pictures = [(bucket, key, etags[key]) for key in undecided]
+    hashes = _content_hashes(pictures, "so its captions are dropped: its split depends on its bytes")
+    annotations.decide_splits(dict(zip(undecided, hashes, strict=True)))
     table, dropped = assemble(annotations, source_name(bucket, store))
     captions = sum(map(len, table["captions"].to_pylist()))
-    check_dropped(annotations.file, dropped, captions, bucket, max_dropped_fraction)
+    check_dropped(annotations.files, dropped, captions, bucket, max_dropped_fraction)
     images = _count_splits(table)
     if empty := [split for split, count in images.items() if not count]:
         raise PipelineError(
             f"{bucket.uri}: the split {' or '.join(empty)} has no image with captions (images: {images}). Assign "
-            f"images to each split, in {', '.join(SPLIT_FILES.values())} or in the column split of the table."
+            f"images to each split: in {', '.join(SPLIT_FILES.values())}, in the column split of a table, or in "
+            "Karpathy's JSON. Without any splits, a hash assigns them, for which there must be a few dozen images."
         )
-    return table, dropped
+    return table, dropped, len(set(undecided) & set(table["image_key"].to_pylist()))
 
 
 def _count_splits(table: "pa.Table") -> dict[str, int]:
@@ -259,31 +278,34 @@ def _fill_content_hashes(table: "pa.Table", store: Bucket) -> "pa.Table":
     """Fill the column ``content_hash`` of the images of dev and test, which are read if they have no hash yet."""
     import pyarrow as pa
 
-    from pipeline.data.images import content_hash
-
     buckets = sources(table, store)
-
-    def hash_of(row: dict[str, Any]) -> str | None:
-        try:
-            return content_hash(buckets[row["source"]].get(row["image_key"], etag=row["image_etag"]))
-        except (ObjectNotFoundError, ObjectChangedError, ObjectDeniedError) as error:
-            log.warning(
-                "%s of %s can't be read, so corrections of it can't be recognized: %s",
-                row["image_key"],
-                row["split"],
-                error,
-            )
-            return None
-
     hashes = table["content_hash"].to_pylist()
     rows = table.select(["source", "image_key", "image_etag", "split"]).to_pylist()
     missing = [number for number, row in enumerate(rows) if row["split"] != "train" and hashes[number] is None]
-    with ThreadPoolExecutor(READERS) as pool:
-        found = pool.map(hash_of, (rows[number] for number in missing))
-        for number, value in zip(missing, track(found, total=len(missing), unit="images", log=log), strict=True):
-            hashes[number] = value
+    pictures = [
+        (buckets[row["source"]], row["image_key"], row["image_etag"]) for row in (rows[number] for number in missing)
+    ]
+    found = _content_hashes(pictures, "so corrections of it can't be recognized")
+    for number, value in zip(missing, found, strict=True):
+        hashes[number] = value
     column = table.schema.get_field_index("content_hash")
     return table.set_column(column, table.schema.field(column), pa.array(hashes, pa.string()))
+
+
+def _content_hashes(pictures: list[tuple[Bucket, str, str]], consequence: str) -> list[str | None]:
+    """The hashes of pictures, given by bucket, key and etag; None, with a warning, for those that can't be read."""
+    from pipeline.data.images import content_hash
+
+    def hash_of(picture: tuple[Bucket, str, str]) -> str | None:
+        bucket, key, etag = picture
+        try:
+            return content_hash(bucket.get(key, etag=etag))
+        except (ObjectNotFoundError, ObjectChangedError, ObjectDeniedError) as error:
+            log.warning("%s can't be read, %s: %s", key, consequence, error)
+            return None
+
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(track(pool.map(hash_of, pictures), total=len(pictures), unit="images", log=log))
 
 
 def _add_corrections(table: "pa.Table", dropped: list[Dropped], store: Bucket) -> "tuple[pa.Table, list[Dropped]]":
@@ -296,7 +318,7 @@ def _add_corrections(table: "pa.Table", dropped: list[Dropped], store: Bucket) -
     bucket = corrections.pictures(store)
     source = source_name(bucket, store)
     table = table.filter(pc.field("source") != source)
-    held_out = set(table["content_hash"].drop_null().to_pylist())
+    held_out = set(table.filter(pc.field("split") != "train")["content_hash"].drop_null().to_pylist())
     annotations = _read_corrections(store, bucket, source, held_out)
     corrected, unusable = assemble(annotations, source)
     others = [row for row in dropped if row.file != source]
@@ -307,14 +329,14 @@ def _read_corrections(store: Bucket, bucket: Bucket, source: str, held_out: set[
     """All corrections as captions of the split train, without those of images that are held out."""
     from pipeline.data import corrections
 
-    photographs = Photographs(bucket.list(layout.CORRECTION_PICTURES))
-    annotations = Annotations(source)
+    photographs = Photographs(bucket.list(layout.CORRECTION_PICTURES), bucket)
+    annotations = Annotations([source])
     first: dict[tuple[str, str], int] = {}
     for line, row in enumerate(corrections.read(store).to_pylist(), 1):
         picture, caption = row["picture"], row["caption"]
         text = f"{picture}, {caption}"
         if PurePosixPath(picture).stem in held_out:
-            annotations.drop(line, HELD_OUT, text)
+            annotations.drop(source, line, HELD_OUT, text)
             continue
         # The same caption again gets the same number, and is dropped as a duplicate.
         number = first.setdefault((picture, caption), line)
@@ -323,7 +345,7 @@ def _read_corrections(store: Bucket, bucket: Bucket, source: str, held_out: set[
             # The hash of the content, because the etag of the copied picture differs in a copy of the store.
             photograph = replace(photograph, etag=PurePosixPath(picture).stem)
         annotations.splits[picture].add("train")
-        annotations.rows.append(Row(line, text, photograph, number, caption))
+        annotations.rows.append(Row(source, line, text, photograph, number, caption))
     return annotations
 
 

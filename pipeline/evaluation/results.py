@@ -15,7 +15,9 @@ from pipeline.storage.parquet import column
 
 CAPTIONS = pa.schema(
     [
-        column("image_id", pa.string(), "id of the image in the dataset: the name of its file"),
+        column(
+            "image_id", pa.string(), "id of the image in the dataset: the name of its file, or its key if names repeat"
+        ),
         column("caption", pa.string(), "the caption, by the decoding of the evaluation"),
         column("references", pa.list_(pa.string()), "the human captions of the image"),
     ]

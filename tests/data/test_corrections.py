@@ -354,7 +354,7 @@ def test_a_held_out_picture_that_cannot_be_read_is_no_obstacle(source, store, mo
     assert list(captions_of(report, SOURCE, store)) == [made.picture]
     rows = load(report.dataset, store).table.to_pylist()
     assert [row["image_id"] for row in rows if row["split"] != "train" and not row["content_hash"]] == ["red-5.jpg"]
-    assert "pictures/red-5.jpg of test can't be read" in caplog.text
+    assert "pictures/red-5.jpg can't be read, so corrections of it can't be recognized" in caplog.text
 
 
 def test_a_correction_without_its_picture_is_listed(source, store):

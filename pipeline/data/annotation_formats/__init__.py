@@ -1,31 +1,75 @@
 """The formats of published captions: each module reads one of them into ``Annotations``.
 
-To add a format, write a module with a function ``read``, and let ``read_annotations`` call it for its sources.
+To add a format, write a module with two functions: ``find``, which gives the keys of the files of captions of this
+format in a folder, and ``read``. Then add it to ``read_annotations``.
 """
 
-from pipeline.data.annotation_formats import flickr8k, table
-from pipeline.data.annotations import Annotations
+import posixpath
+from collections import Counter
+
+from pipeline.data.annotation_formats import flickr8k, parquet_table, table
+from pipeline.data.annotations import Annotations, Source
 from pipeline.errors import PipelineError
-from pipeline.storage import Bucket, open_bucket, open_object
+from pipeline.storage import Bucket, LocalBucket, ObjectNotFoundError, open_bucket, open_object
+
+SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
+"""Sources that end in one of these are files of captions, unless there is a folder of this name."""
+
+FORMATS = (
+    f"{flickr8k.TOKEN_FILE} (official Flickr8k), captions.txt (Kaggle's Flickr8k), results.csv (Flickr30k), and one "
+    "table of captions (.csv, .tsv or .parquet)"
+)
+"""The formats, as an error lists them."""
 
 
 def read_annotations(source: str) -> tuple[Bucket, Annotations]:
-    """Read a source: a folder in the Flickr8k layout, or the URI or path of a table.
+    """Read a source, by the path or URI of a folder or of a file of captions.
 
     Returns:
         The bucket of the photographs, and the captions.
 
     Raises:
-        PipelineError: there is no such folder, the layout or the columns are unknown, or two image files share a name.
+        PipelineError: there is no such folder or file, its format or its columns are unknown, or a name means several
+            image files.
     """
-    if source.lower().endswith(table.SUFFIXES):
+    bucket, key = _open(source)
+    found = Source.of(bucket)
+    if key is None:
+        for module in (flickr8k, table, parquet_table):
+            if keys := module.find(found):
+                return bucket, module.read(found, keys)
+        raise _unknown(found)
+    name = key.lower().rpartition("/")[2]
+    if name == flickr8k.TOKEN_FILE.lower():
+        return bucket, flickr8k.read(found, [key])
+    if name.endswith(".parquet"):
+        return bucket, parquet_table.read(found, [key])
+    return bucket, table.read(found, [key])
+
+
+def _open(source: str) -> tuple[Bucket, str | None]:
+    """The folder of a source, and the key of the file of captions, if the source is one."""
+    if source.lower().endswith(SUFFIXES):
         bucket, key = open_object(source)
-        return bucket, table.read(bucket, key)
-    if source.lower().endswith(".txt"):
-        raise PipelineError(
-            f"{source} is neither a folder nor a .csv or .parquet table. If it has the form of a CSV file, copy it to "
-            f"{source[:-4]}.csv, and pass the copy."
-        )
+        if bucket.exists(key):
+            return bucket, key
+        if not any(bucket.list(f"{key}/")):
+            raise ObjectNotFoundError(f"{bucket.url(key)} does not exist. Check the address of the captions.")
     bucket = open_bucket(source)
+    if isinstance(bucket, LocalBucket) and bucket.root.is_file():
+        raise PipelineError(
+            f"{bucket.uri} is a file, not a folder, and its name does not end in {', '.join(SUFFIXES)}. Pass the file "
+            "of captions, or the folder of the photographs and captions."
+        )
     bucket.require()
-    return bucket, flickr8k.read(bucket)
+    return bucket, None
+
+
+def _unknown(source: Source) -> PipelineError:
+    """The error for a folder in which no format was recognized."""
+    kinds = Counter(posixpath.splitext(key)[1].lower() or "without suffix" for key in source.keys)
+    shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8))
+    return PipelineError(
+        f"{source.bucket.uri} holds no captions in a known format. Looked for {FORMATS}. Found {len(source.keys)} files"
+        f"{f' ({shown})' if shown else ''}, {len(source.photographs.by_key)} of them images."
+    )

@@ -1,89 +1,89 @@
-"""A CSV or Parquet table with the columns ``image``, ``caption`` and, optionally, ``split``, one row per caption.
+"""Tables of captions as text, with commas, semicolons, tabs or bars between the columns and a line of column names.
 
-``image`` is a path relative to the folder of the table, or the name of a file anywhere in it. ``split`` is train, dev
-(or val, valid, validation) or test. Without this column, a hash of the name of the image assigns 80 % of the images to
-train, and 10 % each to dev and test.
+Among them are Kaggle's form of Flickr8k, ``captions.txt``, and Flickr30k's ``results.csv``.
 """
 
 import csv
 import io
 from collections.abc import Iterator
-from typing import Any
 
-from pipeline.data.annotations import SPLIT_NAMES, Annotations, Photographs, Row, split_by_hash
-from pipeline.errors import PipelineError, printable
-from pipeline.storage import Bucket
-from pipeline.storage.bucket import is_utf8
+from pipeline.data.annotation_formats.columns import Columns, TableRow, missing_columns, read_rows
+from pipeline.data.annotations import Annotations, Photographs, Source
 
-SUFFIXES = (".csv", ".parquet")
+DELIMITERS = ",;\t|"
+
+KNOWN = ("captions.txt", "captions.csv", "results.csv")
+"""Names of tables in published data sets. A folder may hold other tables beside one of these."""
 
 
-def read(bucket: Bucket, key: str) -> Annotations:
-    """Read a table. Raises ``PipelineError`` if a column is missing or the file can't be parsed."""
-    photographs = Photographs(bucket.list())
-    annotations = Annotations(key)
-    rows = _csv_rows if key.lower().endswith(".csv") else _parquet_rows
-    for line, cells in rows(bucket, key):
-        text = ", ".join(map(str, cells.values()))
-        image, caption, split = (_text(cells.get(column)) for column in ("image", "caption", "split"))
-        if not is_utf8(text):
-            annotations.drop(line, "not UTF-8", text)
-        elif image is None or caption is None or (split is None and "split" in cells):
-            annotations.drop(line, "malformed", text)
-        elif split and split.lower() not in SPLIT_NAMES:
-            annotations.drop(line, "unknown split", text)
-        else:
-            photograph = photographs.find(image)
-            if photograph is not None and split is None:
-                annotations.splits[photograph.key].add(split_by_hash(photograph.key))
-            elif photograph is not None and split:
-                annotations.splits[photograph.key].add(SPLIT_NAMES[split.lower()])
-            annotations.rows.append(Row(line, text, photograph, line, caption))
+def find(source: Source) -> list[str]:
+    """The keys of the tables in a folder: those of the first of the known names that is there, or else all."""
+    for name in KNOWN:
+        if keys := source.named(name):
+            return keys
+    return source.named("*.csv", "*.tsv")
+
+
+def read(source: Source, keys: list[str]) -> Annotations:
+    """Read a table. Raises ``PipelineError`` if a column is missing, or if there are several tables."""
+    key = source.single(keys)
+    annotations = Annotations([key])
+    # Undecodable bytes are kept, so that only their row is dropped.
+    text = source.bucket.get(key).decode("utf-8-sig", errors="surrogateescape")
+    lines = io.StringIO(text, newline="").readlines()
+    header, delimiter, columns = _header(lines[0] if lines else "", source.bucket.url(key))
+    rows = _rows(lines, header, delimiter, columns, source.photographs)
+    read_rows(rows, source, key, annotations)
     return annotations
 
 
-def _csv_rows(bucket: Bucket, key: str) -> Iterator[tuple[int, dict[Any, Any]]]:
-    """The line on which each row begins, and its cells by column."""
-    # Undecodable bytes are kept, so that only their row is dropped.
-    text = bucket.get(key).decode("utf-8-sig", errors="surrogateescape")
-    # Without strict, an unclosed quotation mark would join the following rows into one caption.
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+def _header(line: str, table: str) -> tuple[list[str], str, Columns]:
+    """The names of the columns, the delimiter that separates them, and the columns to read."""
+    headers = {delimiter: [name.strip() for name in _cells(line, delimiter)] for delimiter in DELIMITERS}
+    for delimiter, names in headers.items():
+        if (columns := Columns.find(names)) is not None:
+            return names, delimiter, columns
+    raise missing_columns(max(headers.values(), key=len), table)
+
+
+def _rows(
+    lines: list[str], header: list[str], delimiter: str, columns: Columns, photographs: Photographs
+) -> Iterator[TableRow]:
+    """The rows below the header; those that can't be assigned to its columns have no cells."""
+    image = header.index(columns.image)
+    start = 1
+    while start < len(lines):
+        # Strict: otherwise a quotation mark that is not closed joins the following rows into one caption.
+        reader = csv.reader(map(lines.__getitem__, range(start, len(lines))), delimiter=delimiter, strict=True)
+        try:
+            cells, end = next(reader), start + reader.line_num
+            # It may also be closed by the quotation mark of another row; the cell between them then holds whole rows.
+            closed = not any(_names_image(line, delimiter, image, photographs) for line in lines[start + 1 : end])
+        except csv.Error:
+            cells, end, closed = [], start + 1, False
+        if not closed:
+            end = start + 1
+        text = "".join(lines[start:end]).strip()
+        if closed and len(cells) > len(header) and columns.caption == header[-1]:
+            # What is behind the last delimiter that the header has is the caption, even if nothing quotes it.
+            cells[len(header) - 1 :] = [delimiter.join(cells[len(header) - 1 :])]
+        if closed and len(cells) == len(header):
+            named = dict(zip(header, cells, strict=True))
+            split = None if columns.split is None else named[columns.split]
+            yield TableRow(start + 1, text, named[columns.image], named[columns.caption], split)
+        elif text:
+            yield TableRow(start + 1, text, None, None, None)
+        start = end
+
+
+def _names_image(line: str, delimiter: str, column: int, photographs: Photographs) -> bool:
+    """Whether a line by itself would be a row, with the name of an image in its column."""
+    cells = _cells(line, delimiter)
+    return len(cells) > column and bool(photographs.matches(cells[column].strip()))
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
     try:
-        header = [name.strip() for name in next(reader, [])]
-        _check_columns(header, bucket.url(key))
-        line = reader.line_num + 1
-        for values in reader:
-            if len(values) == len(header):
-                yield line, dict(zip(header, values, strict=True))
-            elif values:
-                yield line, dict(enumerate(values))  # the cells can't be assigned to columns
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise PipelineError(
-            f"{bucket.url(key)}, line {reader.line_num}: {error}. Enclose texts that contain a comma or a quotation "
-            "mark in quotation marks, and double the ones inside."
-        ) from error
-
-
-def _parquet_rows(bucket: Bucket, key: str) -> Iterator[tuple[int, dict[Any, Any]]]:
-    """The number of each row, from 1, and its cells by column."""
-    from pipeline.storage import parquet
-
-    table = parquet.read(key, bucket)
-    _check_columns(table.column_names, bucket.url(key))
-    table = table.select([name for name in ("image", "caption", "split") if name in table.column_names])
-    # A missing value is an empty text.
-    rows = ({name: "" if cell is None else cell for name, cell in row.items()} for row in table.to_pylist())
-    yield from enumerate(rows, 1)
-
-
-def _check_columns(names: list[str], table: str) -> None:
-    if missing := [name for name in ("image", "caption") if name not in names]:
-        raise PipelineError(
-            f"{table} has no column {' and no column '.join(missing)}. Expected image, caption and, optionally, split. "
-            f"Received: {printable(', '.join(names)) or 'none'}"
-        )
-
-
-def _text(cell: object) -> str | None:
-    return cell.strip() if isinstance(cell, str) else None
+        return next(csv.reader([line], delimiter=delimiter), [])
+    except csv.Error:  # a cell of more than 128 kB: this is no table
+        return []

@@ -1,0 +1,362 @@
+"""Each format of captions, as people have it: by folder and by file, with the names and rows that occur in it."""
+
+import json
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pipeline.data.dataset import Dataset, IngestReport, ingest, load
+from pipeline.errors import PipelineError
+from pipeline.storage import Bucket, LocalBucket, parquet
+
+NewBucket = Callable[[], Bucket]
+
+NAMES = [f"{number}.jpg" for number in range(60)]
+"""So many that a hash of the bytes leaves no split empty."""
+
+CAPTIONS = {name: [f"a dog , number {name}", f'the "dog" {name} runs'] for name in NAMES}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> LocalBucket:
+    """An empty local source, whose folder gives no name for a dataset."""
+    return LocalBucket(tmp_path / "数据")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalBucket:
+    """An empty local store."""
+    return LocalBucket(tmp_path / "store")
+
+
+def put_images(source: Bucket, folder: str = "Images/", names: list[str] = NAMES) -> None:
+    """Put images, which need not be decodable to be ingested."""
+    for name in names:
+        data = b"bytes of " + name.encode()
+        if isinstance(source, LocalBucket):  # without the sync to the disk of each put
+            path = source.root / f"{folder}{name}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        else:
+            source.put(f"{folder}{name}", data)
+
+
+def put_lines(source: Bucket, key: str, lines: list[str]) -> str:
+    """Put a text and return its URI."""
+    source.put(key, "".join(f"{line}\n" for line in lines).encode())
+    return source.url(key)
+
+
+def quoted(text: str) -> str:
+    """A cell of a CSV table."""
+    return '"' + text.replace('"', '""') + '"'
+
+
+def csv_lines(name: str = "{}", delimiter: str = ",", header: tuple[str, str] = ("image", "caption")) -> list[str]:
+    """A table of all captions; ``name`` is the form of the names of the images."""
+    rows = [[name.format(image), quoted(text)] for image, texts in CAPTIONS.items() for text in texts]
+    return [delimiter.join(row) for row in (list(header), *rows)]
+
+
+def captions_of(report: IngestReport, store: Bucket) -> dict[str, list[str]]:
+    """The captions by image."""
+    table = load(report.dataset, store).table
+    return dict(zip(table["image_id"].to_pylist(), table["captions"].to_pylist(), strict=True))
+
+
+def check_all(uri: str, store: Bucket) -> Dataset:
+    """Check that all captions are read and nothing is dropped."""
+    report = ingest(uri, store)
+    assert (captions_of(report, store), report.dropped) == (CAPTIONS, {})
+    return load(report.dataset, store)
+
+
+def split_of(data: Dataset) -> dict[str, str]:
+    """The split by image."""
+    return dict(zip(data.table["image_id"].to_pylist(), data.table["split"].to_pylist(), strict=True))
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def test_kaggles_flickr8k(new_bucket: NewBucket) -> None:
+    """By its folder and by its file, of either kind of bucket."""
+    source, store = new_bucket(), new_bucket()
+    put_images(source)
+    table = put_lines(source, "captions.txt", csv_lines())
+    assert split_of(check_all(table, store)) == split_of(check_all(source.uri, store))
+
+
+def test_flickr30k(source: LocalBucket, store: LocalBucket) -> None:
+    """The bars of its table have spaces behind them; the line that lacks its second bar is dropped and listed."""
+    put_images(source, "flickr30k_images/flickr30k_images/")
+    rows = [f"{image}| {number}| {text}" for image, texts in CAPTIONS.items() for number, text in enumerate(texts)]
+    broken = "2199200615.jpg| 4   A dog runs across the grass ."
+    lines = ["image_name| comment_number| comment", *rows[:7], broken, *rows[7:]]
+    table = put_lines(source, "flickr30k_images/results.csv", lines)
+    for uri in (source.uri, table.rpartition("/")[0], table):
+        report = ingest(uri, store)
+        assert captions_of(report, store) == CAPTIONS
+        assert [(row.line, row.reason, row.text) for row in report.dropped_rows] == [(9, "malformed", broken)]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "txt"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_delimiters(source: LocalBucket, store: LocalBucket, delimiter: str, suffix: str) -> None:
+    """The first line shows what separates the columns, whatever the suffix."""
+    put_images(source)
+    check_all(put_lines(source, f"my.{suffix}", csv_lines(delimiter=delimiter)), store)
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_a_caption_in_the_last_column_may_hold_the_delimiter(
+    source: LocalBucket, store: LocalBucket, delimiter: str
+) -> None:
+    """Even if it is not quoted, all that follows the other columns is the caption; before other columns it is not."""
+    put_images(source)
+    lines = csv_lines(delimiter=delimiter)
+    bare = delimiter.join(["0.jpg", "a dog ", " a cat"])
+    report = ingest(put_lines(source, "table.csv", [*lines, bare]), store)
+    assert captions_of(report, store)["0.jpg"][2] == f"a dog {delimiter} a cat"
+    turned = [delimiter.join(reversed(line.split(delimiter, 1))) for line in [*lines, bare]]
+    report = ingest(put_lines(source, "table.csv", turned), store)
+    assert (captions_of(report, store), report.dropped) == (CAPTIONS, {"malformed": 1})
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        ("image_name", "comment"),
+        ("FileName", "Sentence"),
+        ("file_name", "text"),
+        ("Image Path", " Caption "),
+        ("filepath", "captions"),
+        ("img", "description"),
+    ],
+)
+def test_usual_names_of_columns(source: LocalBucket, store: LocalBucket, header: tuple[str, str]) -> None:
+    """In upper or lower case, with spaces, hyphens or underscores."""
+    put_images(source)
+    check_all(put_lines(source, "table.csv", csv_lines(header=header)), store)
+    columns = {header[0]: list(CAPTIONS), header[1]: list(CAPTIONS.values())}
+    parquet.write(pa.table(columns), "table.parquet", source)
+    check_all(source.url("table.parquet"), store)
+
+
+def test_lists_of_captions_in_a_table(source: LocalBucket, store: LocalBucket) -> None:
+    """In Parquet, and as pandas and JSON write them into a CSV table; a caption may itself have brackets."""
+    put_images(source)
+    columns = {"image": list(CAPTIONS), "caption": list(CAPTIONS.values())}
+    parquet.write(pa.table(columns), "lists.parquet", source)
+    check_all(source.url("lists.parquet"), store)
+    for written in (repr, json.dumps):
+        rows = [f"{image},{quoted(written(texts))}" for image, texts in CAPTIONS.items()]
+        check_all(put_lines(source, "lists.csv", ["image,caption", *rows]), store)
+    rows = [f"{image},[dog] and [cat]" for image in CAPTIONS]
+    report = ingest(put_lines(source, "lists.csv", ["image,caption", *rows]), store)
+    assert captions_of(report, store) == {image: ["[dog] and [cat]"] for image in CAPTIONS}
+
+
+def test_empty_captions_of_a_list(source: LocalBucket, store: LocalBucket) -> None:
+    """A missing value in a list, and an empty list, are dropped as empty captions."""
+    put_images(source)
+    columns = {"image": [*CAPTIONS, "0.jpg", "0.jpg"], "caption": [*CAPTIONS.values(), [None, "a cat"], []]}
+    parquet.write(pa.table(columns), "lists.parquet", source)
+    report = ingest(source.url("lists.parquet"), store)
+    assert captions_of(report, store)["0.jpg"] == [*CAPTIONS["0.jpg"], "a cat"]
+    assert [(row.line, row.reason) for row in report.dropped_rows] == [(61, "empty caption"), (62, "empty caption")]
+
+
+def test_pictures_inside_parquet_are_refused(source: LocalBucket, store: LocalBucket) -> None:
+    """The error names the column and says what to do; so does that for numbers in the place of texts."""
+    for image, message in (
+        (
+            [{"bytes": b"", "path": "0.jpg"}],
+            r"column image is a struct \(struct<bytes: .*\), as Hugging Face.* Save the",
+        ),
+        ([1], "column image has the type int64. Expected text"),
+    ):
+        parquet.write(pa.table({"image": image, "caption": ["a dog"]}), "data.parquet", source)
+        with pytest.raises(PipelineError, match=message):
+            ingest(source.url("data.parquet"), store)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        '0.jpg,"a "big" dog"',
+        '0.jpg,"a dog',
+        '0.jpg,"a dog, and another',
+        '"0.jpg,a dog',
+    ],
+)
+@pytest.mark.parametrize("place", [1, 50, 121])
+def test_a_quotation_mark_costs_its_row(source: LocalBucket, store: LocalBucket, bad: str, place: int) -> None:
+    """One that is not closed or not doubled drops its row, wherever it is, and no other."""
+    put_images(source)
+    lines = csv_lines()
+    report = ingest(put_lines(source, "table.csv", [*lines[:place], bad, *lines[place:]]), store)
+    assert captions_of(report, store) == CAPTIONS
+    assert [(row.line, row.reason, row.text) for row in report.dropped_rows] == [(place + 1, "malformed", bad)]
+
+
+def test_a_quotation_mark_that_a_later_row_closes(source: LocalBucket, store: LocalBucket) -> None:
+    """What is between the two would be read as one caption; but it holds rows with images."""
+    put_images(source)
+    lines = [*csv_lines(), '0.jpg,"a dog', "1.jpg,a cat", '2.jpg,it is 5"']
+    report = ingest(put_lines(source, "table.csv", lines), store)
+    assert [(row.line, row.text) for row in report.dropped_rows] == [(122, '0.jpg,"a dog')]
+    found = captions_of(report, store)
+    assert (found["0.jpg"], found["1.jpg"][2:], found["2.jpg"][2:]) == (CAPTIONS["0.jpg"], ["a cat"], ['it is 5"'])
+
+
+def test_one_of_several_tables_must_be_passed(source: LocalBucket, store: LocalBucket) -> None:
+    """Of tables without a known name, the only one in the folder is read; of several, the error lists them."""
+    put_images(source)
+    put_lines(source, "mine.csv", csv_lines())
+    check_all(source.uri, store)
+    put_lines(source, "yours.csv", csv_lines())
+    with pytest.raises(PipelineError, match=r"holds 2 files of captions: mine\.csv, yours\.csv\. Pass the one"):
+        ingest(source.uri, store)
+
+
+# --- names of images -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["./Images/{}", "Images//{}", "Images\\{}", ".\\Images\\{}", "Images/../Images/{}", "images/{}", "{}"]
+)
+def test_paths_of_images(source: LocalBucket, store: LocalBucket, name: str) -> None:
+    """Paths are written in several ways."""
+    put_images(source)
+    check_all(put_lines(source, "table.csv", csv_lines(name)), store)
+
+
+def test_absolute_paths_of_images(new_bucket: NewBucket, tmp_path: Path) -> None:
+    """Below the folder they are read, also through a link to it; elsewhere, the image is missing."""
+    source, store = new_bucket(), new_bucket()
+    put_images(source)
+    roots = [source.uri]
+    if isinstance(source, LocalBucket):
+        (tmp_path / "link").symlink_to(source.root)
+        roots = [str(source.root), str(tmp_path / "link")]
+    for root in roots:
+        check_all(put_lines(source, "table.csv", csv_lines(root + "/Images/{}")), store)
+    report = ingest(put_lines(source, "table.csv", [*csv_lines(), "/elsewhere/0.jpg,a dog"]), store)
+    assert report.dropped == {"image missing": 1}
+
+
+@pytest.mark.parametrize(("in_table", "on_disk"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_unicode_forms_of_names(source: LocalBucket, store: LocalBucket, in_table: str, on_disk: str) -> None:
+    """macOS writes an accent as a character of its own."""
+    put_images(source, unicodedata.normalize(on_disk, "Bilder/café-"))
+    table = put_lines(source, "table.csv", csv_lines(unicodedata.normalize(in_table, "café-{}")))
+    report = ingest(table, store)
+    assert (report.captions, report.dropped) == (120, {})
+
+
+def test_names_that_differ_in_case(source: LocalBucket, store: LocalBucket) -> None:
+    """They are found where they are unique; a name that exists exactly is that image; others are ambiguous."""
+    put_images(source, names=[name.upper() for name in NAMES])
+    table = put_lines(source, "table.csv", csv_lines())
+    assert ingest(table, store).captions == 120
+    put_images(source, names=["0.jpg"])
+    assert ingest(table, store).captions == 120
+    put_images(source, names=["0.Jpg"])
+    (source.root / "Images/0.jpg").unlink()
+    with pytest.raises(PipelineError, match=r"2 files are named 0\.jpg: Images/0\.JPG, Images/0\.Jpg\. Rename"):
+        ingest(table, store)
+
+
+def test_names_that_repeat_in_several_folders(source: LocalBucket, store: LocalBucket) -> None:
+    """Their paths tell them apart, relative to the table's folder first, and are the ids of the images."""
+    for folder in ("class0", "class1", "old/class0"):
+        put_images(source, f"data/{folder}/")
+    lines = [*csv_lines("class0/{}"), *csv_lines("class1/{}")[1:]]
+    table = put_lines(source, "data/table.csv", lines)
+    for uri in (source.uri, table):
+        data = load(ingest(uri, store).dataset, store)
+        folder = "data/" if uri == source.uri else ""
+        assert set(data.table["image_id"].to_pylist()) == {
+            f"{folder}class{number}/{name}" for number in range(2) for name in NAMES
+        }
+        assert data.table["image_id"].to_pylist() == data.table["image_key"].to_pylist()
+    with pytest.raises(PipelineError, match=r"3 files are named 0\.jpg: .* or name the one that is meant by its path"):
+        ingest(put_lines(source, "data/table.csv", csv_lines()), store)
+
+
+# --- sources and their names -----------------------------------------------------------------------------------------
+
+
+def test_a_home_folder_is_expanded(source: LocalBucket, store: LocalBucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the path of a folder and in that of a file."""
+    monkeypatch.setenv("HOME", str(source.root))
+    put_images(source, "mine/")
+    put_lines(source, "mine/captions.txt", csv_lines())
+    for uri in ("~/mine", "~/mine/captions.txt", "~"):
+        check_all(uri, store)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("{}/my photos", "my-photos"),
+        ("{}/Flickr8k", "Flickr8k"),
+        ("{}/Фото", "photographs"),
+        ("{}/数据/Captions.TXT", "Captions"),
+        ("{}/数据", "photographs"),
+        (".", "here"),
+        ("..", "photographs"),
+        ("inner/..", "here"),
+        ("captions.txt", "captions"),
+    ],
+)
+def test_a_name_is_made_for_each_source(
+    tmp_path: Path, store: LocalBucket, monkeypatch: pytest.MonkeyPatch, path: str, name: str
+) -> None:
+    """From the file or the folder, or the general name where these have no letter that serves."""
+    here = tmp_path / "照片" / "here"
+    (here / "inner").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    folder = Path(path.format(tmp_path)).resolve()
+    source = LocalBucket(folder.parent if folder.suffix else folder)
+    put_images(source)
+    put_lines(source, folder.name if folder.suffix else "captions.txt", csv_lines())
+    assert ingest(path.format(tmp_path), store).dataset.partition("/")[0] == name
+
+
+def test_an_unknown_format_says_what_was_found(source: LocalBucket, store: LocalBucket) -> None:
+    """And which formats there are."""
+    put_images(source, names=["1.jpg", "2.png"])
+    put_lines(source, "readme.md", [])
+    with pytest.raises(PipelineError) as error:
+        ingest(source.uri, store)
+    message = str(error.value)
+    assert message.startswith(f"{source.uri} holds no captions in a known format. Looked for ")
+    for text in ("Flickr8k.token.txt", "captions.txt", "results.csv", ".parquet"):
+        assert text in message
+    assert message.endswith("Found 3 files (1 .jpg, 1 .png, 1 .md), 2 of them images.")
+
+
+def test_a_source_that_is_missing_or_of_the_wrong_kind(source: LocalBucket, store: LocalBucket) -> None:
+    """The error says whether it does not exist, or is a file of another kind."""
+    with pytest.raises(PipelineError, match=r"does not exist\. Check the address"):
+        ingest(source.uri, store)
+    with pytest.raises(PipelineError, match=r"captions\.txt does not exist. Check the address"):
+        ingest(source.url("captions.txt"), store)
+    put_lines(source, "captions.xlsx", csv_lines())
+    with pytest.raises(
+        PipelineError, match=r"captions\.xlsx is a file, not a folder, and its name does not end in \.csv"
+    ):
+        ingest(source.url("captions.xlsx"), store)
+
+
+def test_a_folder_may_have_the_name_of_a_file(new_bucket: NewBucket) -> None:
+    """A folder is a folder, whatever it is called."""
+    source, store = new_bucket(), new_bucket()
+    put_images(source, "my.csv/")
+    put_lines(source, "my.csv/captions.txt", csv_lines())
+    check_all(source.url("my.csv"), store)
