@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import PipelineError
 from pipeline.storage import Bucket, LocalBucket, StoredObject
+from pipeline.storage.bucket import is_utf8
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -85,8 +86,7 @@ class Annotations:
 
     def drop(self, file: str, line: int, reason: str, text: str) -> None:
         """Record a dropped row."""
-        # A record holds no other bytes than UTF-8.
-        text = text.encode(errors="surrogateescape").decode(errors="replace")
+        text = re.sub("[\ud800-\udfff]", "\ufffd", text)  # what is not UTF-8 can't be in a record
         shown = text if len(text) <= 100 else f"{text[:99]}…"
         self.dropped.append(Dropped(file=file, line=line, reason=reason, text=shown))
 
@@ -163,7 +163,8 @@ def _folded(path: str) -> str:
 def _without_links(path: str) -> str:
     """An absolute path, with the links among its folders resolved, as those of a local bucket are."""
     folder, name = posixpath.split(path)
-    return posixpath.join(_real_folder(folder), name) if folder.startswith("/") and "\0" not in folder else path
+    can_exist = folder.startswith("/") and "\0" not in folder and is_utf8(folder)
+    return posixpath.join(_real_folder(folder), name) if can_exist else path
 
 
 @functools.lru_cache(maxsize=1024)
@@ -270,7 +271,9 @@ def assemble(annotations: Annotations, source: str) -> "tuple[pa.Table, list[Dro
     captions: defaultdict[StoredObject, dict[int, str]] = defaultdict(dict)
     for row in annotations.rows:
         splits = annotations.splits.get(row.photograph.key, set()) if row.photograph else set()
-        if not row.caption:
+        if not is_utf8(row.caption):
+            reason = "not UTF-8"
+        elif not row.caption:
             reason = "empty caption"
         elif row.photograph is None:
             reason = "image missing"

@@ -246,8 +246,8 @@ def _name_of(source: str) -> str:
 def _read(source: str, max_dropped_fraction: float, store: Bucket) -> "tuple[pa.Table, list[Dropped], int]":
     """The rows and the dropped rows of published captions, and the number of images that were split by a hash."""
     bucket, annotations = read_annotations(source)
-    undecided = sorted(annotations.undecided)
     etags = {row.photograph.key: row.photograph.etag for row in annotations.rows if row.photograph}
+    undecided = sorted(annotations.undecided.keys() & etags)
     pictures = [(bucket, key, etags[key]) for key in undecided]
     hashes = _content_hashes(pictures, "so its captions are dropped: its split depends on its bytes")
     annotations.decide_splits(dict(zip(undecided, hashes, strict=True)))

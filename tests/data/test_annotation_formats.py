@@ -223,6 +223,190 @@ def test_one_of_several_tables_must_be_passed(source: LocalBucket, store: LocalB
         ingest(source.uri, store)
 
 
+# --- JSON ------------------------------------------------------------------------------------------------------------
+
+KARPATHYS = {"0.jpg": "restval", "1.jpg": "val", "2.jpg": "test"}
+"""The splits of some images; the others are in train."""
+
+
+def karpathy(filepath: str | None = None, **changes: object) -> list[dict[str, object]]:
+    """The images of a file of Karpathy's; ``changes`` are made to the second."""
+    images: list[dict[str, object]] = [
+        {
+            "filename": name,
+            "imgid": number,
+            "split": KARPATHYS.get(name, "train"),
+            "sentences": [{"raw": text, "tokens": text.split()} for text in texts],
+            **({} if filepath is None else {"filepath": filepath}),
+        }
+        for number, (name, texts) in enumerate(CAPTIONS.items())
+    ]
+    images[1] |= changes
+    return images
+
+
+def put_json(source: Bucket, key: str, content: object) -> str:
+    """Put a JSON file and return its URI."""
+    source.put(key, json.dumps(content).encode())
+    return source.url(key)
+
+
+def test_karpathys_splits(new_bucket: NewBucket) -> None:
+    """By the folder and by the file; ``restval`` is for training."""
+    source, store = new_bucket(), new_bucket()
+    put_images(source)
+    file = put_json(source, "dataset_flickr8k.json", {"dataset": "flickr8k", "images": karpathy()})
+    for uri in (file, source.uri):
+        assert split_of(check_all(uri, store)) == dict.fromkeys(NAMES, "train") | {
+            "0.jpg": "train",
+            "1.jpg": "dev",
+            "2.jpg": "test",
+        }
+
+
+@pytest.mark.parametrize("folder", ["val2014/", "coco/images/val2014/", "flat/"])
+def test_karpathys_folders(source: LocalBucket, store: LocalBucket, folder: str) -> None:
+    """COCO's images have a ``filepath``, which tells images of one name apart; they may also be elsewhere."""
+    put_images(source, folder)
+    if folder != "flat/":
+        put_images(source, "train2014/")
+    check_all(put_json(source, "dataset_coco.json", {"images": karpathy("val2014")}), store)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"split": "holdout"}, [(3, "unknown split"), (4, "unknown split")]),
+        ({"filename": "z.jpg"}, [(3, "image missing"), (4, "image missing")]),
+        ({"sentences": [{"raw": " "}, {"raw": "a cat"}]}, [(3, "empty caption")]),
+        ({"sentences": [{"raw": None}]}, [(3, "malformed")]),
+        ({"sentences": None}, [(3, "malformed")]),
+    ],
+    ids=str,
+)
+def test_karpathys_unusable_images(
+    source: LocalBucket, store: LocalBucket, change: dict[str, object], expected: list[tuple[int, str]]
+) -> None:
+    """They are dropped and listed by the numbers of their captions, and no others are."""
+    put_images(source)
+    images = karpathy(**change)
+    images[5]["split"] = "val"  # so that dev is not empty without the second
+    report = ingest(put_json(source, "dataset.json", {"images": images}), store)
+    assert [(row.line, row.reason) for row in report.dropped_rows] == expected
+
+
+def coco(names: list[str]) -> dict[str, list[dict[str, object]]]:
+    """The content of a file of COCO's captions."""
+    return {
+        "images": [{"id": 1000 + number, "file_name": name} for number, name in enumerate(names)],
+        "annotations": [
+            {"id": 1, "image_id": 1000 + number, "caption": text}
+            for number, name in enumerate(names)
+            for text in CAPTIONS[name]
+        ],
+    }
+
+
+def test_one_file_of_coco(new_bucket: NewBucket) -> None:
+    """Its images are divided among all three splits by a hash of their bytes."""
+    source, store = new_bucket(), new_bucket()
+    put_images(source)
+    splits = split_of(check_all(put_json(source, "captions_train2017.json", coco(NAMES)), store))
+    assert set(splits.values()) == {"train", "dev", "test"}
+    assert split_of(check_all(source.uri, store)) == splits
+
+
+def test_coco_with_its_folders(new_bucket: NewBucket) -> None:
+    """The images of val are divided between dev and test; each file's images are in the folder of its name."""
+    source, store = new_bucket(), new_bucket()
+    train, val = NAMES[:40], [*NAMES[40:], "0.jpg"]
+    put_images(source, "train2017/", train)
+    put_images(source, "val2017/", val)
+    file = put_json(source, "annotations/captions_train2017.json", coco(train))
+    put_json(source, "annotations/captions_val2017.json", coco(val))
+    put_json(source, "annotations/instances_val2017.json", {})
+    report = ingest(source.uri, store)
+    splits = split_of(load(report.dataset, store))
+    assert {name for name, split in splits.items() if split == "train"} == {*train[1:], "train2017/0.jpg"}
+    assert {splits[name] for name in NAMES[40:]} == {"dev", "test"}
+    assert splits["val2017/0.jpg"] in {"dev", "test"}
+    assert (report.split_by_hash, report.captions, report.dropped) == (21, 122, {})
+    # By a file in the folder of annotations, whose images are beside this folder.
+    assert set(split_of(load(ingest(file, store).dataset, store))) == set(train)
+
+    put_json(source, "annotations/captions_val2014.json", coco(val))
+    with pytest.raises(PipelineError, match=r"holds 2 files of captions: \S+val2014\.json, \S+val2017\.json\. Pass"):
+        ingest(source.uri, store)
+
+
+def test_unusable_captions_of_coco(source: LocalBucket, store: LocalBucket) -> None:
+    """They are dropped and listed by their number, with the names of their images."""
+    put_images(source)
+    content = coco(NAMES)
+    content["images"] += [{"id": 7, "file_name": "z.jpg"}, {"id": 8}]
+    content["annotations"] += [
+        {"image_id": 7, "caption": "gone"},
+        {"image_id": 8, "caption": "a cat"},
+        {"image_id": 1000, "caption": None},
+        {"image_id": 1000, "caption": "half a character: \ud83d"},
+    ]
+    report = ingest(put_json(source, "captions_val2017.json", content), store)
+    assert [(row.line, row.reason, row.text) for row in report.dropped_rows] == [
+        (121, "image missing", "z.jpg, gone"),
+        (122, "image missing", "image 8, a cat"),
+        (123, "malformed", "{'image_id': 1000, 'caption': None}"),
+        (124, "not UTF-8", "0.jpg, half a character: \ufffd"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[1", r"x\.json is not a complete JSON file \(.*line 1"),
+        (b"caf\xe9", r"x\.json is not a complete JSON file"),
+        (b"[1]", r"x\.json holds a list, and is in neither of the known formats: Karpathy's .* and COCO"),
+        (b'{"info": 1, "data": []}', r"has no list images, and is in neither .*\. Its keys: info, data"),
+        (b'{"images": [], "annotations": 1}', r"has no list annotations, and .*\. Its keys: images, annotations"),
+        (b'{"images": []}', r"holds no captions"),
+    ],
+)
+def test_other_json_is_refused(source: LocalBucket, store: LocalBucket, content: bytes, message: str) -> None:
+    """The error says what was looked for, and what was found."""
+    source.put("x.json", content)
+    with pytest.raises(PipelineError, match=message):
+        ingest(source.url("x.json"), store)
+
+
+# --- text files beside images ----------------------------------------------------------------------------------------
+
+
+def test_text_files_beside_images(new_bucket: NewBucket) -> None:
+    """Each line is a caption of the image of this name, in whichever folder."""
+    source, store = new_bucket(), new_bucket()
+    for folder, names in (("one/", NAMES[:30]), ("two/deep/", NAMES[30:])):
+        put_images(source, folder, names)
+        for name in names:
+            put_lines(source, f"{folder}{name.removesuffix('.jpg')}.txt", ["", *CAPTIONS[name]])
+    check_all(source.uri, store)
+
+
+def test_unusable_text_files(source: LocalBucket, store: LocalBucket) -> None:
+    """One without an image, one without a caption, and a line that is not UTF-8 are listed; other images are none."""
+    put_images(source, "")
+    for name in NAMES[1:]:
+        put_lines(source, f"{name.removesuffix('.jpg')}.txt", CAPTIONS[name])
+    put_lines(source, "1.txt", [""])
+    put_lines(source, "readme.txt", ["These are", "my pictures"])
+    source.put("2.txt", b"caf\xe9\na cat\n")
+    report = ingest(source.uri, store)
+    assert [(row.file, row.line, row.reason) for row in report.dropped_rows] == [
+        ("1.txt", 1, "empty caption"),
+        ("2.txt", 1, "not UTF-8"),
+        ("readme.txt", 1, "image missing"),
+    ]
+    assert captions_of(report, store) == {name: CAPTIONS[name] for name in NAMES[3:]} | {"2.jpg": ["a cat"]}
+
+
 # --- names of images -------------------------------------------------------------------------------------------------
 
 
@@ -336,7 +520,14 @@ def test_an_unknown_format_says_what_was_found(source: LocalBucket, store: Local
         ingest(source.uri, store)
     message = str(error.value)
     assert message.startswith(f"{source.uri} holds no captions in a known format. Looked for ")
-    for text in ("Flickr8k.token.txt", "captions.txt", "results.csv", ".parquet"):
+    for text in (
+        "Flickr8k.token.txt",
+        "captions.txt",
+        "results.csv",
+        ".parquet",
+        "dataset_*.json",
+        ".txt files beside",
+    ):
         assert text in message
     assert message.endswith("Found 3 files (1 .jpg, 1 .png, 1 .md), 2 of them images.")
 

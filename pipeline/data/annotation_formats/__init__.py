@@ -5,19 +5,21 @@ format in a folder, and ``read``. Then add it to ``read_annotations``.
 """
 
 import posixpath
+import re
 from collections import Counter
 
-from pipeline.data.annotation_formats import flickr8k, parquet_table, table
+from pipeline.data.annotation_formats import coco, flickr8k, json_file, karpathy, parquet_table, sidecars, table
 from pipeline.data.annotations import Annotations, Source
 from pipeline.errors import PipelineError
 from pipeline.storage import Bucket, LocalBucket, ObjectNotFoundError, open_bucket, open_object
 
-SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".parquet")
 """Sources that end in one of these are files of captions, unless there is a folder of this name."""
 
 FORMATS = (
-    f"{flickr8k.TOKEN_FILE} (official Flickr8k), captions.txt (Kaggle's Flickr8k), results.csv (Flickr30k), and one "
-    "table of captions (.csv, .tsv or .parquet)"
+    f"{flickr8k.TOKEN_FILE} (official Flickr8k), dataset_*.json (Karpathy's splits), "
+    "captions_train*.json and captions_val*.json (COCO), captions.txt (Kaggle's Flickr8k), results.csv (Flickr30k), "
+    "one table of captions (.csv, .tsv or .parquet), and .txt files beside images of the same name"
 )
 """The formats, as an error lists them."""
 
@@ -35,13 +37,16 @@ def read_annotations(source: str) -> tuple[Bucket, Annotations]:
     bucket, key = _open(source)
     found = Source.of(bucket)
     if key is None:
-        for module in (flickr8k, table, parquet_table):
+        for module in (flickr8k, karpathy, coco, table, parquet_table, sidecars):
             if keys := module.find(found):
                 return bucket, module.read(found, keys)
         raise _unknown(found)
     name = key.lower().rpartition("/")[2]
     if name == flickr8k.TOKEN_FILE.lower():
         return bucket, flickr8k.read(found, [key])
+    if name.endswith(".json"):
+        module = karpathy if karpathy.matches(json_file.load(found, key)) else coco
+        return bucket, module.read(found, [key])
     if name.endswith(".parquet"):
         return bucket, parquet_table.read(found, [key])
     return bucket, table.read(found, [key])
@@ -52,6 +57,8 @@ def _open(source: str) -> tuple[Bucket, str | None]:
     if source.lower().endswith(SUFFIXES):
         bucket, key = open_object(source)
         if bucket.exists(key):
+            if above := re.fullmatch("(.+://.+)/annotations", bucket.uri):  # COCO's images are beside this folder
+                return open_bucket(above[1]), f"annotations/{key}"
             return bucket, key
         if not any(bucket.list(f"{key}/")):
             raise ObjectNotFoundError(f"{bucket.url(key)} does not exist. Check the address of the captions.")

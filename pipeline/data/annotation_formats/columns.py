@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from pipeline.data.annotations import SPLIT_NAMES, SPLITS, Annotations, Row, Source
 from pipeline.errors import PipelineError, printable
-from pipeline.storage.bucket import is_utf8
 
 IMAGE = (
     *("image", "image_name", "image_path", "image_file", "filename", "file_name", "filepath", "file_path", "file"),
@@ -60,9 +59,7 @@ def read_rows(rows: Iterable[TableRow], source: Source, key: str, annotations: A
     folder = posixpath.dirname(key)
     for row in rows:
         captions = _captions(row.caption)
-        if not is_utf8(row.text):
-            annotations.drop(key, row.line, "not UTF-8", row.text)
-        elif not isinstance(row.image, str) or captions is None or not isinstance(row.split, str | None):
+        if not isinstance(row.image, str) or captions is None or not isinstance(row.split, str | None):
             annotations.drop(key, row.line, "malformed", row.text)
         elif row.split and row.split.strip() and row.split.strip().lower() not in SPLIT_NAMES:
             annotations.drop(key, row.line, "unknown split", row.text)
