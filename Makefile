@@ -6,7 +6,7 @@ PYTHON ?= python3
 ROOT := $(CURDIR)
 BIN := $(ROOT)/.venv/bin
 
-# Photographs in the Flickr8k layout for the demo; without any, it generates its own.
+# Captioned photographs for the demo (docs/data.md); without any, it generates its own.
 DATA ?=
 ENCODER ?= random
 
@@ -44,7 +44,7 @@ export MLFLOW_SERVER_ENABLE_JOB_EXECUTION ?= false
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
 
-demo: .venv/installed $(AIRFLOW_HOME)/ready  ## train a captioner and caption photographs in Airflow; DATA=folder ENCODER=imagenet|random|file for your own
+demo: .venv/installed $(AIRFLOW_HOME)/ready  ## train a captioner and caption photographs in Airflow; DATA=folder|file|URI ENCODER=imagenet|random|file for your own
 	@$(BIN)/python scripts/demo.py --data "$(DATA)" --encoder "$(ENCODER)"
 
 up: .venv/installed $(AIRFLOW_HOME)/ready  ## start Airflow on 127.0.0.1:8080 with both DAGs; Ctrl-C stops it

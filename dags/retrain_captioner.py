@@ -74,9 +74,10 @@ with DAG(
             "",
             type=["string", "null"],
             title="Dataset",
-            description="Captioned photographs: a folder in the Flickr8k layout, or a CSV or Parquet table (image, "
-            "caption[, split]), as a path or URI; or the id of a dataset in the store. Empty: the champion's dataset, "
-            "or CAPTION_DATASET if there is no champion",
+            description="Captioned photographs, by the path or URI of their folder or of the file of captions: "
+            "Flickr8k, Flickr30k, Karpathy's JSON, COCO, a CSV, TSV or Parquet table, or .txt files beside the "
+            "pictures; or the id of a dataset in the store. Empty: the champion's dataset, or CAPTION_DATASET if "
+            "there is no champion",
             section="Data",
         ),
         "corrections": Param(

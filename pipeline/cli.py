@@ -151,8 +151,9 @@ def ingest(
     source: Annotated[
         str,
         typer.Argument(
-            help="a folder in the Flickr8k layout, a CSV or Parquet table (image, caption, optionally split), by path "
-            "or URI; or the id of a dataset in the store"
+            help="captioned photographs, by the path or URI of their folder or of the file of captions: Flickr8k, "
+            "Flickr30k, Karpathy's JSON, COCO, a CSV, TSV or Parquet table, or .txt files beside the pictures; or the "
+            "id of a dataset in the store"
         ),
     ],
     name: Annotated[

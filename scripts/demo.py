@@ -27,19 +27,21 @@ LINES_SHOWN = 10
 def main() -> None:
     """Prepare the data, run both DAGs, and show the result."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", default="", help="photographs in the Flickr8k layout; by default, pictures are drawn")
+    parser.add_argument(
+        "--data", default="", help="captioned photographs, as for `ingest`; by default, pictures are drawn"
+    )
     parser.add_argument("--encoder", default="random", help="imagenet, random, or a .keras or .h5 file")
     options = parser.parse_args()
     # The path is relative to this working directory; the tasks have another one.
     encoder = str(Path(options.encoder).resolve()) if Path(options.encoder).is_file() else options.encoder
     LOG.unlink(missing_ok=True)
     if options.data:
-        data = Path(options.data).resolve()
+        data = options.data if "://" in options.data else str(Path(options.data).expanduser().resolve())
     else:
-        data = DRAWN
-        pipeline("demo-data", str(data))
+        data = str(DRAWN)
+        pipeline("demo-data", data)
     training = {} if options.data else DRAWN_TRAINING
-    run_dag("retrain_captioner", {"dataset": str(data), "encoder": encoder, **training})
+    run_dag("retrain_captioner", {"dataset": data, "encoder": encoder, **training})
     inbox = pipeline("demo-inbox")
     run_dag("caption_new_images", {})
     show_captions(inbox["under"])

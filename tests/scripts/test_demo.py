@@ -60,14 +60,25 @@ def test_both_dags_run_and_their_progress_is_shown(airflow, tmp_path, monkeypatc
     assert "success state" in (tmp_path / "demo.log").read_text()
 
 
-def test_photographs_of_ones_own_train_as_the_form_does(airflow, tmp_path, monkeypatch):
-    """The folder is named by its whole path, and the training has its defaults."""
+@pytest.mark.parametrize(
+    ("data", "dataset"),
+    [
+        ("photos", "{}/photos"),
+        ("photos/captions.txt", "{}/photos/captions.txt"),
+        ("~/photos", "{}/home/photos"),
+        ("s3://photos/flickr8k", "s3://photos/flickr8k"),
+        ("file:///photos/dataset_coco.json", "file:///photos/dataset_coco.json"),
+    ],
+)
+def test_photographs_of_ones_own_train_as_the_form_does(airflow, tmp_path, monkeypatch, data, dataset):
+    """A folder or file is named by its whole path, also in the home folder, and the training has its defaults."""
     arguments = airflow(0)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["demo", "--data", "photos", "--encoder", "imagenet"])
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("sys.argv", ["demo", "--data", data, "--encoder", "imagenet"])
     demo.main()
     conf = json.loads(arguments.read_text().splitlines()[0].partition("--conf ")[2])
-    assert conf == {"dataset": str(tmp_path / "photos"), "encoder": "imagenet"}
+    assert conf == {"dataset": dataset.format(tmp_path), "encoder": "imagenet"}
 
 
 FAILED = [
