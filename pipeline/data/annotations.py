@@ -95,7 +95,7 @@ class Annotations:
         self.hashes = hashes
         for key, value in hashes.items():
             if value is not None:
-                self.splits[key] = {split_by_hash(value, self.undecided[key])}
+                self.splits[key].add(split_by_hash(value, self.undecided[key]))
 
 
 class Photographs:

@@ -79,6 +79,19 @@ def split_of(data: Dataset) -> dict[str, str]:
     return dict(zip(data.table["image_id"].to_pylist(), data.table["split"].to_pylist(), strict=True))
 
 
+def test_flickr8k_by_its_file(source: LocalBucket, store: LocalBucket) -> None:
+    """The official file of captions may itself be the source; of the folder, it takes precedence over Kaggle's."""
+    put_images(source)
+    lines = [f"{image}#{number}\t{text}" for image, texts in CAPTIONS.items() for number, text in enumerate(texts)]
+    file = put_lines(source, "Flickr8k.token.txt", lines)
+    splits = {"train": NAMES[2:], "dev": NAMES[:1], "test": NAMES[1:2]}
+    for split, names in splits.items():
+        put_lines(source, f"Flickr_8k.{split}Images.txt", names)
+    put_lines(source, "captions.txt", csv_lines())
+    for uri in (file, source.uri):
+        assert split_of(check_all(uri, store)) == {name: split for split, names in splits.items() for name in names}
+
+
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
@@ -339,6 +352,16 @@ def test_coco_with_its_folders(new_bucket: NewBucket) -> None:
         ingest(source.uri, store)
 
 
+def test_an_image_in_both_files_of_coco_is_in_neither(source: LocalBucket, store: LocalBucket) -> None:
+    """It would be trained and tested on."""
+    put_images(source)
+    put_json(source, "captions_train2017.json", coco(NAMES[:31]))
+    put_json(source, "captions_val2017.json", coco(NAMES[30:]))
+    report = ingest(source.uri, store)
+    assert "30.jpg" not in captions_of(report, store)
+    assert report.dropped == {"image in two splits": 4}
+
+
 def test_unusable_captions_of_coco(source: LocalBucket, store: LocalBucket) -> None:
     """They are dropped and listed by their number, with the names of their images."""
     put_images(source)
@@ -387,6 +410,7 @@ def test_text_files_beside_images(new_bucket: NewBucket) -> None:
         put_images(source, folder, names)
         for name in names:
             put_lines(source, f"{folder}{name.removesuffix('.jpg')}.txt", ["", *CAPTIONS[name]])
+    put_lines(source, "sizes.csv", ["image,width,height", "0.jpg,640,480"])
     check_all(source.uri, store)
 
 

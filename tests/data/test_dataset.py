@@ -892,6 +892,27 @@ def test_whether_an_image_can_be_read_does_not_change_the_dataset(source: LocalB
     assert ingest(denied.dataset, store, corrections=True).dropped == {**denied.dropped, "image in dev or test": 1}
 
 
+def test_a_correction_of_a_training_image_that_a_hash_chose(source: LocalBucket, store: LocalBucket) -> None:
+    """Its hash is known, as those of dev and test are; but only a correction of one of these is dropped."""
+    names = [f"{number}.png" for number in range(60)]
+    for number, name in enumerate(names):
+        source.put(f"photos/{name}", toy.png(number, 2, 3))
+    plain = ingest(put_csv(source, [[name, "a dog"] for name in names], ("image", "caption")), store)
+    rows = load(plain.dataset, store).table.to_pylist()
+    for split in ("train", "test"):
+        corrections.add(
+            source.get(next(row["image_key"] for row in rows if row["split"] == split)),
+            caption="a better caption",
+            wrong_caption="",
+            model_version="m",
+            corrected_by="somebody",
+            store=store,
+        )
+    report = ingest(plain.dataset, store, corrections=True)
+    assert (report.captions, report.dropped) == (61, {"image in dev or test": 1})
+    assert report.split_by_hash == 60
+
+
 def test_datasets_are_listed_from_the_newest(source: LocalBucket, store: LocalBucket) -> None:
     """By the time of their tables; the other objects beside these are not listed."""
     assert list_datasets(store, limit=5) == []

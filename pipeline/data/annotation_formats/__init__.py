@@ -7,6 +7,7 @@ format in a folder, and ``read``. Then add it to ``read_annotations``.
 import posixpath
 import re
 from collections import Counter
+from collections.abc import Callable
 
 from pipeline.data.annotation_formats import coco, flickr8k, json_file, karpathy, parquet_table, sidecars, table
 from pipeline.data.annotations import Annotations, Source
@@ -23,6 +24,17 @@ FORMATS = (
 )
 """The formats, as an error lists them."""
 
+_IN_FOLDERS: tuple[tuple[Callable[[Source], list[str]], Callable[[Source, list[str]], Annotations]], ...] = (
+    (flickr8k.find, flickr8k.read),
+    (karpathy.find, karpathy.read),
+    (coco.find, coco.read),
+    (table.find_published, table.read),
+    (sidecars.find, sidecars.read),
+    (table.find, table.read),
+    (parquet_table.find, parquet_table.read),
+)
+"""What finds, and what reads, the captions of a folder. The first format that is found counts."""
+
 
 def read_annotations(source: str) -> tuple[Bucket, Annotations]:
     """Read a source, by the path or URI of a folder or of a file of captions.
@@ -37,9 +49,9 @@ def read_annotations(source: str) -> tuple[Bucket, Annotations]:
     bucket, key = _open(source)
     found = Source.of(bucket)
     if key is None:
-        for module in (flickr8k, karpathy, coco, table, parquet_table, sidecars):
-            if keys := module.find(found):
-                return bucket, module.read(found, keys)
+        for find, read in _IN_FOLDERS:
+            if keys := find(found):
+                return bucket, read(found, keys)
         raise _unknown(found)
     name = key.lower().rpartition("/")[2]
     if name == flickr8k.TOKEN_FILE.lower():

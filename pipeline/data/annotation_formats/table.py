@@ -12,15 +12,17 @@ from pipeline.data.annotations import Annotations, Photographs, Source
 
 DELIMITERS = ",;\t|"
 
-KNOWN = ("captions.txt", "captions.csv", "results.csv")
+PUBLISHED = ("captions.txt", "captions.csv", "results.csv")
 """Names of tables in published data sets. A folder may hold other tables beside one of these."""
 
 
+def find_published(source: Source) -> list[str]:
+    """The keys of the tables in a folder that have the first of these names that is there."""
+    return next((keys for name in PUBLISHED if (keys := source.named(name))), [])
+
+
 def find(source: Source) -> list[str]:
-    """The keys of the tables in a folder: those of the first of the known names that is there, or else all."""
-    for name in KNOWN:
-        if keys := source.named(name):
-            return keys
+    """The keys of all tables in a folder."""
     return source.named("*.csv", "*.tsv")
 
 
