@@ -36,8 +36,8 @@ SECONDS = 30.0
 MEMORY = 3 << 29
 """Limit of a process in bytes; the largest picture that Pillow allows, with transparency, needs 1.1 GB."""
 
-LIBRARIES = ("jpg", "zlib", "webp", "libtiff")
-"""What Pillow needs to decode ``images.FORMATS``, by the names in ``PIL.features``."""
+LIBRARIES = ("jpg", "zlib", "webp", "libtiff", "avif")
+"""What Pillow needs to decode the formats of ``images``, by the names in ``PIL.features``."""
 
 _RESULT, _ERROR = b"R", b"E"
 """The first byte of an answer."""
@@ -270,16 +270,18 @@ def serve(convert: Callable[[bytes], bytes], memory: int) -> None:
 
 
 def _converter(kind: str, *sizes: int) -> Callable[[bytes], bytes]:
-    from PIL import Image, features
+    import pillow_heif
+    from PIL import AvifImagePlugin, features
 
     from pipeline.data import images
 
-    # Without one of them, Pillow would take healthy pictures for files of no known format.
-    Image.init()
-    missing = [name for name in LIBRARIES if not features.check(name)]
-    missing += [name for name in images.FORMATS if name not in Image.OPEN]
-    if missing:
+    # Without one of them, healthy pictures would fail.
+    if missing := [name for name in LIBRARIES if not features.check(name)]:
         sys.exit(f"Pillow lacks {', '.join(missing)}")
+    if not pillow_heif.libheif_info()["decoders"]:
+        sys.exit("pillow-heif lacks a decoder of HEIF")
+    # There is a process for each core, and each further thread would take memory of its own.
+    pillow_heif.options.DECODE_THREADS = AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     if kind == "thumbnail":
         [side] = sizes
         return lambda data: images.thumbnail(data, side)

@@ -1,33 +1,78 @@
 """Photographs: decoding (upright by their EXIF orientation, in RGB) or an error that explains the problem."""
 
+import contextlib
 import hashlib
 import io
 import re
-from collections.abc import Callable
+import struct
+import zlib
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+from pillow_heif.as_plugin import HeifImageFile
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-"""Keys that end in one of these, in upper or lower case, are photographs; others are ignored."""
+# Pillow's own reader of uncompressed TIFFs takes planes of 16 bits for planes of 8.
+TiffImagePlugin.READ_LIBTIFF = True
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""The formats that are decoded, whatever the suffix. Not all of Pillow's: its EPS plugin starts Ghostscript."""
-
-_SUFFIX_BY_START = {
-    b"\xff\xd8": ".jpg",
-    b"\x89P": ".png",
-    b"RI": ".webp",
-    b"GI": ".gif",
-    b"BM": ".bmp",
-    b"II": ".tif",
-    b"MM": ".tif",
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "AVIF": (".avif",),
+    "HEIF": (".heic", ".heif", ".hif"),
 }
-"""The suffix of each of ``FORMATS``, by the first two bytes of the file."""
+"""The formats that are decoded, by the beginning of the file, and the suffixes of their keys, the usual one first."""
+
+SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+"""Keys that end in one of these, in upper or lower case, are photographs."""
+
+_PLUGINS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
+    "JPEG": JpegImageFile,
+    "PNG": PngImageFile,
+    "WEBP": WebPImageFile,
+    "GIF": GifImageFile,
+    "BMP": BmpImageFile,
+    "TIFF": TiffImageFile,
+    "AVIF": AvifImageFile,
+    "HEIF": HeifImageFile,
+}
+"""What decodes each format. Not ``Image.open``: it judges the size of a JPEG before it can be scaled down, and takes a
+picture with pixels of an unsupported kind for a file of no known format."""
+
+START_BYTES = 64
+"""Bytes from the beginning of a file that tell its format."""
+
+_STARTS = {
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "WEBP": rb"RIFF.{4}WEBP",
+    "GIF": rb"GIF8[79]a",
+    # Many texts begin with BM, too: what follows in a picture is the length of its header.
+    "BMP": rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0",
+    "TIFF": rb"II[*+]\0|MM\0[*+]",
+    # Brands of files; mif1 is that of both.
+    "AVIF": rb".{4}ftyp(.{4})*(avif|avis)",
+    "HEIF": rb".{4}ftyp(.{4})*(heic|heix|hevc|hevx|heim|heis|hevm|hevs)",
+}
+"""How the files of each format begin."""
 
 MAX_BYTES = 64_000_000
 """Maximum size of a file: a larger one is hardly a photograph, and several at once would fill the memory."""
+
+MAX_PIXELS = 90_000_000
+"""Maximum number of pixels; a JPEG may have more, because it is decoded at a smaller scale."""
 
 TOO_LARGE = f"larger than {MAX_BYTES // 1_000_000} MB; scale it down"
 
@@ -61,9 +106,19 @@ def is_image(key: str) -> bool:
     return key.lower().endswith(SUFFIXES)
 
 
+def format_of(start: bytes) -> str | None:
+    """The format, one of ``FORMATS``, of a file that begins with these bytes; ``None`` if it is no picture.
+
+    Args:
+        start: at least the first ``START_BYTES`` of the file, or all of a shorter one.
+    """
+    start = start[:START_BYTES]
+    return next((form for form, pattern in _STARTS.items() if re.match(pattern, start, re.DOTALL)), None)
+
+
 def suffix_of(data: bytes) -> str:
     """The suffix for the format of a picture that ``decode`` accepts, whatever the name of its file."""
-    return _SUFFIX_BY_START[data[:2]]
+    return FORMATS[format_of(data) or ""][0]
 
 
 def decode(data: bytes, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
@@ -76,8 +131,8 @@ def decode(data: bytes, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
         uint8 array of shape (height, width, 3), 0..255.
 
     Raises:
-        BadImageError: the data is empty, none of ``FORMATS``, damaged, or has more than ``MAX_BYTES`` or more pixels
-            than Pillow's safety limit.
+        BadImageError: the data is in none of the formats of ``FORMATS``, damaged, of a kind whose colours are not
+            known, or has more than ``MAX_BYTES`` or ``MAX_PIXELS``.
         MemoryError: it needs more memory than there is.
     """
     return np.asarray(_upright_rgb(data, lambda _: (size[1], size[0]), max(size)))
@@ -105,46 +160,185 @@ def _upright_rgb(data: bytes, resized: Callable[[tuple[int, int]], tuple[int, in
         raise BadImageError("the file is empty")
     if len(data) > MAX_BYTES:
         raise BadImageError(TOO_LARGE)
+    if (form := format_of(data)) is None:
+        raise BadImageError(f"not a picture in a known format ({', '.join(FORMATS)}); convert it to one of them")
+    if form == "PNG":
+        data = _essential_chunks(data)
+    elif form == "AVIF":
+        data = _without_exif(data)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            # A JPEG is decoded at a smaller scale if that is at least twice the wanted size: this is quicker, and
-            # keeps the pictures of a 100-megapixel camera below the limit.
-            image.draft("RGB", (2 * side, 2 * side))
-            limit = Image.MAX_IMAGE_PIXELS
-            if limit is not None and image.width * image.height > limit:
-                raise Image.DecompressionBombError
-            return _converted(image, resized)
+        return _converted(_loaded(form, data, side), resized)
     except (BadImageError, MemoryError):
         raise
-    except UnidentifiedImageError:
-        raise BadImageError(
-            f"not a picture in a known format ({', '.join(FORMATS)}); convert it to one of them"
-        ) from None
-    except Image.DecompressionBombError:
-        limit = (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
-        raise BadImageError(f"more than {limit} million pixels; scale it down") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged data
-        # Without numbers and quotations, so that the same damage is counted as one kind of error.
-        why = re.sub(r"b?'.*'|\d+", "…", str(error)) or type(error).__name__
-        raise BadImageError(
-            f"cannot be decoded ({why}); upload it again, or save it again with another program"
-        ) from error
+        raise BadImageError(f"cannot be decoded ({form}: {_explained(error)}") from error
 
 
-def _converted(image: Image.Image, resized: Callable[[tuple[int, int]], tuple[int, int]]) -> Image.Image:
+def _explained(error: Exception) -> str:
+    """The reason of an error of Pillow's, and what to do."""
+    if isinstance(error.__cause__, KeyError):  # Pillow's tables lack it
+        return "unknown compression or kind of pixels); save it with another program, as a JPEG or a PNG"
+    reason = str(error)
+    if (code := re.fullmatch(r"decoder error (-\d+)", reason)) is not None:
+        reason = ImageFile.ERRORS.get(int(code[1]), "decoding error")
+        if code[1] == _OUT_OF_MEMORY:
+            raise MemoryError from error
+    # Without quotations, counts and long numbers, so that the same damage is counted as one kind of error. Short
+    # numbers are often the reason: versions, and kinds of pixels.
+    reason = " ".join(re.sub(r"b?'.*'|\d{3,}|\d+(?= bytes)", "…", reason).split()) or type(error).__name__
+    return f"{reason}); upload it again, or save it again with another program"
+
+
+_OUT_OF_MEMORY = "-9"
+"""Pillow's code of a codec that gets no memory."""
+
+
+def _loaded(form: str, data: bytes, side: int) -> ImageFile.ImageFile:
+    """The picture with its pixels decoded, at a smaller scale where ``side`` allows it."""
+    try:
+        return _load(form, data, side)
+    except OSError:
+        if form != "JPEG":
+            raise
+        # If only the end marker is missing, what is put in front of a new one changes nothing.
+        body = data.rstrip(b"\xff")
+        image, *others = (_load(form, body + more + _END_OF_JPEG, side) for more in (b"", *_FILLINGS))
+        if any(other.tobytes() != image.tobytes() for other in others):
+            raise
+        return image
+
+
+_END_OF_JPEG = b"\xff\xd9"
+
+_FILLINGS = (
+    b"\xaa" * 64,
+    b"\x55" * 64,
+    b"".join(b"\xff" + bytes([marker]) + b"\xaa" * 8 for marker in range(0xD0, 0xD8)),
+)
+"""Where a JPEG breaks off too early, these are decoded to other pixels than none. The last has the restart markers."""
+
+
+def _load(form: str, data: bytes, side: int) -> ImageFile.ImageFile:
+    image = _PLUGINS[form](io.BytesIO(data))
+    if form == "JPEG":
+        # A JPEG is decoded at a smaller scale if that is at least twice the wanted size: this is quicker, and keeps
+        # the pictures of a 200-megapixel camera below the limit.
+        image.draft("RGB", (2 * side, 2 * side))
+    if image.width * image.height > MAX_PIXELS:
+        raise BadImageError(f"more than {MAX_PIXELS // 1_000_000} million pixels; scale it down, or save it as a JPEG")
     image.load()
-    # Not ImageOps.exif_transpose, which rewrites the EXIF data and fails if only these are damaged.
-    to_upright = _TO_UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    if to_upright is not None:
-        image = image.transpose(to_upright)
-    if image.mode.startswith("I;16"):
-        # The upper byte, as Pillow does with 16-bit RGB; its own conversion of 16-bit grey clips at 255.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise BadImageError("32-bit pixels have no defined white; save it with 8 or 16 bits per channel")
-    # Before compositing on white, which gives the same result at every scale (Pillow weights colours by alpha).
-    image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    image = image.resize(resized(image.size), Image.Resampling.BICUBIC)
-    if image.mode == "RGBA":
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image
+
+
+def _essential_chunks(png: bytes) -> bytes:
+    """A PNG without the chunks that do not matter: Pillow refuses a picture if a text in it is damaged, or long.
+
+    What remains are the pixels, their transparency, the EXIF data and XMP, which hold the orientation.
+    """
+    kept = [png[:8]]
+    depth = colours = 0
+    for name, data, checksum in _chunks(png):
+        is_intact = zlib.crc32(name + data) == checksum
+        if name == b"IHDR" and len(data) == 13:
+            depth, colours = data[8:10]
+        if name == b"tRNS" and is_intact:
+            kept.append(_chunk(name, _transparent_colour(data, depth, colours)))
+        elif name in _PNG_PICTURE or (is_intact and (name + data[:32]).startswith(_PNG_ORIENTATION)):
+            kept.append(_chunk(name, data, checksum))
+    return b"".join(kept)
+
+
+_PNG_PICTURE = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
+
+_PNG_ORIENTATION = (
+    b"eXIf",
+    b"iTXtXML:com.adobe.xmp\0\0",
+    b"tEXtRaw profile type exif\0",
+    b"zTXtRaw profile type exif\0",
+)
+"""The beginnings of chunks with EXIF data or XMP."""
+
+_PNG_GREY, _PNG_RGB = 0, 2
+"""Colour types (PNG, third edition, 11.2.1)."""
+
+
+def _transparent_colour(data: bytes, depth: int, colours: int) -> bytes:
+    """The transparency of a PNG, scaled to the 8 bits of the pixels with which Pillow compares it."""
+    if colours == _PNG_RGB and depth == 16:
+        raise BadImageError("16 bits per channel and a transparent colour; save it with an alpha channel")
+    if colours == _PNG_GREY and depth in (2, 4):
+        return struct.pack(">H", int.from_bytes(data[:2]) * 255 // (2**depth - 1) & 255)
+    return data
+
+
+def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes, int]]:
+    """Name, data and checksum of each chunk; of one that breaks off, what there is."""
+    place = 8
+    while place < len(png):
+        stop = place + 8 + int.from_bytes(png[place : place + 4])
+        yield png[place + 4 : place + 8], png[place + 8 : stop], int.from_bytes(png[stop : stop + 4])
+        place = stop + 4
+
+
+def _chunk(name: bytes, data: bytes, checksum: int | None = None) -> bytes:
+    checksum = zlib.crc32(name + data) if checksum is None else checksum
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", checksum)
+
+
+def _without_exif(avif: bytes) -> bytes:
+    """An AVIF whose EXIF data are not found: damaged ones would be an error, and its orientation is not in them."""
+    start = int.from_bytes(avif[:4])
+    stop = start + int.from_bytes(avif[start : start + 4])
+    if avif[start + 4 : start + 8] != b"meta":
+        return avif
+    return avif[:start] + avif[start:stop].replace(b"Exif", b"none") + avif[stop:]
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; 1, which is upright, if there is none or the EXIF data are damaged.
+
+    Not by ``ImageOps.exif_transpose``, which rewrites the EXIF data and fails if only these are damaged.
+    """
+    with contextlib.suppress(Exception):  # anything, as above
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return 1
+
+
+def _converted(image: ImageFile.ImageFile, resized: Callable[[tuple[int, int]], tuple[int, int]]) -> Image.Image:
+    pixels = _with_8_bits(image)
+    if (to_upright := _TO_UPRIGHT.get(_orientation(image))) is not None:
+        pixels = pixels.transpose(to_upright)
+    # Before compositing on white, which gives the same result at every scale (Pillow weights colours by alpha).
+    pixels = pixels.convert("RGBA" if pixels.has_transparency_data else "RGB")
+    pixels = pixels.resize(resized(pixels.size), Image.Resampling.BICUBIC)
+    if pixels.mode == "RGBA":
+        pixels = Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
+    return pixels
+
+
+def _with_8_bits(image: ImageFile.ImageFile) -> Image.Image:
+    """The picture with 8 bits per channel; raises ``BadImageError`` if Pillow has not understood its pixels."""
+    bits, is_inverted = 16, False
+    if isinstance(image, TiffImageFile):
+        tags = image.tag_v2
+        is_inverted = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0) == 0
+        bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))[0]
+        if 2 in tags.get(TiffImagePlugin.SAMPLEFORMAT, ()):
+            raise BadImageError("signed pixels have no defined white; save it with 8 or 16 bits per channel")
+        if tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2 and image.mode in ("LA", "La", "PA"):
+            raise BadImageError("grey and alpha are in separate planes; save it with another program")
+        if image.mode == "P" and max(colours := tags[TiffImagePlugin.COLORMAP]) < 256:
+            # Some programs write palettes of 8 bits, which would be black in the 16 of the specification.
+            image.putpalette(np.array(colours, np.uint8).reshape(3, -1).T.tobytes())
+    if image.mode in ("I", "F"):
+        raise BadImageError("32-bit pixels have no defined white; save it with 8 or 16 bits per channel")
+    if image.mode == "La":  # Pillow converts it to nothing else
+        return image.convert("LA")
+    if not image.mode.startswith("I;16"):
+        return image
+    # The upper byte, as Pillow does with 16-bit RGB; its own conversion of 16-bit grey clips at 255.
+    grey = np.asarray(image)
+    pixels = Image.fromarray((grey >> (bits - 8)).astype(np.uint8) ^ np.uint8(255 * is_inverted))
+    if (transparent := image.info.get("transparency")) is not None:
+        pixels.putalpha(Image.fromarray((grey != transparent).astype(np.uint8) * np.uint8(255)))
+    return pixels

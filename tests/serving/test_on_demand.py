@@ -109,7 +109,7 @@ def test_bad_pictures_do_not_affect_the_others(tmp_path, monkeypatch, caption):
         "broken.jpg": "cannot be decoded",
         "text.jpg": "not a picture in a known format",
         "large.png": "million pixels",
-        "empty": "there is no picture in this folder, that is, no file that ends in .jpg, .jpeg, .png",
+        "empty": "there is no picture in this folder, that is, no file that ends in .jpg, .jpeg, .jpe",
         "~nobody-of-this-name/a.jpg": "home directory",
         "ftp://host/a.jpg": "Not a bucket",
         "\0.jpg": "null byte",

@@ -121,7 +121,7 @@ def test_the_captions_are_those_on_demand(client, trained, store, tmp_path):
         (b"", "the file is empty"),
         (b"no picture", "not a picture in a known format"),
         (toy.picture("red")[:300], "cannot be decoded"),
-        (encoded(Image.new("1", (9500, 9500)), "PNG"), "more than 89 million pixels; scale it down"),
+        (encoded(Image.new("1", (9500, 9500)), "PNG"), "more than 90 million pixels; scale it down"),
         (bytes(MAX_BYTES + 1), "larger than 64 MB; scale it down"),
     ],
     ids=["empty", "text", "truncated", "bomb", "large"],

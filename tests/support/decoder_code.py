@@ -15,14 +15,14 @@ os._exit(1)
 """The libraries of a decoder are not there."""
 
 AT_A_MARK = """
-from PIL import Image
+from PIL import Image, ImageFile
 def act():
     {act}
-def opened(file, *args, open=Image.open, **kwargs):
+def opened(self, file, *args, open=ImageFile.ImageFile.__init__, **kwargs):
     if b"MARK" in file.getvalue():
         act()
-    return open(file, *args, **kwargs)
-Image.open = opened
+    open(self, file, *args, **kwargs)
+ImageFile.ImageFile.__init__ = opened
 """
 """Something happens while a picture is decoded whose bytes have ``MARK`` in them."""
 
