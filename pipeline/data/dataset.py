@@ -46,7 +46,7 @@ READERS = 16
 """Threads that read the images of dev and test to hash them."""
 
 _SHOWN = 5
-"""Rows that an error message shows."""
+"""Rows that an error message shows, and files that a log does."""
 
 
 class IngestReport(BaseModel):
@@ -246,6 +246,9 @@ def _name_of(source: str) -> str:
 def _read(source: str, max_dropped_fraction: float, store: Bucket) -> "tuple[pa.Table, list[Dropped], int]":
     """The rows and the dropped rows of published captions, and the number of images that were split by a hash."""
     bucket, annotations = read_annotations(source)
+    files = annotations.files
+    more = f" and {len(files) - _SHOWN:,} more files" if len(files) > _SHOWN else ""
+    log.info("the captions are those of %s%s", ", ".join(map(bucket.url, files[:_SHOWN])), more)
     etags = {row.photograph.key: row.photograph.etag for row in annotations.rows if row.photograph}
     undecided = sorted(annotations.undecided.keys() & etags)
     pictures = [(bucket, key, etags[key]) for key in undecided]

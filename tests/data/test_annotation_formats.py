@@ -1,16 +1,22 @@
 """Each format of captions, as people have it: by folder and by file, with the names and rows that occur in it."""
 
 import json
+import re
+import tempfile
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from pipeline.data.annotation_formats import read_annotations
 from pipeline.data.dataset import Dataset, IngestReport, ingest, load
 from pipeline.errors import PipelineError
 from pipeline.storage import Bucket, LocalBucket, parquet
+from tests.support.effort import random_inputs
 
 NewBucket = Callable[[], Bucket]
 
@@ -18,6 +24,12 @@ NAMES = [f"{number}.jpg" for number in range(60)]
 """So many that a hash of the bytes leaves no split empty."""
 
 CAPTIONS = {name: [f"a dog , number {name}", f'the "dog" {name} runs'] for name in NAMES}
+
+
+@pytest.fixture(autouse=True)
+def _info(caplog: pytest.LogCaptureFixture) -> None:
+    """Lines of the log are captured from the level of those that say what is read."""
+    caplog.set_level("INFO", "pipeline.data.dataset")
 
 
 @pytest.fixture
@@ -79,7 +91,7 @@ def split_of(data: Dataset) -> dict[str, str]:
     return dict(zip(data.table["image_id"].to_pylist(), data.table["split"].to_pylist(), strict=True))
 
 
-def test_flickr8k_by_its_file(source: LocalBucket, store: LocalBucket) -> None:
+def test_flickr8k_by_its_file(source: LocalBucket, store: LocalBucket, caplog: pytest.LogCaptureFixture) -> None:
     """The official file of captions may itself be the source; of the folder, it takes precedence over Kaggle's."""
     put_images(source)
     lines = [f"{image}#{number}\t{text}" for image, texts in CAPTIONS.items() for number, text in enumerate(texts)]
@@ -89,7 +101,9 @@ def test_flickr8k_by_its_file(source: LocalBucket, store: LocalBucket) -> None:
         put_lines(source, f"Flickr_8k.{split}Images.txt", names)
     put_lines(source, "captions.txt", csv_lines())
     for uri in (file, source.uri):
+        caplog.clear()
         assert split_of(check_all(uri, store)) == {name: split for split, names in splits.items() for name in names}
+        assert f"the captions are those of {file}" in caplog.messages
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -224,6 +238,25 @@ def test_a_quotation_mark_that_a_later_row_closes(source: LocalBucket, store: Lo
     assert [(row.line, row.text) for row in report.dropped_rows] == [(122, '0.jpg,"a dog')]
     found = captions_of(report, store)
     assert (found["0.jpg"], found["1.jpg"][2:], found["2.jpg"][2:]) == (CAPTIONS["0.jpg"], ["a cat"], ['it is 5"'])
+
+
+@given(st.text(st.sampled_from('",; |ab0.jpg/\\'), max_size=12), st.integers(1, 9))
+@settings(max_examples=random_inputs(400))
+def test_any_line_in_a_table_costs_at_most_itself(line: str, place: int) -> None:
+    """Whatever it is, and wherever, all other rows are read."""
+    names = NAMES[:4]
+    with tempfile.TemporaryDirectory() as folder:
+        source = LocalBucket(Path(folder))
+        put_images(source, names=names)
+        lines = csv_lines()[: 1 + 2 * len(names)]
+        Path(folder, "table.csv").write_text("\n".join([*lines[:place], line, *lines[place:]]))
+        _, annotations = read_annotations(source.url("table.csv"))
+    read = [(row.photograph.key, row.caption) for row in annotations.rows if row.photograph]
+    for name in names:
+        for caption in CAPTIONS[name]:
+            assert (f"Images/{name}", caption) in read
+    lost = [row.line for row in annotations.dropped]
+    assert lost in ([], [place + 1])
 
 
 def test_one_of_several_tables_must_be_passed(source: LocalBucket, store: LocalBucket) -> None:
@@ -403,7 +436,7 @@ def test_other_json_is_refused(source: LocalBucket, store: LocalBucket, content:
 # --- text files beside images ----------------------------------------------------------------------------------------
 
 
-def test_text_files_beside_images(new_bucket: NewBucket) -> None:
+def test_text_files_beside_images(new_bucket: NewBucket, caplog: pytest.LogCaptureFixture) -> None:
     """Each line is a caption of the image of this name, in whichever folder."""
     source, store = new_bucket(), new_bucket()
     for folder, names in (("one/", NAMES[:30]), ("two/deep/", NAMES[30:])):
@@ -411,7 +444,9 @@ def test_text_files_beside_images(new_bucket: NewBucket) -> None:
         for name in names:
             put_lines(source, f"{folder}{name.removesuffix('.jpg')}.txt", ["", *CAPTIONS[name]])
     put_lines(source, "sizes.csv", ["image,width,height", "0.jpg,640,480"])
+    caplog.clear()
     check_all(source.uri, store)
+    assert re.match(r"the captions are those of (\S+\.txt,? ){5}and 55 more files", caplog.messages[0])
 
 
 def test_unusable_text_files(source: LocalBucket, store: LocalBucket) -> None:
