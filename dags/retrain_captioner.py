@@ -80,6 +80,14 @@ with DAG(
             "there is no champion",
             section="Data",
         ),
+        "language": Param(
+            "",
+            type=["string", "null"],
+            title="Language",
+            description="Language of the captions, such as en, de, pt-BR or zh. Empty: that of the dataset in the "
+            "store, or en. METEOR and the error analysis are computed for English only",
+            section="Data",
+        ),
         "corrections": Param(
             True,
             type="boolean",
@@ -169,6 +177,7 @@ with DAG(
         arguments=[
             "ingest",
             resolve_inputs.result("dataset"),
+            "--language={{ params.language or '' }}",
             "{{ '--corrections' if params.corrections else '--no-corrections' }}",
         ],
         outlets=[DATASET],

@@ -160,6 +160,15 @@ def ingest(
         str | None,
         typer.Option(help="name of the dataset; by default that of the source", callback=_check(names.DATASET_NAME)),
     ] = None,
+    language: Annotated[
+        str,
+        typer.Option(
+            metavar="CODE",
+            # The DAG passes an empty code where none was given.
+            callback=_check(names.LANGUAGE, empty=True),
+            help="language of the captions, such as en, de or zh; by default that of the dataset in the store, or en",
+        ),
+    ] = "",
     max_dropped_fraction: Annotated[
         float, typer.Option(min=0, max=1, help="share of the captions that may be dropped")
     ] = 0.05,
@@ -171,7 +180,12 @@ def ingest(
     from pipeline.data import dataset
 
     report = dataset.ingest(
-        source, _store(), name=name, max_dropped_fraction=max_dropped_fraction, corrections=corrections
+        source,
+        _store(),
+        name=name,
+        language=language,
+        max_dropped_fraction=max_dropped_fraction,
+        corrections=corrections,
     )
     _print({**report.model_dump(exclude={"dropped_rows"}), "summary": str(report)})
 

@@ -11,6 +11,9 @@ from pipeline.errors import PipelineError
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+ENGLISH = "en"
+"""The language of captions unless another is given, a BCP 47 code."""
+
 
 class TrainingConfig(BaseModel):
     """How a captioner is built and trained; written into its metadata."""
@@ -18,7 +21,9 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     embedding: str = Field(
-        "glove", description="Word vectors: glove (packaged, 50-d), learned, or the path of a GloVe text file"
+        "glove",
+        description="Word vectors: glove (packaged, 50-d, for English; learned for other languages), learned, or the "
+        "path of a text file in the format of GloVe or word2vec, which may end in .gz",
     )
     embedding_size: int = Field(50, ge=1, le=1024, description="Length of a word vector; GloVe's must have this length")
     units: int = Field(256, ge=8, le=4096, description="Width of the image projection, the LSTM and the merged layer")

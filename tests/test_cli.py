@@ -32,7 +32,7 @@ NIGHT_STEPS = ("list", "plan-extraction", "plan-captions", "reconcile")
 
 COMMANDS = {
     "resolve-inputs": {"run", "--dataset", "--encoder"},
-    "ingest": {"source", "--name", "--max-dropped-fraction", "--corrections", "--no-corrections"},
+    "ingest": {"source", "--name", "--language", "--max-dropped-fraction", "--corrections", "--no-corrections"},
     "datasets": {"--limit"},
     "vocabulary": {"dataset_id", "--min-count"},
     "register-encoder": {"spec", "--crops", "--no-crops", "--int8"},

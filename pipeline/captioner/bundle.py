@@ -41,7 +41,7 @@ def load(version: str, store: Bucket) -> tuple[Captioner, ModelMetadata]:
     vocabulary = Vocabulary.from_json(words, origin=origins[0])
     models = [keras_files.from_bytes(data, origin=origin) for data, origin in zip(files, origins[1:], strict=True)]
     log.info("model %s, %d words, encoder %s", version, len(vocabulary), metadata.encoder_id)
-    return Captioner(models, vocabulary, max_length=metadata.max_length), metadata
+    return Captioner(models, vocabulary, max_length=metadata.max_length, language=metadata.language), metadata
 
 
 def model_name(number: int) -> str:

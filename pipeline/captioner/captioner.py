@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.captioner.merge_model import decode_step, initial_state
-from pipeline.config import DecodingConfig
+from pipeline.config import ENGLISH, DecodingConfig
+from pipeline.data.text import allows_repeats
 from pipeline.data.vocabulary import Vocabulary
 from pipeline.features.crops import mean_crop
 from pipeline.progress import track
@@ -40,12 +41,15 @@ class Caption:
 
 
 class Captioner:
-    """A merge model, or an ensemble whose probabilities are averaged, with its vocabulary."""
+    """A merge model, or an ensemble whose probabilities are averaged, with its vocabulary and its language."""
 
-    def __init__(self, models: Sequence["keras.Model"], vocabulary: Vocabulary, *, max_length: int) -> None:
+    def __init__(
+        self, models: Sequence["keras.Model"], vocabulary: Vocabulary, *, max_length: int, language: str = ENGLISH
+    ) -> None:
         self.models = models
         self.vocabulary = vocabulary
         self.max_length = max_length
+        self.allow_repeats = allows_repeats(language)
         self._decoders: dict[DecodingConfig, CompiledFunction] = {}
 
     def caption(self, features: npt.NDArray[np.float32], decoding: DecodingConfig) -> list[Caption]:
@@ -103,12 +107,18 @@ class Captioner:
 
         def decode(features: "Tensor") -> tuple["Tensor", ...]:
             state = initial_state(self.models, features)
-            beam = beam_search(step, state, beam_width=decoding.beam_width, max_length=self.max_length)
+            beam = beam_search(
+                step,
+                state,
+                beam_width=decoding.beam_width,
+                max_length=self.max_length,
+                allow_repeats=self.allow_repeats,
+            )
             if not decoding.mbr_samples:
                 return (beam,)
             uniforms = stratified_uniforms(decoding.mbr_samples, self.max_length)
             uniforms = ops.broadcast_to(uniforms, (ops.shape(features)[0], *uniforms.shape))
-            return beam, sample(step, state, uniforms=uniforms).ids
+            return beam, sample(step, state, uniforms=uniforms, allow_repeats=self.allow_repeats).ids
 
         if decoding not in self._decoders:
             self._decoders[decoding] = CompiledFunction(decode, self.models)

@@ -48,19 +48,23 @@ class Sentences(NamedTuple):
     log_probs: Tensor
 
 
-def beam_search(step: Step, state: State, *, beam_width: int, max_length: int) -> Sentences:
+def beam_search(
+    step: Step, state: State, *, beam_width: int, max_length: int, allow_repeats: bool = False
+) -> Sentences:
     """The ``beam_width`` best sentences of each sequence, best first. A width of 1 is greedy search.
 
     Sentences are ranked by the mean log probability of their words. A finished sentence stays in the beam but is not
-    extended. Padding, the start and the unknown word are never generated, no word directly follows itself, and no
-    trigram is repeated (Paulus et al. 2017, https://arxiv.org/abs/1705.04304), because the probability of "and a hat
-    and a hat" can grow with each repetition. Ties go to the better beam, then to the lower id.
+    extended. Padding, the start and the unknown word are never generated. Unless repeats are allowed, no word directly
+    follows itself, and no trigram is repeated (Paulus et al. 2017, https://arxiv.org/abs/1705.04304), because the
+    probability of "and a hat and a hat" can grow with each repetition. Ties go to the better beam, then to the lower
+    id.
 
     Args:
         step: the model.
         state: the initial state, with one row for each of the B sequences.
         beam_width: sentences kept for each sequence, K.
         max_length: words after which a sentence is cut, T.
+        allow_repeats: for languages that repeat words where English does not.
 
     Raises:
         PipelineError: ``beam_width`` or ``max_length`` is below 1.
@@ -69,7 +73,9 @@ def beam_search(step: Step, state: State, *, beam_width: int, max_length: int) -
     first_row = ops.arange(ops.shape(state[0])[0], dtype="int32")[:, None] * beam_width
 
     def propose(position: Tensor, log_probs: Tensor, rows: Tensor, last: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        forbidden = ops.concatenate([_forbidden_words(last), _trigram_repeats(ids, position)], axis=1)
+        forbidden = _forbidden_words(last, allow_repeats=allow_repeats)
+        if not allow_repeats:
+            forbidden = ops.concatenate([forbidden, _trigram_repeats(ids, position)], axis=1)
         # The K best extensions of a sequence are among the K best of each of its beams.
         return _top_k(_mask_words(log_probs, forbidden), min(beam_width, log_probs.shape[1]))
 
@@ -89,16 +95,17 @@ def beam_search(step: Step, state: State, *, beam_width: int, max_length: int) -
     return _decode(step, state, propose, choose, start=start, max_length=max_length)
 
 
-def sample(step: Step, state: State, *, uniforms: Tensor) -> Sentences:
+def sample(step: Step, state: State, *, uniforms: Tensor, allow_repeats: bool = False) -> Sentences:
     """Sample K sentences of each sequence, word by word, from the distribution of the model.
 
-    The probability of forbidden words (padding, start, unknown, a word after itself) is redistributed over the others;
+    The probability of forbidden words (padding, start, unknown, a repeated word) is redistributed over the others;
     ``log_probs`` are those of the model, before this redistribution.
 
     Args:
         step: the model.
         state: the initial state, with one row for each of the B sequences.
         uniforms: (B, K, T) float32, uniform random numbers in [0, 1), one per word; the samples are cut after T words.
+        allow_repeats: whether a word may directly follow itself.
 
     Raises:
         PipelineError: K or T is below 1.
@@ -110,7 +117,8 @@ def sample(step: Step, state: State, *, uniforms: Tensor) -> Sentences:
 
     def propose(position: Tensor, log_probs: Tensor, rows: Tensor, last: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         chosen = ops.take(ops.take(uniforms, position, axis=1), rows)
-        words = _sample_index(ops.softmax(_mask_words(log_probs, _forbidden_words(last))), chosen)[:, None]
+        allowed = _mask_words(log_probs, _forbidden_words(last, allow_repeats=allow_repeats))
+        words = _sample_index(ops.softmax(allowed), chosen)[:, None]
         return ops.take_along_axis(log_probs, words, axis=1), words
 
     def choose(gains: Tensor, words: Tensor, rows: Sentences, finished: Tensor) -> tuple[Tensor, ...]:
@@ -241,9 +249,10 @@ def _is_finished(last: Tensor) -> Tensor:
     return (last == END) | (last == PAD)
 
 
-def _forbidden_words(last: Tensor) -> Tensor:
-    """The words that must not follow the last ones (M,): (M, 4)."""
-    return ops.stack([*(ops.full_like(last, word) for word in (PAD, START, UNKNOWN)), last], axis=1)
+def _forbidden_words(last: Tensor, *, allow_repeats: bool) -> Tensor:
+    """The words that must not follow the last ones (M,): (M, 3) or, with these themselves, (M, 4)."""
+    special = [ops.full_like(last, word) for word in (PAD, START, UNKNOWN)]
+    return ops.stack(special if allow_repeats else [*special, last], axis=1)
 
 
 def _trigram_repeats(ids: Tensor, position: Tensor) -> Tensor:

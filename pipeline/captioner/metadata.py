@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from pipeline.config import TrainingConfig
+from pipeline.config import ENGLISH, TrainingConfig
 from pipeline.errors import PipelineError
 from pipeline.storage import Bucket, DamagedObjectError, ObjectNotFoundError, json, layout
 from pipeline.storage.artifacts import Checksums
@@ -49,6 +49,7 @@ class ModelMetadata(BaseModel):
     created_at: AwareDatetime
     encoder_id: str
     dataset: str = Field(description="id of the dataset that it was trained on")
+    language: str = Field(ENGLISH, description="language of its captions, a BCP 47 code")
     max_length: int = Field(description="maximum words of a caption")
     config: TrainingConfig
     ensemble: list[EnsembleMember] = Field(description="the models whose probabilities are averaged")

@@ -33,9 +33,7 @@ def _better_caption(text: str) -> str:
     caption = text.strip()
     # A caption without any word of the cleaned text would teach the captioner to write nothing.
     if len(caption) > MAX_LENGTH or not caption.isprintable() or not clean(caption):
-        raise ValueError(
-            f"expected one line of 1 to {MAX_LENGTH} printable characters, with at least one word in Latin letters"
-        )
+        raise ValueError(f"expected one line of 1 to {MAX_LENGTH} printable characters, with at least one letter")
     return caption
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.config import ENGLISH
 from pipeline.data.annotation_formats import SUFFIXES, read_annotations
 from pipeline.data.annotation_formats.flickr8k import SPLIT_FILES
 from pipeline.data.annotations import SPLITS, Annotations, Dropped, Photographs, Row, assemble, check_dropped
@@ -54,6 +55,7 @@ class IngestReport(BaseModel):
 
     Attributes:
         dataset: id of the dataset.
+        language: of the captions, as a BCP 47 code such as ``en`` or ``pt-BR``.
         sources: number of images by the bucket that holds them.
         images: number of images by split.
         captions: number of captions.
@@ -65,6 +67,7 @@ class IngestReport(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     dataset: str
+    language: str = ENGLISH
     sources: dict[str, int]
     images: dict[str, int]
     captions: int
@@ -87,10 +90,12 @@ class Dataset:
     Attributes:
         id: its name and the fingerprint of its content, ``name/fingerprint``.
         table: one row per image, by ``image_id``, of the schema that ``dataset_schema`` gives.
+        language: of the captions, as a BCP 47 code.
     """
 
     id: str
     table: "pa.Table"
+    language: str
 
     @property
     def name(self) -> str:
@@ -129,6 +134,7 @@ def ingest(
     store: Bucket,
     *,
     name: str | None = None,
+    language: str = "",
     max_dropped_fraction: float = 0.05,
     corrections: bool = False,
 ) -> IngestReport:
@@ -142,6 +148,7 @@ def ingest(
             the store.
         store: the store.
         name: name of the dataset, of letters, digits, ``.``, ``_`` and ``-``; by default that of the source.
+        language: of the captions, as a BCP 47 code; by default that of the dataset in the store, or English.
         max_dropped_fraction: share of the source's captions that may be dropped.
         corrections: add the corrections in the store, as captions of the split train. A correction of an image whose
             bytes are those of an image in dev or test is dropped.
@@ -156,19 +163,21 @@ def ingest(
         data = load(source, store)
         report = json.read(IngestReport, layout.ingest_report(source), store)
         default_name, table, dropped = data.name, data.table, list(report.dropped_rows)
-        hashed = report.split_by_hash
-        if data.id != f"{data.name}/{_fingerprint(table)}":
+        hashed, default_language = report.split_by_hash, data.language
+        if data.id != f"{data.name}/{_fingerprint(table, data.language)}":
             _check_table(table, source)  # ingest did not write this table, and so did not check it
     else:
-        default_name = _name_of(source)
+        default_name, default_language = _name_of(source), ENGLISH
         table, dropped, hashed = _read(source, max_dropped_fraction, store)
     name = names.DATASET_NAME.check(default_name if name is None else name)
+    language = names.LANGUAGE.check(language or default_language)
     table = _fill_content_hashes(table, store)
     if corrections:
         table, dropped = _add_corrections(table, dropped, store)
 
     report = IngestReport(
-        dataset=f"{name}/{_fingerprint(table)}",
+        dataset=f"{name}/{_fingerprint(table, language)}",
+        language=language,
         sources=dict(Counter(table["source"].to_pylist())),
         images=_count_splits(table),
         captions=sum(map(len, table["captions"].to_pylist())),
@@ -185,7 +194,7 @@ def ingest(
 
     # The table goes last: a reader that sees it sees the report, too.
     json.write(report, layout.ingest_report(report.dataset), store)
-    parquet.write(table, key, store)
+    parquet.write(table, key, store, metadata={"language": language})
     log.info("dataset %s: %s", report.dataset, report)
     return report
 
@@ -198,11 +207,12 @@ def load(dataset_id: str, store: Bucket) -> Dataset:
     """
     from pipeline.storage import parquet
 
-    table = layout.dataset_table(names.DATASET_ID.check(dataset_id))
+    key = layout.dataset_table(names.DATASET_ID.check(dataset_id))
     try:
-        return Dataset(dataset_id, parquet.read(table, store))
+        table = parquet.read(key, store)
     except ObjectNotFoundError:
         raise PipelineError(f"There is no dataset {dataset_id} in {store.uri}: {names.DATASET_ID.advice}") from None
+    return Dataset(dataset_id, table, parquet.metadata(table).get("language", ENGLISH))
 
 
 def list_datasets(store: Bucket, *, limit: int) -> list[str]:
@@ -271,10 +281,10 @@ def _count_splits(table: "pa.Table") -> dict[str, int]:
     return {split: table["split"].to_pylist().count(split) for split in SPLITS}
 
 
-def _fingerprint(table: "pa.Table") -> str:
+def _fingerprint(table: "pa.Table", language: str) -> str:
     """A hash of the content, but for ``content_hash``, which depends on whether an image can be read at the moment."""
     content = {name: table[name].to_pylist() for name in table.column_names if name != "content_hash"}
-    return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((language, content)).encode()).hexdigest()[:16]
 
 
 def _fill_content_hashes(table: "pa.Table", store: Bucket) -> "pa.Table":

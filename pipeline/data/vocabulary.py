@@ -14,7 +14,7 @@ from typing import IO, cast
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.data.text import clean
+from pipeline.data.text import clean, join
 from pipeline.errors import PipelineError
 
 PAD, START, END, UNKNOWN = range(4)
@@ -73,19 +73,22 @@ class Vocabulary:
         return [START, *(self._ids.get(word, UNKNOWN) for word in clean(caption)), END]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The words of ``ids`` up to ``<end>``, joined by spaces, without the special words."""
+        """The text of ``ids`` up to ``<end>``, without the special words."""
         words = []
         for number in ids:
             if number == END:
                 break
             if number >= len(SPECIAL_WORDS):
                 words.append(self.words[number])
-        return " ".join(words)
+        return join(words)
 
     def to_json(self) -> str:
         """Readable JSON: one line per word, with its id and count."""
         rows = zip(self.words, range(len(self)), self.counts, strict=True)
-        lines = (f"    {json.dumps(word)}: {json.dumps({'id': i, 'count': count})}" for word, i, count in rows)
+        lines = (
+            f"    {json.dumps(word, ensure_ascii=False)}: {json.dumps({'id': i, 'count': count})}"
+            for word, i, count in rows
+        )
         body = ",\n".join(lines)
         return f'{{\n  "min_count": {self.min_count},\n  "words": {{\n{body}\n  }}\n}}\n'
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.captioner.captioner import Caption
 from pipeline.captioner.metadata import load_metadata
 from pipeline.config import DecodingConfig
+from pipeline.data.text import clean
 from pipeline.evaluation.results import find_metrics, latest_metrics
 from pipeline.storage import Bucket, json, layout
 
@@ -55,7 +56,7 @@ class Profile(BaseModel):
             captioned=len(captions),
             failed=failed,
             features=[round(float(value), 4) for value in vectors.mean(axis=0)],
-            words=_moments([len(caption.text.split()) for caption in captions]),
+            words=_moments([len(clean(caption.text)) for caption in captions]),
             log_prob=_moments([caption.log_prob for caption in captions]),
         )
 

@@ -20,6 +20,7 @@ from pipeline.config import GREEDY, DecodingConfig
 from pipeline.data import dataset as datasets
 from pipeline.data.dataset import Dataset
 from pipeline.data.images import BadImageError, decode
+from pipeline.data.text import is_english
 from pipeline.data.vocabulary import SPECIAL_WORDS
 from pipeline.evaluation.drift import Profile
 from pipeline.evaluation.error_analysis import ErrorCount, ErrorKind, by_length, count_errors
@@ -83,7 +84,7 @@ def evaluate_model(
     failed = len(dataset.split("test")) - len(captions)
     profile = Profile.of(captioner.standardized(test.vectors), captions, failed=failed, decoding=decoding)
     references = test.references
-    with Scorer(references, written.values()) as scorer:
+    with Scorer(references, written.values(), language=dataset.language) as scorer:
         scores = {name: scorer.score(captions) for name, captions in written.items()}
         agreement = scorer.agreement(written["chosen"], _human_baseline(scorer, dataset, store))
     vocabulary = captioner.vocabulary.words[len(SPECIAL_WORDS) :]
@@ -100,16 +101,17 @@ def evaluate_model(
         scores=scores,
         agreement=agreement,
         diversity={
-            name: diversity(captions, vocabulary=vocabulary, training=training) for name, captions in texts.items()
+            name: diversity(captions, vocabulary=vocabulary, training=training, language=dataset.language)
+            for name, captions in texts.items()
         },
         by_length=by_length(written["chosen"], references, scores["chosen"].image_cider),
-        errors=count_errors(written["chosen"], references),
+        errors=count_errors(written["chosen"], references) if is_english(dataset.language) else {},
     )
     for name, found in _labelled(metrics.scores, decoding).items():
         log.info("%s: %s", name, format_scores(found.corpus))
     log.info("writing the report")
     album = _Album(test, written["chosen"], datasets.sources(test.table, store))
-    page = render(_report(metrics, metadata, dataset.name, album))
+    page = render(_report(metrics, metadata, dataset, album))
     table = pa.table([list(references), list(written["chosen"].values()), list(references.values())], schema=CAPTIONS)
     keys = layout.evaluation(version, dataset.id, decoding)
     json.write(profile, keys.profile, store)
@@ -178,11 +180,12 @@ class _Album:
         return dict(zip(self.split.image_ids, self.split.table.to_pylist(), strict=True))
 
 
-def _report(metrics: Metrics, metadata: ModelMetadata, dataset: str, album: _Album) -> Report:
+def _report(metrics: Metrics, metadata: ModelMetadata, dataset: Dataset, album: _Album) -> Report:
     return Report(
         title=f"Captioner {metrics.version}",
         metadata={
-            "dataset": dataset,
+            "dataset": dataset.name,
+            "language": dataset.language,
             "test images": metrics.images,
             "encoder": metadata.encoder_id,
             "trained": f"{metadata.created_at:%Y-%m-%d %H:%M} UTC",

@@ -39,7 +39,9 @@ class Metrics(BaseModel):
     agreement: Agreement = Field(description="the chosen decoding beside humans, each against all references but one")
     diversity: dict[str, Diversity] = Field(description="by decoding, and of humans: one reference of each image")
     by_length: list[LengthGroup] = Field(description="the chosen decoding by the length of the images' references")
-    errors: dict[ErrorKind, ErrorCount] = Field(description="of the chosen decoding, counted from words")
+    errors: dict[ErrorKind, ErrorCount] = Field(
+        description="of the chosen decoding, counted from words; only for English"
+    )
 
     @property
     def cider(self) -> float:

@@ -15,7 +15,8 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.data.text import clean
+from pipeline.config import ENGLISH
+from pipeline.data.text import clean, is_english
 from pipeline.errors import PipelineError
 from pipeline.metrics import java as java_programs
 from pipeline.metrics.bootstrap import ImageStatistics, Interval
@@ -37,8 +38,13 @@ FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 """Words that rarely end a sentence: a caption that ends in one is probably truncated. Some good captions do end in one
 ("look on", "pass by"), so compare the share with that of human captions."""
 
-Tokenizer = Literal["ptb", "builtin"]
-"""Stanford's PTBTokenizer, or ours, which needs no Java."""
+Tokenizer = Literal["ptb", "builtin", "words"]
+"""For English Stanford's PTBTokenizer, or ours, which needs no Java. For other languages the words of ``clean``."""
+
+_TOKENIZER = Field(
+    description="ptb: Stanford's PTBTokenizer; builtin: ours, which needs no Java; words: the words that a captioner "
+    "learns, for other languages than English"
+)
 
 
 class Scores(BaseModel):
@@ -46,8 +52,8 @@ class Scores(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    tokenizer: Tokenizer = Field(description="ptb: Stanford's PTBTokenizer; builtin: ours, which needs no Java")
-    corpus: dict[str, float] = Field(description="by the names of METRICS; METEOR only if there is Java")
+    tokenizer: Tokenizer = _TOKENIZER
+    corpus: dict[str, float] = Field(description="by the names of METRICS; METEOR only for English, if there is Java")
     intervals: dict[str, Interval] = Field(description="95 % bootstrap interval over images, of all metrics but METEOR")
     image_cider: dict[str, float] = Field(description="CIDEr of each image")
 
@@ -62,10 +68,10 @@ class HumanBaseline(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     references: str = Field(description="fingerprint of the references that were scored")
-    tokenizer: Tokenizer = Field(description="ptb: Stanford's PTBTokenizer; builtin: ours, which needs no Java")
+    tokenizer: Tokenizer = _TOKENIZER
     images: int = Field(description="images with two references or more; only they are scored")
     images_left_out: int = Field(description="images with a single reference")
-    scores: dict[str, float] = Field(description="by the names of METRICS; METEOR only if there is Java")
+    scores: dict[str, float] = Field(description="by the names of METRICS; METEOR only for English, if there is Java")
 
 
 class Agreement(BaseModel):
@@ -92,7 +98,9 @@ class Diversity(BaseModel):
     captions: int = Field(description="number of captions that were examined")
     distinct_captions: float = Field(description="number of different captions, as a share of all")
     novel_captions: float = Field(description="share of the captions that equal no training caption word for word")
-    ends_in_function_word: float = Field(description="share of the captions that end in a word such as 'the'")
+    ends_in_function_word: float | None = Field(
+        description="share of the captions that end in a word such as 'the'; null for other languages than English"
+    )
     words: int = Field(description="number of different words used")
     vocabulary_used: float = Field(description="share of the vocabulary's words that are used")
     mean_length: float = Field(description="words per caption")
@@ -117,6 +125,8 @@ class Scorer:
         candidates: the sets of captions to score, each with one caption for every image of the references.
         java: True runs Stanford's tokenizer and METEOR, and an error of theirs is raised; False runs our own tokenizer
             and no METEOR; None runs Java if there is one and continues without it, with a warning, when it fails.
+        language: of the captions, a BCP 47 code. For other languages than English Java is not run, and the tokens are
+            the words of ``clean``: both programs know English only.
 
     Raises:
         PipelineError: there are no captions, an image has no caption or no reference with a word in it, or ``java`` is
@@ -129,6 +139,7 @@ class Scorer:
         candidates: Iterable[Mapping[str, str]],
         *,
         java: bool | None = None,
+        language: str = ENGLISH,
     ) -> None:
         candidates = list(candidates)
         if not references or not candidates:
@@ -138,13 +149,17 @@ class Scorer:
             _require_references(captions.keys() - references.keys())
         _require_references(image for image, captions in references.items() if not captions)
         self._java_required = java is True
-        self._use_java = java_programs.available() if java is None else java
+        english = is_english(language)
+        self._use_java = english and (java_programs.available() if java is None else java)
         self._meteor_process: java_programs.Meteor | None = None
         raw = {caption: None for group in references.values() for caption in group}
         raw |= {caption: None for captions in candidates for caption in captions.values()}
         tokenized = self._run_java(lambda: tokenize_java([*raw]))
-        self.tokenizer: Tokenizer = "builtin" if tokenized is None else "ptb"
-        self._words = dict(zip(raw, map(tokenize, raw) if tokenized is None else tokenized, strict=True))
+        self.tokenizer: Tokenizer = "ptb"
+        if tokenized is None:
+            self.tokenizer = "builtin" if english else "words"
+            tokenized = [tokenize(caption) if english else " ".join(clean(caption)) for caption in raw]
+        self._words = dict(zip(raw, tokenized, strict=True))
         self._raw_references = references
         self._references: _Captions = {
             image: [self._words[caption] for caption in captions] for image, captions in references.items()
@@ -282,7 +297,11 @@ class Scorer:
 
 
 def score(
-    candidates: Mapping[str, str], references: Mapping[str, Sequence[str]], *, java: bool | None = None
+    candidates: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+    *,
+    java: bool | None = None,
+    language: str = ENGLISH,
 ) -> Scores:
     """Score one set of captions against the references of its images.
 
@@ -290,26 +309,31 @@ def score(
         candidates: caption by image.
         references: raw captions by image. Those of images without a candidate are left out.
         java: as for ``Scorer``.
+        language: as for ``Scorer``.
 
     Raises:
         PipelineError: as for ``Scorer``.
     """
-    with Scorer(_of_images(candidates, references), [candidates], java=java) as scorer:
+    with Scorer(_of_images(candidates, references), [candidates], java=java, language=language) as scorer:
         return scorer.score(candidates)
 
 
-def cider(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> float:
+def cider(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]], *, language: str = ENGLISH) -> float:
     """CIDEr of one set of captions, without Java: fast enough for every epoch. Otherwise like ``score``."""
-    return Scorer(_of_images(candidates, references), [candidates], java=False).cider(candidates)
+    scorer = Scorer(_of_images(candidates, references), [candidates], java=False, language=language)
+    return scorer.cider(candidates)
 
 
-def diversity(captions: Collection[str], *, vocabulary: Collection[str], training: Collection[str]) -> Diversity:
+def diversity(
+    captions: Collection[str], *, vocabulary: Collection[str], training: Collection[str], language: str = ENGLISH
+) -> Diversity:
     """How varied captions are, and how many of them are new.
 
     Args:
         captions: one per image, generated or human.
         vocabulary: the words that the captioner can write.
         training: the training captions.
+        language: of the captions, a BCP 47 code.
 
     Raises:
         PipelineError: there is no caption.
@@ -323,7 +347,9 @@ def diversity(captions: Collection[str], *, vocabulary: Collection[str], trainin
         captions=len(written),
         distinct_captions=len(set(written)) / len(written),
         novel_captions=fmean(caption not in known for caption in written),
-        ends_in_function_word=fmean(not FUNCTION_WORDS.isdisjoint(caption[-1:]) for caption in written),
+        ends_in_function_word=(
+            fmean(not FUNCTION_WORDS.isdisjoint(caption[-1:]) for caption in written) if is_english(language) else None
+        ),
         words=len(words),
         vocabulary_used=len(words.intersection(vocabulary)) / len(vocabulary),
         mean_length=fmean(map(len, written)),

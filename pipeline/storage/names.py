@@ -46,6 +46,13 @@ VERSION = NameKind(
 
 DATASET_NAME = NameKind("the name of a dataset", re.compile(_NAME, re.ASCII), _NAME_RULE, "Choose another with --name.")
 
+LANGUAGE = NameKind(
+    "the code of a language",
+    re.compile("[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*"),
+    "a BCP 47 code such as en, de, pt-BR or zh-Hans",
+    "It is that of the captions; leave it out for English.",
+)
+
 DATASET_ID = NameKind(
     "the id of a dataset",
     re.compile(_DATASET_ID, re.ASCII),

@@ -80,6 +80,7 @@ class TrainingData:
         dev: the images by which the best epoch is chosen.
         dev_captions: their captions.
         max_length: words of the longest caption.
+        language: of the captions, a BCP 47 code.
     """
 
     vocabulary: Vocabulary
@@ -88,6 +89,7 @@ class TrainingData:
     dev: SplitFeatures
     dev_captions: EncodedCaptions
     max_length: int
+    language: str
 
     @classmethod
     def read(
@@ -108,7 +110,7 @@ class TrainingData:
             len(train.vectors),
             len(vocabulary),
         )
-        return cls(vocabulary, train, train_captions, dev, dev_captions, max_length)
+        return cls(vocabulary, train, train_captions, dev, dev_captions, max_length, dataset.language)
 
 
 def pad_length(words: float) -> int:

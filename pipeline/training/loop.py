@@ -112,7 +112,7 @@ def train_phase(
     if not checkpoint.finished:
         assign(model.variables, checkpoint.model)
         assign(model.optimizer.variables, checkpoint.optimizer)
-    captioner = Captioner([model], data.vocabulary, max_length=data.max_length)
+    captioner = Captioner([model], data.vocabulary, max_length=data.max_length, language=data.language)
     while not checkpoint.finished:
         done = [*earlier, *checkpoint.epochs]
         done.append(_run_epoch(model, phase, seed=seed, data=data, captioner=captioner, number=len(done) + 1))
@@ -164,7 +164,7 @@ def _run_epoch(
         epoch=number,
         phase=phase.name,
         dev_loss=dev_loss,
-        dev_cider=dev_cider(captioner, data.dev),
+        dev_cider=dev_cider(captioner, data.dev, data.language),
         seconds=round(time.monotonic() - start, 2),
         **measured,
     )
@@ -180,10 +180,11 @@ def _run_epoch(
     return epoch
 
 
-def dev_cider(captioner: Captioner, dev: SplitFeatures) -> float:
+def dev_cider(captioner: Captioner, dev: SplitFeatures, language: str) -> float:
     """CIDEr of the captions that greedy search gives the images of dev."""
     captions = captioner.caption(dev.vectors, GREEDY)
-    return cider(dict(zip(dev.image_ids, (caption.text for caption in captions), strict=True)), dev.references)
+    written = dict(zip(dev.image_ids, (caption.text for caption in captions), strict=True))
+    return cider(written, dev.references, language=language)
 
 
 def compile_for_training(

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from pipeline.captioner.merge_model import decode_step, initial_state
 from pipeline.config import TrainingConfig
+from pipeline.data.text import allows_repeats
 from pipeline.data.vocabulary import PAD, START
 from pipeline.features.crops import sample_crop
 from pipeline.metrics.cider import CiderD, Ids
@@ -46,7 +47,9 @@ def leave_one_out(rewards: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return advantages
 
 
-def sampler(model: "keras.Model", *, max_length: int, seed: "keras.random.SeedGenerator") -> "CompiledFunction":
+def sampler(
+    model: "keras.Model", *, max_length: int, seed: "keras.random.SeedGenerator", allow_repeats: bool = False
+) -> "CompiledFunction":
     """A compiled function of features (B, D) to the ids of ``SAMPLES_PER_IMAGE`` captions each, (B, S, T) int32."""
     from keras import ops
     from keras.random import uniform
@@ -55,7 +58,8 @@ def sampler(model: "keras.Model", *, max_length: int, seed: "keras.random.SeedGe
 
     def sample_captions(features: "Tensor") -> "Tensor":
         uniforms = uniform((ops.shape(features)[0], SAMPLES_PER_IMAGE, max_length), seed=seed)
-        return sample(partial(decode_step, [model]), initial_state([model], features), uniforms=uniforms).ids
+        state = initial_state([model], features)
+        return sample(partial(decode_step, [model]), state, uniforms=uniforms, allow_repeats=allow_repeats).ids
 
     return CompiledFunction(sample_captions, [model, seed])
 
@@ -104,7 +108,9 @@ def phase(model: "keras.Model", config: TrainingConfig, data: TrainingData) -> P
 
     captions = data.train_captions
     generator = keras.random.SeedGenerator(0)
-    sample_captions = sampler(model, max_length=data.max_length + 1, seed=generator)
+    sample_captions = sampler(
+        model, max_length=data.max_length + 1, seed=generator, allow_repeats=allows_repeats(data.language)
+    )
     references = padded(captions.ids, data.max_length + 1)
     # Computed when it is first needed: a phase that was finished before needs none.
     reward = cache(lambda: CiderD(references, captions.image, len(data.vocabulary)))

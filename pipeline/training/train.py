@@ -14,6 +14,7 @@ from pipeline.captioner.captioner import Captioner
 from pipeline.captioner.merge_model import build
 from pipeline.captioner.metadata import EnsembleMember, Epoch, ModelMetadata, load_metadata
 from pipeline.config import TrainingConfig
+from pipeline.data.text import is_english
 from pipeline.data.vocabulary import embedding_matrix
 from pipeline.storage import ABSENT, Bucket, DamagedObjectError, ObjectChangedError, layout
 from pipeline.training import loop, scst
@@ -78,11 +79,13 @@ def train_captioner(
         created_at=datetime.now(UTC),
         encoder_id=encoder_id,
         dataset=dataset_id,
+        language=data.language,
         max_length=data.max_length,
         config=config,
         ensemble=ensemble,
     )
-    metadata = save(Captioner(models, data.vocabulary, max_length=data.max_length), metadata, store)
+    captioner = Captioner(models, data.vocabulary, max_length=data.max_length, language=data.language)
+    metadata = save(captioner, metadata, store)
     log.info("model %s is in %s", version, store.url(layout.model_folder(version)))
     return metadata
 
@@ -97,7 +100,9 @@ def _train_model(
 ) -> tuple["keras.Model", EnsembleMember]:
     """Train one model through all phases."""
     embeddings = None
-    if config.embedding != "learned":
+    if config.embedding == "glove" and not is_english(data.language):
+        log.info("the packaged GloVe vectors are of English words: the word vectors are learned")
+    elif config.embedding != "learned":
         embeddings, covered = embedding_matrix(
             data.vocabulary, config.embedding, seed=config.seed, size=config.embedding_size
         )

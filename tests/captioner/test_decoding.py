@@ -217,6 +217,14 @@ def test_no_trigram_is_repeated(beam_width):
     assert written(found)[0][:5] == (4, 5, 6, 4, 5)
 
 
+def test_repeats_may_be_allowed():
+    """Then a word may follow itself, in beams and in samples, and trigrams recur; the special words stay forbidden."""
+    step, state = constant([90, 90, -9, 90, 5, 1])
+    assert written(beam_search(step, state, beam_width=1, max_length=8, allow_repeats=True)) == [(4,) * 8]
+    uniforms = np.full((1, 1, 8), 0.5, np.float32)
+    assert written(sample(step, state, uniforms=uniforms, allow_repeats=True)) == [(4,) * 8]
+
+
 def test_ties_go_to_the_lower_id():
     """Of equally probable words the one with the lower id is taken, so that results are reproducible."""
     step, state = constant([0] * 6)

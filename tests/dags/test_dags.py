@@ -177,6 +177,17 @@ def test_dataset_and_encoder_may_be_empty(dag, empty):
     assert rendered == ["--dataset=", "--encoder="]
 
 
+@pytest.mark.parametrize("dag", ["retrain_captioner"], indirect=True)
+@pytest.mark.parametrize(
+    ("language", "argument"), [("", "--language="), (None, "--language="), ("de", "--language=de")]
+)
+def test_the_language_of_the_form_is_that_of_the_dataset(dag, language, argument):
+    """It is given to the ingest; empty, the ingest takes that of the dataset in the store, or English."""
+    dag.params.get_param("language").resolve(language)
+    template = dag.get_template_env().from_string(dag.task_dict["ingest"].arguments[2])
+    assert template.render(params={"language": language}) == argument
+
+
 @pytest.mark.parametrize("dag", ["caption_new_images"], indirect=True)
 def test_the_night_is_a_chain(dag):
     """List, plan, extract, plan, caption, reconcile; at two o'clock, and when there is a new champion."""

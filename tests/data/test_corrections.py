@@ -111,7 +111,7 @@ def test_a_picture_is_copied_once(store):
 
 @pytest.mark.parametrize(
     "caption",
-    ["", "  ", "\n", "a dog\nruns", "a\tdog", "a dog\0", "a \u202egod", "a dog\ud800", "12 !?", "собака", "a" * 301],
+    ["", "  ", "\n", "a dog\nruns", "a\tdog", "a dog\0", "a \u202egod", "a dog\ud800", "12 !?", "🐕", "a" * 301],
     ids=repr,
 )
 def test_an_invalid_caption_is_refused(store, caption):
@@ -119,6 +119,12 @@ def test_an_invalid_caption_is_refused(store, caption):
     with pytest.raises(PipelineError, match="caption: expected one line of 1 to 300 printable characters"):
         correct(store, caption=caption)
     assert keys(store) == []
+
+
+@pytest.mark.parametrize("caption", ["Собака бежит.", "एक कुत्ता", "一只狗"])
+def test_a_caption_may_be_in_any_script(store, caption):
+    """A caption in another language than English is stored as it was written."""
+    assert correct(store, caption=caption).caption == caption
 
 
 @given(st.text(max_size=400) | st.text("a é日🐕.1 \n\t", max_size=10))

@@ -748,6 +748,25 @@ def put_dataset(columns: dict[str, list[object]], store: Bucket) -> None:
     store.put(layout.ingest_report(BY_HAND), report.model_dump_json().encode())
 
 
+def test_the_language_belongs_to_the_dataset(tmp_path: Path) -> None:
+    """It is English unless given, is part of the id, and is kept where the dataset is ingested by its id."""
+    store, table = LocalBucket(tmp_path / "store"), toy.draw(LocalBucket(tmp_path / "source"))
+    english, german = ingest(table, store, name="toy"), ingest(table, store, name="toy", language="de")
+    assert (english.language, german.language) == ("en", "de")
+    assert (load(english.dataset, store).language, load(german.dataset, store).language) == ("en", "de")
+    assert english.dataset != german.dataset
+    assert ingest(german.dataset, store) == german
+    assert ingest(german.dataset, store, language="en") == english
+
+
+@pytest.mark.parametrize("language", ["German", "d", "de_DE", "de-", "../x"])
+def test_a_language_is_a_code(tmp_path: Path, language: str) -> None:
+    """Anything else is refused, with examples of codes."""
+    table = toy.draw(LocalBucket(tmp_path / "source"))
+    with pytest.raises(PipelineError, match=r"Not the code of a language: expected .* en, de"):
+        ingest(table, LocalBucket(tmp_path / "store"), language=language)
+
+
 def test_ingest_accepts_a_valid_table(bucket: Bucket) -> None:
     """It becomes a dataset with these rows."""
     put_dataset(valid(), bucket)

@@ -376,3 +376,26 @@ def test_diversity_of_nothing_is_an_error() -> None:
     """Diversity is not defined without captions."""
     with pytest.raises(PipelineError, match="no captions"):
         diversity([], vocabulary=["a"], training=[])
+
+
+def test_other_languages_are_scored_by_their_words() -> None:
+    """Letters of any script count, and characters where there are no spaces; punctuation and case do not."""
+    references = {"1.jpg": ["Ein großer Hund läuft.", "Der Hund"], "2.jpg": ["Straße", "die Straße !"]}
+    found = score({"1.jpg": "ein großer hund läuft", "2.jpg": "straße"}, references, language="de")
+    assert (found.tokenizer, found.corpus["BLEU-4"]) == ("words", pytest.approx(1))
+    one, other = (
+        score({"1.jpg": caption, "2.jpg": "猫"}, {"1.jpg": ["一只黑狗。"], "2.jpg": ["猫"]}, language="zh-Hans").corpus
+        for caption in ("一只黑狗", "一只白狗")
+    )
+    assert 0 < other["BLEU-1"] < one["BLEU-1"] == pytest.approx(1)
+
+
+def test_java_is_for_english_only() -> None:
+    """Neither Stanford's tokenizer nor METEOR is run for another language, even where Java is required."""
+    found = score({"1.jpg": "ein hund"}, {"1.jpg": ["ein Hund"]}, java=True, language="de")
+    assert (found.tokenizer, "METEOR" in found.corpus) == ("words", False)
+
+
+def test_truncation_is_counted_in_english_only() -> None:
+    """No list of function words of another language is there."""
+    assert diversity(["die"], vocabulary=["die"], training=[], language="de").ends_in_function_word is None

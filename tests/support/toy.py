@@ -17,6 +17,19 @@ from pipeline.training.train import train_captioner
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 180, 40), "blue": (40, 40, 200), "yellow": (210, 210, 40)}
 
+TEXTS = {
+    "en": ({}, ("a {} square", "the whole picture is {}")),
+    "de": (
+        {"red": "rot", "green": "grün", "blue": "blau", "yellow": "gelb"},
+        ("Ein {}es Quadrat.", "Das ganze Bild ist {}."),
+    ),
+    "zh": (
+        {"red": "红", "green": "绿", "blue": "蓝", "yellow": "黄"},
+        ("一个{}色的方块。", "整个画面都是{}{}的。"),
+    ),
+}
+"""By language, the names of the colours where they are not these, and the two captions of each picture."""
+
 SPLITS = ("train", "train", "train", "train", "dev", "test")
 """Of the pictures of each colour."""
 
@@ -67,7 +80,14 @@ def png(*colour: int) -> bytes:
     return buffer.getvalue()
 
 
-def draw(bucket: Bucket, *, seed: int = 0, broken: tuple[str, ...] = ()) -> str:
+def captions(colour: str, language: str = "en") -> list[str]:
+    """The captions of a picture; one in Chinese repeats a character at once."""
+    names, texts = TEXTS[language]
+    name = names.get(colour, colour)
+    return [text.format(name, name) for text in texts]
+
+
+def draw(bucket: Bucket, *, seed: int = 0, broken: tuple[str, ...] = (), language: str = "en") -> str:
     """Put pictures (those named in ``broken`` damaged) and the table of their captions; return the table's URI."""
     lines = ["image,caption,split"]
     for colour in COLOURS:
@@ -75,7 +95,7 @@ def draw(bucket: Bucket, *, seed: int = 0, broken: tuple[str, ...] = ()) -> str:
             name = f"{colour}-{number}.jpg"
             data = picture(colour, seed + number)
             bucket.put(f"pictures/{name}", data[:50] if name in broken else data)
-            lines += [f"{name},a {colour} square,{split}", f"{name},the whole picture is {colour},{split}"]
+            lines += [f"{name},{caption},{split}" for caption in captions(colour, language)]
     bucket.put("captions.csv", "\n".join(lines).encode())
     return bucket.url("captions.csv")
 
@@ -90,10 +110,17 @@ def save_encoder(path: Path) -> Path:
 
 
 def prepare(
-    source: Bucket, store: Bucket, encoder_file: Path, *, broken: tuple[str, ...] = (), crops: bool = False
+    source: Bucket,
+    store: Bucket,
+    encoder_file: Path,
+    *,
+    broken: tuple[str, ...] = (),
+    crops: bool = False,
+    language: str = "en",
 ) -> Inputs:
     """Draw pictures, ingest them and extract their features: all that comes before a training."""
-    dataset_id = dataset.ingest(draw(source, broken=broken), store, name="toy").dataset
+    table = draw(source, broken=broken, language=language)
+    dataset_id = dataset.ingest(table, store, name="toy", language=language).dataset
     vocabulary, _ = build_vocabulary(dataset_id, store, min_count=1)
     encoder_id = encoder.register(str(encoder_file), store, crops=crops)
     for name, images in dataset.listings_by_source(dataset.load(dataset_id, store).table).items():
