@@ -559,11 +559,13 @@ def demo_data(
     directory: Annotated[Path, typer.Argument(help="folder for the pictures and captions", parser=_path)],
     images: Annotated[int, typer.Option(min=10, help="number of pictures")] = 600,
     seed: Annotated[int, typer.Option(help="seed; other seeds give other pictures")] = 0,
+    language: Annotated[Literal["en", "de", "zh"], typer.Option(help="language of the captions")] = "en",
 ) -> None:
     """Generate a data set with known captions, in the Flickr8k layout, to try the pipeline without a download."""
     from pipeline.data import synthetic
 
-    _print({"directory": str(directory), "images": synthetic.generate(directory, images=images, seed=seed)})
+    count = synthetic.generate(directory, images=images, seed=seed, language=language)
+    _print({"directory": str(directory), "images": count})
 
 
 @app.command()

@@ -51,7 +51,7 @@ COMMANDS = {
     "caption": {"pictures", "--alternatives", "--json", "--model", *DECODING},
     "status": {"--captions", "--under"},
     "install-dags": {"folder"},
-    "demo-data": {"directory", "--images", "--seed"},
+    "demo-data": {"directory", "--images", "--seed", "--language"},
     "demo-inbox": {"--count"},
     "night preview": {"--archive", "--retry-failed", "--no-retry-failed"},
     "night list": {

@@ -19,36 +19,118 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from pipeline.config import ENGLISH
+from pipeline.data.text import clean
 from pipeline.errors import PipelineError
 from pipeline.storage import LocalBucket
 
 logger = logging.getLogger(__name__)
 
-WORDS: dict[str, dict[str, tuple[str, ...]]] = {
-    "size": {"small": ("small", "little"), "large": ("large", "big")},
-    "colour": {"red": ("red",), "yellow": ("yellow",), "blue": ("blue",), "black": ("black",)},
-    "pattern": {
-        "plain": ("plain",),
-        "striped": ("striped", "stripy"),
-        "dotted": ("dotted", "spotted"),
-        "chequered": ("chequered", "checked"),
-    },
-    "ground": {"grass": ("grass", "lawn"), "snow": ("snow",), "sand": ("sand", "beach"), "water": ("water", "lake")},
-}
-"""The values of each attribute, and the words for each value. No word has two meanings, and the grounds are not named
-by colours, so any combination of these words is unambiguous."""
 
-TEMPLATES = (
-    "A {size} {colour} {pattern} ball lies on the {ground} .",
-    "A {pattern} {colour} ball is lying on the {ground} .",
-    "There is a {size} {pattern} ball on the {ground} .",
-    "On the {ground} lies a {size} {colour} ball .",
-    "The {pattern} ball on the {ground} is {size} and {colour} .",
-    "Somebody left a {colour} {pattern} ball on the {ground} .",
-    "A ball on the {ground} , {size} , {colour} and {pattern} .",
-    "A {size} ball rests on the {ground} ; it is {colour} and {pattern} .",
-)
-"""The sentences; the captions of a picture use different ones."""
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """How the captions of a language are made.
+
+    Attributes:
+        words: the words for each value of each attribute. No word has two meanings, and the grounds are not named by
+            colours, so any combination of these words is unambiguous.
+        templates: the sentences; the captions of a picture use different ones.
+        endings: what the sentences may append to these words.
+    """
+
+    words: dict[str, dict[str, tuple[str, ...]]]
+    templates: tuple[str, ...]
+    endings: tuple[str, ...] = ("",)
+
+
+WORDINGS = {
+    "en": Wording(
+        {
+            "size": {"small": ("small", "little"), "large": ("large", "big")},
+            "colour": {"red": ("red",), "yellow": ("yellow",), "blue": ("blue",), "black": ("black",)},
+            "pattern": {
+                "plain": ("plain",),
+                "striped": ("striped", "stripy"),
+                "dotted": ("dotted", "spotted"),
+                "chequered": ("chequered", "checked"),
+            },
+            "ground": {
+                "grass": ("grass", "lawn"),
+                "snow": ("snow",),
+                "sand": ("sand", "beach"),
+                "water": ("water", "lake"),
+            },
+        },
+        (
+            "A {size} {colour} {pattern} ball lies on the {ground} .",
+            "A {pattern} {colour} ball is lying on the {ground} .",
+            "There is a {size} {pattern} ball on the {ground} .",
+            "On the {ground} lies a {size} {colour} ball .",
+            "The {pattern} ball on the {ground} is {size} and {colour} .",
+            "Somebody left a {colour} {pattern} ball on the {ground} .",
+            "A ball on the {ground} , {size} , {colour} and {pattern} .",
+            "A {size} ball rests on the {ground} ; it is {colour} and {pattern} .",
+        ),
+    ),
+    "de": Wording(
+        {
+            "size": {"small": ("klein", "winzig"), "large": ("groß", "riesig")},
+            "colour": {"red": ("rot",), "yellow": ("gelb",), "blue": ("blau",), "black": ("schwarz",)},
+            "pattern": {
+                "plain": ("einfarbig",),
+                "striped": ("gestreift",),
+                "dotted": ("gepunktet", "getupft"),
+                "chequered": ("kariert",),
+            },
+            "ground": {
+                "grass": ("Gras", "Rasen"),
+                "snow": ("Schnee",),
+                "sand": ("Sand", "Strand"),
+                "water": ("Wasser", "See"),
+            },
+        },
+        (
+            "Ein {size}er {colour}er {pattern}er Ball liegt auf dem {ground}.",
+            "Der {pattern}e {colour}e Ball liegt auf dem {ground}.",
+            "Auf dem {ground} ist ein {size}er {pattern}er Ball.",
+            "Auf dem {ground} liegt ein {size}er {colour}er Ball.",
+            "Der {pattern}e Ball auf dem {ground} ist {size} und {colour}.",
+            "Jemand hat einen {colour}en {pattern}en Ball auf dem {ground} vergessen.",
+            "Ein Ball auf dem {ground}, {size}, {colour} und {pattern}.",
+            "Ein {size}er Ball ruht auf dem {ground}; er ist {colour} und {pattern}.",
+        ),
+        endings=("", "e", "er", "en"),
+    ),
+    "zh": Wording(
+        {
+            "size": {"small": ("小",), "large": ("大",)},
+            "colour": {"red": ("红",), "yellow": ("黄",), "blue": ("蓝",), "black": ("黑",)},
+            "pattern": {
+                "plain": ("纯色", "素面"),
+                "striped": ("条纹",),
+                "dotted": ("圆点", "斑点"),
+                "chequered": ("方格", "格子"),
+            },
+            "ground": {
+                "grass": ("草地", "草坪"),
+                "snow": ("雪地",),
+                "sand": ("沙地", "沙滩"),
+                "water": ("水面", "湖面"),
+            },
+        },
+        (
+            "{ground}上放着一个{size}的{colour}色{pattern}球。",
+            "一个{colour}色的{pattern}球在{ground}上。",
+            "{ground}上有一个{size}的{pattern}球。",
+            "{ground}上有一个{size}的{colour}色的球。",
+            "{ground}上的{pattern}球又{size}又{colour}。",
+            "有人把一个{colour}色的{pattern}球忘在{ground}上。",
+            "{ground}上的一个球，{size}的，{colour}色，{pattern}。",
+            "一个{size}球停在{ground}上，颜色是{colour}色，花纹是{pattern}。",
+        ),
+    ),
+}
+"""By BCP 47 code of the language. All have the same attributes with the same values."""
 
 CAPTIONS_PER_IMAGE = 5
 
@@ -90,21 +172,21 @@ class _Scene:
     seed: int
 
 
-def generate(directory: Path, *, images: int = 600, seed: int = 0) -> int:
+def generate(directory: Path, *, images: int = 600, seed: int = 0, language: str = ENGLISH) -> int:
     """Write the data set, or complete an interrupted one, and return the number of pictures.
 
     The files in ``directory`` are ``images/*.jpg`` (RGB, 224×224), ``Flickr8k.token.txt``
     (``NAME.jpg#K<TAB>CAPTION``, five per picture), ``Flickr_8k.{train,dev,test}Images.txt`` (80, 10 and 10 %, one file
-    name per line) and ``truth.csv`` (the file name, then one column per attribute). The same ``images`` and ``seed``
-    give the same data set; files that are already correct are not written again, so they keep their etags. File names
-    differ between seeds.
+    name per line) and ``truth.csv`` (the file name, then one column per attribute). The same ``images``, ``seed`` and
+    ``language``, one of ``WORDINGS``, give the same data set; files that are already correct are not written again, so
+    they keep their etags. File names differ between seeds and languages.
 
     Raises:
         PipelineError: fewer than ten images, or ``directory`` holds something else.
     """
     if images < 10:
         raise PipelineError(f"A data set to be split 80/10/10 needs at least 10 images. Received: images={images}")
-    scenes = [_scene(index, seed) for index in range(images)]
+    scenes = [_scene(index, seed, language) for index in range(images)]
     bucket = LocalBucket(directory)
     _claim(bucket, _truth_csv(scenes))
     for scene in scenes:
@@ -115,14 +197,14 @@ def generate(directory: Path, *, images: int = 600, seed: int = 0) -> int:
     return images
 
 
-def attributes(caption: str) -> set[tuple[str, str]]:
+def attributes(caption: str, language: str = ENGLISH) -> set[tuple[str, str]]:
     """The (attribute, value) pairs that a caption states, such as ``("colour", "red")``, even contradictory ones."""
-    words = set(caption.lower().replace(".", " ").replace(",", " ").split())
+    text, wording = _spaced(caption), WORDINGS[language]
     return {
         (attribute, value)
-        for attribute, values in WORDS.items()
+        for attribute, values in wording.words.items()
         for value, synonyms in values.items()
-        if words.intersection(synonyms)
+        if any(_spaced(word + ending) in text for word in synonyms for ending in wording.endings)
     }
 
 
@@ -136,19 +218,27 @@ def read_truth(directory: Path) -> dict[str, set[tuple[str, str]]]:
     return {row.pop("image"): set(row.items()) for row in csv.DictReader(io.StringIO(text))}
 
 
-def _scene(index: int, seed: int) -> _Scene:
-    rng = random.Random(f"{seed}/{index}")
-    truth = {attribute: rng.choice(list(values)) for attribute, values in WORDS.items()}
+def _spaced(text: str) -> str:
+    """The words of a text, each between spaces."""
+    return f" {' '.join(clean(text))} "
+
+
+def _scene(index: int, seed: int, language: str) -> _Scene:
+    rng, wording = random.Random(f"{seed}/{index}"), WORDINGS[language]
+    truth = {attribute: rng.choice(list(values)) for attribute, values in wording.words.items()}
     captions = [
-        template.format_map({attribute: rng.choice(WORDS[attribute][value]) for attribute, value in truth.items()})
-        for template in rng.sample(TEMPLATES, CAPTIONS_PER_IMAGE)
+        template.format_map(
+            {attribute: rng.choice(wording.words[attribute][value]) for attribute, value in truth.items()}
+        )
+        for template in rng.sample(wording.templates, CAPTIONS_PER_IMAGE)
     ]
-    return _Scene(f"ball-{seed}-{index:04d}.jpg", truth, captions, rng.getrandbits(64))
+    name = f"ball-{seed}" if language == ENGLISH else f"ball-{language}-{seed}"
+    return _Scene(f"{name}-{index:04d}.jpg", truth, captions, rng.getrandbits(64))
 
 
 def _truth_csv(scenes: list[_Scene]) -> bytes:
     buffer = io.StringIO()
-    table = csv.DictWriter(buffer, ["image", *WORDS], lineterminator="\n")
+    table = csv.DictWriter(buffer, ["image", *scenes[0].truth], lineterminator="\n")
     table.writeheader()
     table.writerows({"image": scene.image, **scene.truth} for scene in scenes)
     return buffer.getvalue().encode()
@@ -174,8 +264,8 @@ def _claim(bucket: LocalBucket, truth: bytes) -> None:
         bucket.put(key, truth)
     elif not bucket.exists(key) or bucket.get(key) != truth:
         raise PipelineError(
-            f"{bucket.root} holds something other than the synthetic data set of this size and seed. Choose an empty "
-            "folder, or the size and seed that the data set was generated with."
+            f"{bucket.root} holds something other than the synthetic data set of this size, seed and language. Choose "
+            "an empty folder, or the size, seed and language that the data set was generated with."
         )
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import pytest
 from PIL import Image
 
 from pipeline.data import synthetic
-from pipeline.data.synthetic import TEMPLATES, WORDS, attributes, generate, read_truth
+from pipeline.data.synthetic import WORDINGS, attributes, generate, read_truth
 from pipeline.errors import PipelineError
 
 IMAGES = 20
+
+LANGUAGES = pytest.mark.parametrize("language", list(WORDINGS))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +79,7 @@ def test_truth_has_a_column_an_attribute(drawn: Path) -> None:
         assert table.fieldnames == ["image", "size", "colour", "pattern", "ground"]
         rows = list(table)
     assert len(rows) == IMAGES
-    assert all(row[attribute] in values for row in rows for attribute, values in WORDS.items())
+    assert all(row[attribute] in values for row in rows for attribute, values in WORDINGS["en"].words.items())
 
 
 def test_each_picture_has_five_different_captions(drawn: Path) -> None:
@@ -112,16 +115,49 @@ def test_every_word_is_frequent_in_the_default_train_split(tmp_path: Path, monke
         if key.rpartition("#")[0] in train:
             counts.update(caption.lower().split())
     assert len(train) == 480
-    stating = {word for values in WORDS.values() for synonyms in values.values() for word in synonyms}
+    stating = {word for values in WORDINGS["en"].words.values() for synonyms in values.values() for word in synonyms}
     assert stating <= words
     assert {word for word in words if counts[word] < 10} == set()
 
 
-def test_no_word_states_two_values() -> None:
+@LANGUAGES
+def test_no_word_states_two_values(language: str) -> None:
     """A word is in the list of one value only, and in no template, so that recombined captions read one way."""
-    words = [word for values in WORDS.values() for synonyms in values.values() for word in synonyms]
+    wording = WORDINGS[language]
+    words = [word for values in wording.words.values() for synonyms in values.values() for word in synonyms]
     assert len(words) == len(set(words))
-    assert all(attributes(template) == set() for template in TEMPLATES)
+    bare = [template.format_map(dict.fromkeys(wording.words, ".")) for template in wording.templates]
+    assert all(attributes(template, language) == set() for template in bare)
+
+
+@LANGUAGES
+def test_every_language_states_the_same_attributes(language: str) -> None:
+    """Each sentence with each word states the values of at least three attributes, as their names in English do."""
+    wording = WORDINGS[language]
+    english = {attribute: set(values) for attribute, values in WORDINGS["en"].words.items()}
+    assert {attribute: set(values) for attribute, values in wording.words.items()} == english
+    for attribute, values in wording.words.items():
+        for value, synonyms in values.items():
+            for word, template in itertools.product(synonyms, wording.templates):
+                others = {name: next(iter(of_name.items())) for name, of_name in wording.words.items()}
+                stated = {name: first for name, (first, _) in others.items()} | {attribute: value}
+                words = {name: first_words[0] for name, (_, first_words) in others.items()} | {attribute: word}
+                named = {name for name in stated if f"{{{name}}}" in template}
+                assert len(named) >= 3
+                assert attributes(template.format_map(words), language) == {(name, stated[name]) for name in named}
+
+
+@pytest.mark.parametrize("language", ["de", "zh"])
+def test_captions_of_another_language_are_true(tmp_path: Path, language: str) -> None:
+    """They are those of the language, and the names of the files differ from those of English pictures."""
+    generate(tmp_path, images=10, language=language)
+    truth = read_truth(tmp_path)
+    for key, caption in captions(tmp_path):
+        assert len(attributes(caption, language)) >= 3
+        assert attributes(caption, language) <= truth[key.rpartition("#")[0]]
+    assert all(name.startswith(f"ball-{language}-0-") for name in truth)
+    with pytest.raises(PipelineError, match="size, seed and language"):
+        generate(tmp_path, images=10)
 
 
 def test_attributes_reads_captions_of_any_wording() -> None:
@@ -240,7 +276,7 @@ def test_too_few_images_to_split_are_refused(tmp_path: Path) -> None:
 
 def test_pictures_of_the_same_truth_differ(tmp_path: Path) -> None:
     """Pictures vary beyond their attributes: the same truth with another seed is another picture throughout."""
-    scene = synthetic._scene(0, 0)
+    scene = synthetic._scene(0, 0, "en")
     other = synthetic._Scene(scene.image, scene.truth, scene.captions, scene.seed + 1)
     one, two = synthetic._paint(scene).astype(int), synthetic._paint(other).astype(int)
     assert np.mean(np.abs(one - two)) > 5
@@ -248,6 +284,6 @@ def test_pictures_of_the_same_truth_differ(tmp_path: Path) -> None:
 
 def test_jpeg_keeps_the_pixels() -> None:
     """The written file decodes to the painted pixels, except for the loss of compression."""
-    pixels = synthetic._paint(synthetic._scene(0, 0))
+    pixels = synthetic._paint(synthetic._scene(0, 0, "en"))
     with Image.open(io.BytesIO(synthetic._jpeg(pixels))) as image:
         assert np.mean(np.abs(np.asarray(image).astype(int) - pixels)) < 5
