@@ -23,7 +23,7 @@ class TrainingConfig(BaseModel):
     embedding: str = Field(
         "glove",
         description="Word vectors: glove (packaged, 50-d, for English; learned for other languages), learned, or the "
-        "path of a text file in the format of GloVe or word2vec, which may end in .gz",
+        "path of a text file in the format of GloVe or word2vec, which may be compressed by gzip",
     )
     embedding_size: int = Field(50, ge=1, le=1024, description="Length of a word vector; GloVe's must have this length")
     units: int = Field(256, ge=8, le=4096, description="Width of the image projection, the LSTM and the merged layer")
