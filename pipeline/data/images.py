@@ -51,6 +51,21 @@ _PLUGINS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
 """What decodes each format. Not ``Image.open``: it judges the size of a JPEG before it can be scaled down, and takes a
 picture with pixels of an unsupported kind for a file of no known format."""
 
+OTHER_SUFFIXES = frozenset(
+    """
+    .txt .md .csv .tsv .json .jsonl .xml .xmp .aae .html .htm .css .js .log .ini .cfg .conf .yaml .yml .toml .url .lnk
+    .pdf .doc .docx .odt .rtf .xls .xlsx .ods .ppt .pptx .pages .numbers .key .eml .ics .vcf .ttf .otf .woff .woff2
+    .mov .mp4 .m4v .avi .mkv .webm .mpg .mpeg .mts .m2ts .3gp .wmv .flv .lrv .insv .thm .mp3 .m4a .wav .aac .flac .ogg
+    .opus .wma .mid .zip .gz .tgz .tar .bz2 .xz .zst .7z .rar .iso .dmg .exe .msi .dll .so .dylib .apk .jar .class .py
+    .ipynb .sh .bat .c .h .cpp .java .go .rs .db .sqlite .sqlite3 .sql .parquet .feather .npy .npz .pkl .h5 .pt .pth
+    .onnx .keras .safetensors .lrcat .psd .psb .xcf .ai .svg .eps .ps .ico .icns .indd .blend .stl .obj .fbx .dxf .dwg
+    .dng .nef .nrw .cr2 .cr3 .crw .arw .srf .sr2 .raf .orf .rw2 .pef .srw .raw .3fr .iiq .x3f .rwl .kdc .dcr .mrw .erf
+    .jp2 .j2k .jpx .jxl .hdr .exr .tga .pcx .ppm .pgm .pbm .pnm .qoi .dds .bpg .sha256 .md5 .sha1 .part .crdownload
+    """.split()  # noqa: SIM905 - a list of as many literals is harder to read
+)
+"""Keys that end in one of these are no photographs that can be decoded, and are not looked at. Raw pictures of cameras
+are TIFFs, too, but of these Pillow would read a thumbnail."""
+
 START_BYTES = 64
 """Bytes from the beginning of a file that tell its format."""
 

@@ -3,21 +3,36 @@
 import fnmatch
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
 import pyarrow as pa
 
-from pipeline.data.images import is_image
+from pipeline.data.images import OTHER_SUFFIXES, START_BYTES, content_hash, format_of, is_image
 from pipeline.errors import PipelineError
-from pipeline.storage import Bucket, StoredObject, source_name
+from pipeline.storage import (
+    Bucket,
+    ObjectDeniedError,
+    ObjectNotFoundError,
+    StoredObject,
+    layout,
+    parquet,
+    source_name,
+)
 from pipeline.work import runs
-from pipeline.work.listing import tabulate
+from pipeline.work.listing import IMAGES, PAGE, tabulate
 from pipeline.work.runs import NightRecord
 
 ARCHIVED, EXCLUDED, OTHERS = "archived", "excluded", "other files"
 """Kinds of objects that are passed over, besides those of ``storage.bucket`` and the suffixes of files."""
+
+LOOKED_AT = pa.schema([*IMAGES, parquet.column("is_photograph", pa.bool_(), "whether its first bytes are a picture's")])
+"""Files whose suffix says nothing."""
+
+READERS = 32
+"""Files that are looked at at once."""
 
 KINDS = 12
 """Suffixes that are counted one by one, the most frequent ones."""
@@ -43,8 +58,18 @@ class Patterns:
         return (not self.include or _matches(key, self.include)) and not _matches(key, self.exclude)
 
 
-def list_photographs(inbox: Bucket, patterns: Patterns) -> tuple[pa.Table, dict[str, int]]:
+def list_photographs(
+    inbox: Bucket, patterns: Patterns, looked_at: MutableMapping[tuple[str, str], bool]
+) -> tuple[pa.Table, dict[str, int]]:
     """List the photographs of an inbox.
+
+    A key with an unknown suffix, or none, is a photograph if the first bytes of the object are those of a picture.
+
+    Args:
+        inbox: the inbox.
+        patterns: which keys are captioned.
+        looked_at: whether objects that earlier listings have looked at are photographs, by key and etag, as
+            ``read_looked_at`` gives it; afterwards, that of all objects that this listing would have looked at.
 
     Returns:
         A listing of schema ``LISTING``, and what was passed over, by kind, the most frequent first.
@@ -56,10 +81,13 @@ def list_photographs(inbox: Bucket, patterns: Patterns) -> tuple[pa.Table, dict[
     passed_over: Counter[str] = Counter()
     suffixes: Counter[str] = Counter()
 
-    def photographs() -> Iterator[StoredObject]:
+    known: dict[tuple[str, str], bool | None] = {**looked_at}
+    looked_at.clear()
+
+    def candidates() -> Iterator[StoredObject]:
         for item in inbox.list(passed_over=passed_over):
-            if not is_image(item.key):
-                suffixes[_suffix(item.key)] += 1
+            if (suffix := _suffix(item.key)) in OTHER_SUFFIXES:
+                suffixes[suffix] += 1
             elif not patterns.match(item.key):
                 passed_over[EXCLUDED] += 1
             elif item.archived:
@@ -67,11 +95,61 @@ def list_photographs(inbox: Bucket, patterns: Patterns) -> tuple[pa.Table, dict[
             else:
                 yield item
 
+    def photographs() -> Iterator[StoredObject]:
+        items = candidates()
+        with ThreadPoolExecutor(READERS) as threads:
+            while page := list(islice(items, PAGE)):
+                unclear = [item for item in page if not is_image(item.key)]
+                new = [item for item in unclear if _identity(item) not in known]
+                known.update(
+                    zip(map(_identity, new), threads.map(lambda item: _look_at(item, inbox), new), strict=True)
+                )
+                for item in unclear:
+                    if (found := known[_identity(item)]) is not None:
+                        looked_at[_identity(item)] = found
+                for item in page:
+                    if is_image(item.key) or known[_identity(item)]:
+                        yield item
+                    else:
+                        suffixes[_suffix(item.key)] += 1
+
     table = tabulate(photographs())
     frequent = dict(suffixes.most_common(KINDS))
     passed_over.update(frequent)
     passed_over[OTHERS] += suffixes.total() - sum(frequent.values())
     return table, {kind: count for kind, count in passed_over.most_common() if count}
+
+
+def _identity(item: StoredObject) -> tuple[str, str]:
+    return item.key, item.etag
+
+
+def _look_at(item: StoredObject, inbox: Bucket) -> bool | None:
+    """Whether an object is a photograph; ``None`` if it can't be read, which may be different another time."""
+    try:
+        return item.size > 0 and format_of(inbox.first_bytes(item.key, START_BYTES)) is not None
+    except (ObjectDeniedError, ObjectNotFoundError):
+        return None
+
+
+def read_looked_at(inbox: Bucket, store: Bucket) -> dict[tuple[str, str], bool]:
+    """What earlier nights have found out about the files of an inbox, by key and etag: whether they are photographs."""
+    found = {}
+    for _, table in parquet.read_all([_looked_at_key(inbox, store)], store, columns=LOOKED_AT):
+        keys, etags, are_photographs = (table[name].to_pylist() for name in LOOKED_AT.names)
+        found = dict(zip(zip(keys, etags, strict=True), are_photographs, strict=True))
+    return found
+
+
+def write_looked_at(looked_at: Mapping[tuple[str, str], bool], inbox: Bucket, store: Bucket) -> None:
+    """Write it for the nights to come. Of two nights at once, one only forgets what the other has found out."""
+    keys, etags = [key for key, _ in looked_at], [etag for _, etag in looked_at]
+    table = pa.table([keys, etags, list(looked_at.values())], schema=LOOKED_AT)
+    parquet.write(table, _looked_at_key(inbox, store), store)
+
+
+def _looked_at_key(inbox: Bucket, store: Bucket) -> str:
+    return layout.looked_at(content_hash(source_name(inbox, store).encode()))
 
 
 def check_size(

@@ -19,7 +19,7 @@ from pipeline.captioner.registry import read_champion
 from pipeline.features import extraction
 from pipeline.features import store as feature_store
 from pipeline.nightly import captions
-from pipeline.nightly.inbox import Patterns, check_size, list_photographs
+from pipeline.nightly.inbox import Patterns, check_size, list_photographs, read_looked_at, write_looked_at
 from pipeline.storage import Bucket, json, layout, parquet, source_name
 from pipeline.work import runs, shards
 from pipeline.work.listing import IMAGES
@@ -92,7 +92,11 @@ def list_inbox(run: str, *, inbox: Bucket, store: Bucket, options: NightOptions)
         PipelineError: there is no champion yet, the inbox does not exist or may not be listed, or it has shrunk by more
             than allowed.
     """
-    night, images, listed = choose_images(inbox, store, options)
+    known = read_looked_at(inbox, store)
+    looked_at = dict(known)
+    night, images, listed = choose_images(inbox, store, options, looked_at)
+    if looked_at != known:
+        write_looked_at(looked_at, inbox, store)
     if not options.accept_smaller_inbox:
         check_size(listed, night.passed_over, inbox=inbox, store=store, max_shrink_fraction=options.max_shrink_fraction)
     for stage in (runs.EXTRACTION, runs.CAPTIONS):
@@ -108,10 +112,15 @@ def list_inbox(run: str, *, inbox: Bucket, store: Bucket, options: NightOptions)
     }
 
 
-def choose_images(inbox: Bucket, store: Bucket, options: NightOptions) -> tuple[Night, pa.Table, int]:
-    """The facts of a night, the images that it works on (schema ``IMAGES``), and how many were listed in all."""
+def choose_images(
+    inbox: Bucket, store: Bucket, options: NightOptions, looked_at: dict[tuple[str, str], bool]
+) -> tuple[Night, pa.Table, int]:
+    """The facts of a night, the images that it works on (schema ``IMAGES``), and how many were listed in all.
+
+    ``looked_at`` is that of ``list_photographs``.
+    """
     version = read_champion(store).version
-    listing, passed_over = list_photographs(inbox, options.patterns)
+    listing, passed_over = list_photographs(inbox, options.patterns, looked_at)
     night = Night(
         inbox=source_name(inbox, store),
         version=version,

@@ -7,6 +7,7 @@ from itertools import islice
 import pyarrow.compute as pc
 
 from pipeline.features import store as feature_store
+from pipeline.nightly.inbox import read_looked_at
 from pipeline.nightly.night import SHARD_FACTOR, NightOptions, choose_images, not_done, outcomes
 from pipeline.storage import Bucket
 from pipeline.work import runs
@@ -63,7 +64,7 @@ def preview(*, inbox: Bucket, store: Bucket, options: NightOptions, shard_size: 
     Raises:
         PipelineError: there is no champion yet, or the inbox does not exist or may not be listed.
     """
-    night, images, listed = choose_images(inbox, store, options)
+    night, images, listed = choose_images(inbox, store, options, read_looked_at(inbox, store))
     waiting = not_done(images, night, store)
     known = latest_outcome(feature_store.index(night.encoder_id, store), by="attempt")
     to_extract = pending(waiting, known, retry_failed=night.retry_failed)

@@ -126,6 +126,10 @@ class Bucket(ABC):
         """
 
     @abstractmethod
+    def first_bytes(self, key: str, count: int) -> bytes:
+        """The object's first ``count`` bytes, or all of a shorter one. Raises the errors of ``get``."""
+
+    @abstractmethod
     def open(self, key: str) -> IO[bytes]:
         """A seekable reader that fetches only the bytes that are read. It and its reads raise the errors of ``get``."""
 

@@ -73,7 +73,8 @@ FOLDERS = {
         f"changes. Copies of the corrected pictures are in `{CORRECTIONS}{CORRECTION_PICTURES}`."
     ),
     RUNS: (
-        "The records of nights and retrainings, and the profiles of nights, which are kept. The objects in "
+        "The records of nights and retrainings, the profiles of nights, and which files of unknown suffixes are "
+        "photographs, all of which is kept. The objects in "
         f"`{STEPS}` are needed only until their run ends; `captioning prune` removes them."
     ),
 }
@@ -300,6 +301,11 @@ def run_profile(run: str) -> str:
 def run_listing(run: str) -> str:
     """The listing of the inbox that a night works on."""
     return f"{STEPS}{_run_name(run)}/listing.parquet"
+
+
+def looked_at(inbox_digest: str) -> str:
+    """The files of an inbox whose suffix says nothing, and whether they are photographs: no night reads one again."""
+    return f"{RUNS}looked-at/{inbox_digest}.parquet"
 
 
 def run_shards(run: str, stage: str) -> str:

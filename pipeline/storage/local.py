@@ -117,6 +117,10 @@ class LocalBucket(Bucket):
                 raise self._changed(key, etag)
             return data
 
+    def first_bytes(self, key: str, count: int) -> bytes:
+        with self.open(key) as file, self._translate_errors(key):
+            return file.read(count)
+
     def open(self, key: str) -> IO[bytes]:
         path = self._path(key)
         with self._translate_errors(key):

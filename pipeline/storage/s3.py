@@ -121,16 +121,14 @@ class S3Bucket(Bucket):
         with self._translate_errors(key, etag):
             return self._fetch(key, etag, limit=limit)[1]
 
-    def open(self, key: str) -> IO[bytes]:
-        from botocore.exceptions import ClientError
+    def first_bytes(self, key: str, count: int) -> bytes:
+        fetched = self._fetch_range(key, f"bytes=0-{count - 1}")
+        return fetched[1][:count] if fetched else b""
 
-        with self._translate_errors(key, None):
-            try:
-                response, tail = self._fetch(key, None, Range=f"bytes=-{TAIL}")
-            except ClientError as error:
-                if s3_errors.code(error) not in ("InvalidRange", "416"):
-                    raise
-                return io.BytesIO()  # it has no bytes, and so no last ones
+    def open(self, key: str) -> IO[bytes]:
+        if (fetched := self._fetch_range(key, f"bytes=-{TAIL}")) is None:
+            return io.BytesIO()
+        response, tail = fetched
         # "bytes 168928-299999/300000"; absent if the service has sent the whole object
         size = int(response.get("ContentRange", "").rpartition("/")[2] or len(tail))
         if size == len(tail):
@@ -191,6 +189,18 @@ class S3Bucket(Bucket):
         if (size := len(f"{self.prefix}{key}".encode())) > KEY_BYTES:
             raise self._bad_key(key, f"has {size} bytes with the bucket's prefix, more than S3's {KEY_BYTES}")
         return self.prefix + key
+
+    def _fetch_range(self, key: str, bytes_range: str) -> "tuple[GetObjectOutputTypeDef, bytes] | None":
+        """Response and body for the first or last bytes of an object; ``None`` for an empty one, which has neither."""
+        from botocore.exceptions import ClientError
+
+        with self._translate_errors(key, None):
+            try:
+                return self._fetch(key, None, Range=bytes_range)
+            except ClientError as error:
+                if s3_errors.code(error) not in ("InvalidRange", "416"):
+                    raise
+                return None
 
     def _range(self, key: str, etag: str, start: int, stop: int) -> bytes:
         with self._translate_errors(key, etag):

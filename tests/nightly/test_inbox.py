@@ -11,7 +11,8 @@ from pipeline.nightly import captions
 from pipeline.nightly import inbox as inboxes
 from pipeline.nightly import night as nights
 from pipeline.nightly.inbox import Patterns, list_photographs
-from pipeline.storage import StoredObject, layout, parquet
+from pipeline.nightly.preview import preview
+from pipeline.storage import ObjectDeniedError, ObjectNotFoundError, StoredObject, layout, parquet
 from pipeline.work import runs
 from pipeline.work.outcomes import ARCHIVED
 from tests.support.memory import MemoryBucket
@@ -43,7 +44,7 @@ def begin(run, inbox, store, **options):
 
 def keys(inbox, *patterns):
     """The keys that are captioned."""
-    return list_photographs(inbox, Patterns(*patterns))[0]["image_key"].to_pylist()
+    return list_photographs(inbox, Patterns(*patterns), {})[0]["image_key"].to_pylist()
 
 
 # --- what is captioned -----------------------------------------------------------------------------------------------
@@ -51,12 +52,91 @@ def keys(inbox, *patterns):
 
 def test_every_object_is_listed_or_counted(inbox):
     """By its suffix, in lower case, or as another file."""
-    for key in ("a.MOV", "b.mov", "film.heic", "README", "notes.txt", "2026.01.02", "x/.jpeg2000only"):
+    for key in ("a.MOV", "b.mov", "film.mp4", "README", "notes.txt", "2026.01.02", "x/.jpeg2000only"):
         inbox.put(key, b"")
-    table, passed_over = list_photographs(inbox, Patterns())
+    table, passed_over = list_photographs(inbox, Patterns(), {})
     assert len(table) == 10
-    assert passed_over == {".mov": 2, ".heic": 1, ".txt": 1, ".02": 1, "other files": 2}
+    assert passed_over == {".mov": 2, ".mp4": 1, ".txt": 1, ".02": 1, "other files": 2}
     assert len(table) + sum(passed_over.values()) == len(inbox.objects)
+
+
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The keys whose first bytes are read."""
+    keys = []
+    first_bytes = MemoryBucket.first_bytes
+
+    def recorded(self, key, count):
+        keys.append(key)
+        return first_bytes(self, key, count)
+
+    monkeypatch.setattr(MemoryBucket, "first_bytes", recorded)
+    return keys
+
+
+def test_an_unknown_suffix_is_looked_at(inbox, read):
+    """Or none: the content tells. Of files of a known kind nothing is read, and neither of photographs."""
+    for key in ("IMG_0001", "2026.01.02", "a.jpg_original", "b.unknown"):
+        inbox.put(key, PNG)
+    for key in ("README", "c.unknown", "d.xyz"):
+        inbox.put(key, b"no picture")
+    for key in ("a.mov", "b.txt", "c.json", "d.NEF"):
+        inbox.put(key, PNG)
+    table, passed_over = list_photographs(inbox, Patterns(exclude="*.xyz"), {})
+    expected = ["2026.01.02", "IMG_0001", "a.jpg_original", "b.unknown"]
+    assert [key for key in table["image_key"].to_pylist() if not key.endswith(".jpg")] == expected
+    suffixes = dict.fromkeys([".mov", ".txt", ".json", ".nef", ".unknown"], 1)
+    assert passed_over == suffixes | {"other files": 1, "excluded": 1}
+    assert sorted(read) == sorted([*expected, "README", "c.unknown"])
+
+
+def test_what_was_looked_at_is_remembered(inbox, store, read):
+    """The next night reads only what is new or has changed; a preview reads what is new, and writes nothing."""
+    inbox.put("photograph", PNG)
+    inbox.put("README", b"text")
+    inbox.put("empty", b"")
+    assert begin("n1", inbox, store)["listed"] == 11
+    assert sorted(read) == ["README", "photograph"]
+    read.clear()
+    assert begin("n2", inbox, store)["passed_over"] == {"other files": 2}
+    assert read == []
+    inbox.put("README", PNG)
+    before = dict(store.objects)
+    assert preview(inbox=inbox, store=store, options=nights.NightOptions(), shard_size=5).listed == 12
+    assert store.objects == before
+    assert begin("n3", inbox, store)["listed"] == 12
+    assert read == ["README", "README"]
+
+
+def test_a_damaged_memory_is_left_out(inbox, store, read):
+    """The files are looked at again, and it is written anew."""
+    inbox.put("photograph", PNG)
+    begin("n1", inbox, store)
+    [memory] = [key for key in store.objects if key.startswith(layout.looked_at("").rpartition("/")[0])]
+    store.put(memory, b"rubbish")
+    assert begin("n2", inbox, store)["listed"] == 11
+    assert begin("n3", inbox, store)["listed"] == 11
+    assert read == ["photograph", "photograph"]
+
+
+@pytest.mark.parametrize("error", [ObjectDeniedError("no access"), ObjectNotFoundError("gone")])
+def test_what_cannot_be_looked_at(inbox, store, monkeypatch, error):
+    """It is counted as another file, and the next night looks again; a failure of the network fails the step."""
+
+    def fail(*_):
+        raise error
+
+    inbox.put("photograph", PNG)
+    with monkeypatch.context() as patch:
+        patch.setattr(inbox, "first_bytes", fail)
+        assert begin("n1", inbox, store)["passed_over"] == {"other files": 1}
+        error = TimeoutError("no network")
+        with pytest.raises(TimeoutError):
+            begin("n2", inbox, store)
+    assert begin("n3", inbox, store)["listed"] == 11
 
 
 def test_many_kinds_are_not_listed_one_by_one(inbox, monkeypatch):
@@ -64,7 +144,7 @@ def test_many_kinds_are_not_listed_one_by_one(inbox, monkeypatch):
     monkeypatch.setattr(inboxes, "KINDS", 2)
     for key in ("a.txt", "b.txt", "c.mov", "d.mov", "e.one", "f.two", "g.three"):
         inbox.put(key, b"")
-    assert list_photographs(inbox, Patterns())[1] == {"other files": 3, ".mov": 2, ".txt": 2}
+    assert list_photographs(inbox, Patterns(), {})[1] == {"other files": 3, ".mov": 2, ".txt": 2}
 
 
 def test_what_an_archive_holds_is_passed_over(inbox, monkeypatch):
@@ -72,7 +152,7 @@ def test_what_an_archive_holds_is_passed_over(inbox, monkeypatch):
     archived = StoredObject("old.jpg", "e", 1, datetime(2026, 1, 1, tzinfo=UTC), archived=True)
     listed = inbox.list
     monkeypatch.setattr(inbox, "list", lambda **kwargs: iter([*listed(**kwargs), archived]))
-    table, passed_over = list_photographs(inbox, Patterns())
+    table, passed_over = list_photographs(inbox, Patterns(), {})
     assert (len(table), passed_over) == (10, {"archived": 1})
 
 
@@ -81,7 +161,7 @@ def test_hidden_files_are_counted(new_bucket):
     inbox = new_bucket()
     inbox.put("a.jpg", b"")
     (inbox.root / ".DS_Store").touch()
-    table, passed_over = list_photographs(inbox, Patterns())
+    table, passed_over = list_photographs(inbox, Patterns(), {})
     assert (len(table), passed_over) == (1, {"hidden": 1})
 
 
@@ -102,7 +182,7 @@ def test_patterns(patterns, expected):
     for key in ("2026/a.jpg", "2026/thumbs/a.jpg", "2025/b.jpg", "2026/x, y.png"):
         inbox.put(key, b"")
     assert keys(inbox, *patterns) == expected
-    assert list_photographs(inbox, Patterns(*patterns))[1].get("excluded", 0) == 4 - len(expected)
+    assert list_photographs(inbox, Patterns(*patterns), {})[1].get("excluded", 0) == 4 - len(expected)
 
 
 # --- an inbox that is not there --------------------------------------------------------------------------------------

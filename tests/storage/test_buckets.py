@@ -411,6 +411,15 @@ def test_unconditional_puts_replace(bucket: Bucket) -> None:
     assert bucket.get("object") == b"second"
 
 
+@pytest.mark.parametrize("data", [b"", b"ab", b"abc", bytes(300_000)])
+def test_first_bytes(bucket: Bucket, data: bytes) -> None:
+    """The beginning of an object, however long it is, and the errors of ``get``."""
+    bucket.put("folder/object", data)
+    assert bucket.first_bytes("folder/object", 3) == data[:3]
+    with pytest.raises(ObjectNotFoundError):
+        bucket.first_bytes("folder/other", 3)
+
+
 def test_open_is_seekable(bucket: Bucket) -> None:
     """An opened object is read from any position, relative to its start, to the position and to its end."""
     data = os.urandom(200_000)
