@@ -193,7 +193,7 @@ def _explained(error: Exception) -> str:
     """The reason of an error of Pillow's, and what to do."""
     if isinstance(error.__cause__, KeyError):  # Pillow's tables lack it
         return "unknown compression or kind of pixels); save it with another program, as a JPEG or a PNG"
-    reason = str(error)
+    reason = "it breaks off" if isinstance(error.__cause__, struct.error) else str(error)
     if (code := re.fullmatch(r"decoder error (-\d+)", reason)) is not None:
         reason = ImageFile.ERRORS.get(int(code[1]), "decoding error")
         if code[1] == _OUT_OF_MEMORY:

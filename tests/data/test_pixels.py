@@ -17,8 +17,6 @@ from pipeline.data import images
 from pipeline.data.images import BadImageError, decode, format_of
 from tests.support.damaged_images import encoded, flipped, png, png_chunk, segment_of, tiff
 
-pillow_heif.register_heif_opener()
-
 HEIGHT, WIDTH = 33, 45
 """Odd numbers: rows of fewer than 8 bits per pixel end inside of a byte."""
 
@@ -431,13 +429,14 @@ HEAD = [(256, 3, 1, 8), (257, 3, 1, 8), (258, 3, 1, 8)]
             tiff([*HEAD, (259, 3, 1, 1), (262, 3, 1, 32803)]),
             r"cannot be decoded \(TIFF: unknown compression or kind",
         ),
+        (encoded(Image.fromarray(COLOURS), "PNG")[:37], r"cannot be decoded \(PNG: it breaks off\); upload it again"),
         (written(COLOURS)[:-400], r"cannot be decoded \(TIFF: decoding error\); upload it again"),
         (
             b"BM" + struct.pack("<IIIIiiHHI", 0, 0, 54, 40, 8, 8, 1, 7, 0) + bytes(24),
             r"\(BMP: Unsupported BMP pixel depth \(7\)\)",
         ),
     ],
-    ids=["compression", "photometric", "cut off", "depth"],
+    ids=["compression", "photometric", "cut off early", "cut off", "depth"],
 )
 def test_an_error_names_the_format_and_the_reason(data: bytes, message: str) -> None:
     """A file of a known format is not said to be of none, and numbers that are the reason are shown."""

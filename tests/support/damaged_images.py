@@ -12,7 +12,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pillow_heif
 from PIL import Image, ImageDraw
+
+pillow_heif.register_heif_opener()
 
 GREEN = (40, 180, 40)
 WHITE = (255, 255, 255)
@@ -127,7 +130,7 @@ def kinds() -> Iterator[Kind]:
     yield Kind("empty.jpg", b"", "the file is empty")
     yield Kind("one-byte.jpg", b"\xff", UNKNOWN)
     yield Kind("zeros.jpg", bytes(5000), UNKNOWN)
-    for form in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"):
+    for form in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF"):
         data = encoded(scene(), form)
         for eighth in range(1, 8):
             yield Kind(f"truncated-{eighth}.{form.lower()}", data[: len(data) * eighth // 8], f"{DAMAGED}|{UNKNOWN}")
@@ -139,6 +142,8 @@ def kinds() -> Iterator[Kind]:
     yield from _shapes()
     yield Kind("animated.gif", animation("GIF"), GREEN)
     yield Kind("animated.webp", animation("WEBP"), GREEN)
+    yield Kind("animated.avif", animation("AVIF"), GREEN)
+    yield Kind("several.heic", animation("HEIF"), GREEN)
     yield Kind("animated.png", animation("PNG"), GREEN)
     yield Kind("several-pages.tiff", animation("TIFF"), GREEN)
     yield Kind("phone.jpg", encoded(plain(), "MPO", save_all=True, append_images=[plain(colour=BLACK)]), GREEN)
