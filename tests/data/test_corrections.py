@@ -9,6 +9,7 @@ from pathlib import Path
 
 import duckdb
 import pandas as pd
+import pillow_heif
 import pyarrow as pa
 import pyarrow.dataset
 import pytest
@@ -53,6 +54,9 @@ def source(tmp_path):
 def correct(store, data=None, **changes):
     """Correct the caption of a red picture, or of another."""
     return corrections.add(toy.picture("red", 99) if data is None else data, **{**WORDS, **changes}, store=store)
+
+
+pillow_heif.register_heif_opener()
 
 
 def encoded(format_, mode="RGB"):
