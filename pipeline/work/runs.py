@@ -138,7 +138,8 @@ def list_records(kind: str, store: Bucket, *, damaged: list[str] | None = None) 
 
     with ThreadPoolExecutor(READERS) as pool:
         for start in range(0, len(found), READERS):
-            for record in pool.map(read, (item.key for item in found[start : start + READERS])):
+            # As a list: how many of a batch are read must not depend on which thread is first.
+            for record in list(pool.map(read, (item.key for item in found[start : start + READERS]))):
                 if isinstance(record, DamagedObjectError):
                     log.warning("%s", record)
                     if damaged is not None:
