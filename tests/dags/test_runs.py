@@ -87,7 +87,7 @@ def test_a_retraining_succeeds(runs):
     dataset = RESULTS["ingest"]["dataset"]
     decoding = ["--beam-width=5", "--mbr-samples=0"]
     assert commands["resolve-inputs"][1:] == ["--dataset=", "--encoder="]
-    assert commands["ingest"] == ["photos", "--corrections"]
+    assert commands["ingest"] == ["photos", "--language=", "--corrections"]
     assert commands["register-encoder"] == ["random", "--no-crops", "--int8="]
     assert commands["plan-extraction"][:2] == [dataset, "resnet50-1"]
     assert commands["train"][:3] == [dataset, RESULTS["vocabulary"]["vocabulary"], "resnet50-1"]
