@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from pipeline.features import store as feature_store
 from pipeline.nightly.inbox import read_looked_at
-from pipeline.nightly.night import SHARD_FACTOR, NightOptions, choose_images, not_done, outcomes
+from pipeline.nightly.night import SHARD_FACTOR, NightOptions, choose_images, outcomes
 from pipeline.storage import Bucket
 from pipeline.work import runs
 from pipeline.work.outcomes import IDENTITY, latest_outcome, pending
@@ -65,10 +65,11 @@ def preview(*, inbox: Bucket, store: Bucket, options: NightOptions, shard_size: 
         PipelineError: there is no champion yet, or the inbox does not exist or may not be listed.
     """
     night, images, listed = choose_images(inbox, store, options, read_looked_at(inbox, store))
-    waiting = not_done(images, night, store)
+    attempts = outcomes(night, store)
+    waiting = pending(images, attempts, retry_failed=night.retry_failed)
     known = latest_outcome(feature_store.index(night.encoder_id, store), by="attempt")
     to_extract = pending(waiting, known, retry_failed=night.retry_failed)
-    tried = outcomes(night, store).join(images, keys=IDENTITY, join_type="inner")
+    tried = attempts.join(images, keys=IDENTITY, join_type="inner")
     settled = tried.join(waiting.select(IDENTITY), keys=IDENTITY, join_type="left anti")
     errors = Counter(settled.filter(pc.field("status") == "failed")["error"].to_pylist())
     pace = _pace(store)

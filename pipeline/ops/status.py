@@ -14,7 +14,6 @@ from pipeline.errors import PipelineError, printable
 from pipeline.evaluation.promotion_gate import describe
 from pipeline.evaluation.results import latest_metrics
 from pipeline.ops import browse
-from pipeline.ops.browse import newest_models
 from pipeline.storage import Bucket, layout
 from pipeline.work import runs
 from pipeline.work.runs import NightRecord, RetrainingRecord
@@ -66,7 +65,7 @@ def _show_models(console: Console, store: Bucket, champion: str | None, damaged:
     columns = (Column("model", no_wrap=True), "", "encoder", "CIDEr", "BLEU-4", "test split", "decoding")
     table = Table(*columns, title="Models (scores of the newest evaluation)")
     report = None
-    for model in newest_models(store, champion, limit=MODELS, damaged=damaged):
+    for model in browse.newest_models(store, champion, limit=MODELS, damaged=damaged):
         metrics = latest_metrics(model, store)
         numbers = ["not evaluated", "", "", ""]
         if metrics:

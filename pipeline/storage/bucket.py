@@ -5,14 +5,23 @@ new one, complete. An error that a person has to fix, or that concerns a single 
 others (a network failure, a full disk) keep their type and carry a note that names the object.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from typing import IO
+from typing import IO, TypeVar
 
 from pipeline.errors import PipelineError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+READERS = 16
+"""Objects that are read in parallel."""
 
 ABSENT = "absent"
 """The etag to pass as ``if_match`` for an object that must not exist yet."""
@@ -179,6 +188,40 @@ class Bucket(ABC):
 
     def _bad_key(self, key: str, why: str) -> BadKeyError:
         return BadKeyError(f"{key!r} is not a valid key in {self.uri}: it {why}. Rename the object.")
+
+
+def read_each(
+    read: Callable[[str], T], keys: Iterable[str], *, damaged: list[str] | None = None
+) -> Iterator[tuple[str, T]]:
+    """Read many objects in parallel, and leave out those that are damaged, or were removed since they were listed.
+
+    A damaged object is logged as a warning, and its message is added to ``damaged``.
+
+    Args:
+        read: reads the object with a key.
+        keys: of the objects.
+        damaged: gets the messages of damaged objects.
+
+    Returns:
+        Each key with what ``read`` gave, in the order of the keys.
+    """
+
+    def read_unless_gone(key: str) -> tuple[str, T] | DamagedObjectError | None:
+        try:
+            return key, read(key)
+        except ObjectNotFoundError:
+            return None
+        except DamagedObjectError as error:
+            return error
+
+    with ThreadPoolExecutor(READERS) as pool:
+        for found in pool.map(read_unless_gone, keys):
+            if isinstance(found, DamagedObjectError):
+                log.warning("%s", found)
+                if damaged is not None:
+                    damaged.append(str(found))
+            elif found is not None:
+                yield found
 
 
 def hidden_part(key: str) -> str | None:

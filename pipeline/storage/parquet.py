@@ -1,20 +1,14 @@
 """Parquet tables in a bucket."""
 
 import contextlib
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.storage import Bucket, DamagedObjectError, ObjectNotFoundError
-
-log = logging.getLogger(__name__)
-
-READERS = 16
-"""Tables that are read in parallel."""
+from pipeline.storage import Bucket, DamagedObjectError
+from pipeline.storage.bucket import read_each
 
 
 def column(name: str, kind: pa.DataType, description: str) -> pa.Field:
@@ -102,35 +96,9 @@ def read_all(
     advice: str = "",
     damaged: list[str] | None = None,
 ) -> Iterator[tuple[str, pa.Table]]:
-    """Read many tables in parallel, and leave out those that are damaged, or were removed since they were listed.
-
-    A damaged table is logged as a warning, and its message is added to ``damaged``. The other arguments are those of
-    ``read``.
-
-    Returns:
-        Each key with its table, in the order of the keys.
-    """
-    read_one = partial(_read_unless_gone, bucket=bucket, columns=columns, by_ranges=by_ranges, advice=advice)
-    keys = list(keys)
-    with ThreadPoolExecutor(READERS) as pool:
-        for key, found in zip(keys, pool.map(read_one, keys), strict=True):
-            if isinstance(found, DamagedObjectError):
-                log.warning("%s", found)
-                if damaged is not None:
-                    damaged.append(str(found))
-            elif found is not None:
-                yield key, found
-
-
-def _read_unless_gone(
-    key: str, *, bucket: Bucket, columns: Sequence[str] | pa.Schema, by_ranges: bool, advice: str
-) -> pa.Table | DamagedObjectError | None:
-    try:
-        return read(key, bucket, columns=columns, by_ranges=by_ranges, advice=advice)
-    except ObjectNotFoundError:
-        return None
-    except DamagedObjectError as error:
-        return error
+    """Read many tables in parallel, as ``read_each`` does; the other arguments are those of ``read``."""
+    read_one = partial(read, bucket=bucket, columns=columns, by_ranges=by_ranges, advice=advice)
+    return read_each(read_one, keys, damaged=damaged)
 
 
 def metadata(table: pa.Table) -> dict[str, str]:

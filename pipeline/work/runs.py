@@ -5,10 +5,8 @@ failed. The shards that a run works on are stored in its folder until then.
 """
 
 import contextlib
-import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -19,14 +17,12 @@ from pipeline.storage import (
     Bucket,
     DamagedObjectError,
     ObjectChangedError,
-    ObjectNotFoundError,
     json,
     layout,
 )
+from pipeline.storage.bucket import read_each
 from pipeline.work import shards
 from pipeline.work.shards import ShardStats
-
-log = logging.getLogger(__name__)
 
 EXTRACTION, CAPTIONS = "extraction", "captions"
 """The stages of a run that work on shards."""
@@ -34,8 +30,8 @@ EXTRACTION, CAPTIONS = "extraction", "captions"
 NIGHT, RETRAINING = "night", "retraining"
 """The kinds of run."""
 
-READERS = 8
-"""Records that are read in parallel."""
+BATCH = 8
+"""Records that are read at once."""
 
 Status = Literal["running", "succeeded", "failed"]
 
@@ -128,24 +124,11 @@ def list_records(kind: str, store: Bucket, *, damaged: list[str] | None = None) 
     """
     found = sorted(store.list(layout.run_records(kind)), key=lambda item: item.modified, reverse=True)
 
-    def read(key: str) -> AnyRecord | DamagedObjectError | None:
-        try:
-            return _read(kind, key, store)
-        except ObjectNotFoundError:
-            return None
-        except DamagedObjectError as error:
-            return error
-
-    with ThreadPoolExecutor(READERS) as pool:
-        for start in range(0, len(found), READERS):
-            # As a list: how many of a batch are read must not depend on which thread is first.
-            for record in list(pool.map(read, (item.key for item in found[start : start + READERS]))):
-                if isinstance(record, DamagedObjectError):
-                    log.warning("%s", record)
-                    if damaged is not None:
-                        damaged.append(str(record))
-                elif record is not None:
-                    yield record
+    keys = [item.key for item in found]
+    for start in range(0, len(keys), BATCH):
+        batch = read_each(lambda key: _read(kind, key, store), keys[start : start + BATCH], damaged=damaged)
+        # As a list: how many of a batch are read must not depend on which thread is first.
+        yield from (record for _, record in list(batch))
 
 
 def describe_passed_over(counts: Mapping[str, int]) -> str:

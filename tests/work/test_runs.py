@@ -113,7 +113,7 @@ def test_only_the_records_that_are_asked_for_are_read(store, monkeypatch):
     get = store.get
     monkeypatch.setattr(store, "get", lambda key, **kwargs: read.append(key) or get(key, **kwargs))
     assert [record.run for record in islice(runs.list_records(runs.NIGHT, store), 3)] == ["n49", "n48", "n47"]
-    assert len(read) <= runs.READERS
+    assert len(read) <= runs.BATCH
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\x00" * 9, b'{"run": "n1"}'])
