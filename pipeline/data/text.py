@@ -22,7 +22,7 @@ _NO_SPACE = re.compile(rf"({_CHARACTER}) | (?={_CHARACTER})")
 
 
 class _Characters(dict[int, str]):
-    """A table for ``str.translate`` that keeps letters and their marks, and replaces all else by spaces."""
+    """A table for ``str.translate`` that keeps letters and their marks, and replaces everything else with spaces."""
 
     def __missing__(self, code: int) -> str:
         character = chr(code)

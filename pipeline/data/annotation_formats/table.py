@@ -55,11 +55,11 @@ def _rows(
     image = header.index(columns.image)
     start = 1
     while start < len(lines):
-        # Strict: otherwise a quotation mark that is not closed joins the following rows into one caption.
+        # Strict: otherwise an unclosed quotation mark joins the following rows into one caption.
         reader = csv.reader(map(lines.__getitem__, range(start, len(lines))), delimiter=delimiter, strict=True)
         try:
             cells, end = next(reader), start + reader.line_num
-            # It may also be closed by the quotation mark of another row; the cell between them then holds whole rows.
+            # A quotation mark in a later row may close it, too: then one cell holds whole rows.
             closed = not any(_names_image(line, delimiter, image, photographs) for line in lines[start + 1 : end])
         except csv.Error:
             cells, end, closed = [], start + 1, False
@@ -67,7 +67,7 @@ def _rows(
             end = start + 1
         text = "".join(lines[start:end]).strip()
         if closed and len(cells) > len(header) and columns.caption == header[-1]:
-            # What is behind the last delimiter that the header has is the caption, even if nothing quotes it.
+            # The caption is the last column: it takes all further cells, because it holds delimiters that are not quoted.
             cells[len(header) - 1 :] = [delimiter.join(cells[len(header) - 1 :])]
         if closed and len(cells) == len(header):
             named = dict(zip(header, cells, strict=True))
