@@ -67,7 +67,7 @@ def _rows(
             end = start + 1
         text = "".join(lines[start:end]).strip()
         if closed and len(cells) > len(header) and columns.caption == header[-1]:
-            # The caption is the last column: it takes all further cells, because it holds delimiters that are not quoted.
+            # The caption is the last column, and holds delimiters without quotation marks: it takes all further cells.
             cells[len(header) - 1 :] = [delimiter.join(cells[len(header) - 1 :])]
         if closed and len(cells) == len(header):
             named = dict(zip(header, cells, strict=True))
