@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.text import clean, is_english, join
+from pipeline.data.text import alt_text, clean, is_english, join
 
 
 @pytest.mark.parametrize(
@@ -76,6 +76,81 @@ def test_cleaning_gives_plain_words_and_is_idempotent(caption: str) -> None:
 def test_joining(text: str) -> None:
     """Words have spaces between them, characters have none."""
     assert join(clean(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("a dog runs", "A dog runs."),
+        ("  A dog\nruns . ", "A dog runs."),
+        ("a dog, a cat,", "A dog, a cat."),
+        ("a dog and ...", "A dog and."),
+        ("a dog – (", "A dog."),
+        ("a sign (red)", "A sign (red)."),
+        ('"stop" is on the sign', '"Stop" is on the sign.'),
+        ("is it a dog?", "Is it a dog?"),
+        ("100 % blue, 100 %", "100 % blue, 100 %."),
+        ("2 dogs", "2 dogs."),
+        ("ßa", "Ssa."),
+        ("ein großer Hund läuft", "Ein großer Hund läuft."),
+        ("большой пёс", "Большой пёс."),
+        ("დიდი ძაღლი", "დიდი ძაღლი."),
+        ("एक कुत्ता दौड़ रहा है।", "एक कुत्ता दौड़ रहा है।"),
+        ("一只黑色的狗", "一只黑色的狗。"),
+        ("一只狗，一只猫，", "一只狗，一只猫。"),
+        ("犬が遊ぶ「公園」", "犬が遊ぶ「公園」。"),
+        ("狗有2", "狗有2。"),
+        ("두 마리의 개", "두 마리의 개."),
+        ("น้ำ", "น้ำ."),
+        ("🐕", "🐕."),
+        ("", ""),
+        (" ... ", ""),
+        ("word " * 24 + "ends", "Word " + "word " * 23 + "ends."),  # 125 characters
+        ("word " * 24 + "ended", "Word " + "word " * 22 + "word."),
+        ("word " * 23 + "word, ended", "Word " + "word " * 22 + "word."),
+        ("x" * 200, "X" + "x" * 123 + "."),
+        ("狗" * 125, "狗" * 124 + "。"),
+        ("x狗" * 100, "X狗" + "x狗" * 61 + "。"),
+        ("がぎ" * 40 + "か\u3099" * 40, "がぎ" * 40 + "か\u3099" * 22 + "。"),
+        ("e\u0301" * 100, "E\u0301" + "e\u0301" * 61 + "."),
+        ("x" + "👩🏽\u200d🚀" * 40, "X" + "👩🏽\u200d🚀" * 30 + "."),
+    ],
+)
+def test_alt_text(caption: str, expected: str) -> None:
+    """A sentence with a capital and a full stop, cut at the end of a word."""
+    assert alt_text(caption) == expected
+
+
+@given(st.text() | st.text("aé狗がน\u0301\u0e49\u200d ,.。“(🐕", min_size=100))
+def test_alt_text_of_any_text(caption: str) -> None:
+    """It is short, on one line, has no dangling punctuation, and is its own alt text."""
+    sentence = alt_text(caption)
+    assert len(sentence) <= 125
+    assert alt_text(sentence) == sentence
+    assert " ".join(sentence.split()) == sentence
+    if sentence:
+        assert sentence[-1] in ".。" or sentence[-1] == caption.rstrip()[-1]
+        assert unicodedata.category(sentence[-2]) not in ("Pd", "Ps", "Pi", "Zs")
+        assert sentence[-2] not in ",;:、，；：.。"
+
+
+@given(st.lists(st.text("abcdäß", min_size=1, max_size=20), min_size=1, max_size=40))
+def test_alt_text_has_whole_words(words: list[str]) -> None:
+    """As many words as there is room for, each complete."""
+    sentence = alt_text(" ".join(words))
+    count = len(sentence.split())
+    capital = words[0][0].title() + words[0][1:]
+    assert sentence == f"{' '.join([capital, *words[1:count]])}."
+    assert count == len(words) or len(f"{sentence[:-1]} {words[count]}.") > 125
+
+
+@given(st.text(st.characters(categories=["Lo", "Mn"], max_codepoint=0xFFFF), min_size=120, max_size=300))
+def test_alt_text_keeps_marks_with_their_letters(caption: str) -> None:
+    """What was cut off does not begin with a mark."""
+    text = unicodedata.normalize("NFC", "a" + caption)
+    sentence = alt_text(text)
+    rest = text[len(sentence) - 1 :]
+    assert not rest or unicodedata.category(rest[0])[0] != "M"
 
 
 @pytest.mark.parametrize(
