@@ -115,7 +115,7 @@ TABLES = (
         layout.correction("*", "*"),
         "Every correction has a row. The query returns all of them, the newest first.",
         corrections.SCHEMA,
-        "select corrected_at, image_key, wrong_caption, caption\nfrom {files}\norder by corrected_at desc",
+        "select corrected_at, image_key, model_caption, caption\nfrom {files}\norder by corrected_at desc",
     ),
     Table(
         "Shards",

@@ -311,7 +311,7 @@ def test_a_dataset_with_corrections(environment, store, source, result, toy_enco
     corrections.add(
         toy.picture("red", 99),
         caption="a ball",
-        wrong_caption="a dog",
+        model_caption="a dog",
         model_version="v",
         corrected_by="a",
         store=store,

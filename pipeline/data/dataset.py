@@ -339,13 +339,13 @@ def _add_corrections(table: "pa.Table", dropped: list[Dropped], store: Bucket) -
 
 
 def _read_corrections(store: Bucket, bucket: Bucket, source: str, held_out: set[str]) -> Annotations:
-    """All corrections as captions of the split train, without those of images that are held out."""
+    """The corrections that count as captions of the split train, without those of images that are held out."""
     from pipeline.data import corrections
 
     photographs = Photographs(bucket.list(layout.CORRECTION_PICTURES), bucket)
     annotations = Annotations([source])
     first: dict[tuple[str, str], int] = {}
-    for line, row in enumerate(corrections.read(store).to_pylist(), 1):
+    for line, row in enumerate(corrections.latest(corrections.read(store)).to_pylist(), 1):
         picture, caption = row["picture"], row["caption"]
         text = f"{picture}, {caption}"
         if PurePosixPath(picture).stem in held_out:

@@ -110,11 +110,13 @@ def _table(shard: shards.Shard, captions: dict[str, Caption]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def read(keys: Iterable[str], store: Bucket, *, damaged: list[str] | None = None) -> pa.Table:
-    """The outcome columns of all rows in these objects.
+def read(
+    keys: Iterable[str], store: Bucket, *, columns: pa.Schema = OUTCOME, damaged: list[str] | None = None
+) -> pa.Table:
+    """Columns of all rows in these objects.
 
     A damaged object is left out, with a warning; its message is added to ``damaged``. Its images have no captions then,
     and are captioned again.
     """
-    parts = parquet.read_all(keys, store, columns=OUTCOME, advice=shards.REDONE, damaged=damaged)
-    return pa.concat_tables([OUTCOME.empty_table(), *(table for _, table in parts)])
+    parts = parquet.read_all(keys, store, columns=columns, advice=shards.REDONE, damaged=damaged)
+    return pa.concat_tables([columns.empty_table(), *(table for _, table in parts)])

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from pipeline.captioner.metadata import load_metadata
@@ -22,11 +23,16 @@ from pipeline.nightly import captions
 from pipeline.nightly.inbox import Patterns, check_size, list_photographs, read_looked_at, write_looked_at
 from pipeline.storage import Bucket, json, layout, parquet, source_name
 from pipeline.work import runs, shards
-from pipeline.work.listing import IMAGES
+from pipeline.work.listing import IMAGES, LISTING
 from pipeline.work.outcomes import IDENTITY, latest_outcome, pending
 from pipeline.work.runs import NightRecord
 
 log = logging.getLogger(__name__)
+
+NIGHT_LISTING = pa.schema(
+    [*LISTING, parquet.column("postponed", pa.bool_(), "whether the image is left to later nights, by their limit")]
+)
+"""The photographs in the inbox, as a night has listed them."""
 
 SHARD_FACTOR = 5
 """Shards of captions are this many times larger than shards of features: captioning is faster by about as much, and
@@ -94,14 +100,15 @@ def list_inbox(run: str, *, inbox: Bucket, store: Bucket, options: NightOptions)
     """
     known = read_looked_at(inbox, store)
     looked_at = dict(known)
-    night, images, listed = choose_images(inbox, store, options, looked_at)
+    night, listing = choose_images(inbox, store, options, looked_at)
+    listed = len(listing)
     if looked_at != known:
         write_looked_at(looked_at, inbox, store)
     if not options.accept_smaller_inbox:
         check_size(listed, night.passed_over, inbox=inbox, store=store, max_shrink_fraction=options.max_shrink_fraction)
     for stage in (runs.EXTRACTION, runs.CAPTIONS):
         runs.forget_shards(run, stage, store)
-    parquet.write(images, layout.run_listing(run), store, metadata={"night": night.model_dump_json()})
+    parquet.write(listing, layout.run_listing(run), store, metadata={"night": night.model_dump_json()})
     runs.write_record(begin_record(run, night, listed=listed), store)
     log.info("%d images in %s, to be captioned by %s", listed, inbox.uri, night.version)
     return {
@@ -114,8 +121,8 @@ def list_inbox(run: str, *, inbox: Bucket, store: Bucket, options: NightOptions)
 
 def choose_images(
     inbox: Bucket, store: Bucket, options: NightOptions, looked_at: dict[tuple[str, str], bool]
-) -> tuple[Night, pa.Table, int]:
-    """The facts of a night, the images that it works on (schema ``IMAGES``), and how many were listed in all.
+) -> tuple[Night, pa.Table]:
+    """The facts of a night, and its listing of schema ``NIGHT_LISTING``, by key.
 
     ``looked_at`` is that of ``list_photographs``.
     """
@@ -130,19 +137,23 @@ def choose_images(
         passed_over=passed_over,
         listed_at=datetime.now(UTC),
     )
-    images = listing
+    postponed = listing.slice(0, 0)
     if options.limit:
         attempts = outcomes(night, store)
         waiting = pending(listing, attempts, retry_failed=night.retry_failed)
-        postponed = _by_urgency(waiting, attempts).slice(options.limit).select(IDENTITY)
+        postponed = _by_urgency(waiting, attempts).slice(options.limit)
         night = night.model_copy(update={"postponed": len(postponed)})
-        images = listing.join(postponed, keys=IDENTITY, join_type="left anti")
-    return night, images.select(IMAGES.names).sort_by("image_key"), len(listing)
+    marked = postponed.select(IDENTITY).append_column("postponed", pa.array([True] * len(postponed), pa.bool_()))
+    listing = listing.join(marked, keys=IDENTITY, join_type="left outer").sort_by("image_key")
+    column = listing.schema.get_field_index("postponed")
+    listing = listing.set_column(column, "postponed", pc.fill_null(listing["postponed"], False))
+    return night, listing.select(NIGHT_LISTING.names).cast(NIGHT_LISTING)
 
 
 def plan_extraction(run: str, *, store: Bucket, shard_size: int) -> list[str]:
     """The shards of images to be captioned that have no features of the champion's encoder yet."""
-    images, night = read_listing(run, store)
+    listing, night = read_listing(run, store)
+    images = worked_on(listing)
     return extraction.plan_extraction(
         not_done(images, night, store),
         run=run,
@@ -159,7 +170,8 @@ def plan_captions(run: str, *, store: Bucket, date: str, shard_size: int) -> lis
 
     A repeated call finds the images that are still to be captioned; the shards recorded before still belong to the run.
     """
-    images, night = read_listing(run, store)
+    listing, night = read_listing(run, store)
+    images = worked_on(listing)
     names = shards.claim(
         lambda: feature_store.look_up(not_done(images, night, store), encoder_id=night.encoder_id, store=store),
         {
@@ -179,11 +191,16 @@ def plan_captions(run: str, *, store: Bucket, date: str, shard_size: int) -> lis
 
 
 def read_listing(run: str, store: Bucket) -> tuple[pa.Table, Night]:
-    """The images that a night works on, and the facts that are fixed for it."""
+    """The listing of a night, of schema ``NIGHT_LISTING``, and the facts that are fixed for it."""
     key, advice = layout.run_listing(run), "List the inbox again: `captioning night list RUN`."
-    table = parquet.read(key, store, columns=IMAGES, advice=advice)
+    table = parquet.read(key, store, columns=NIGHT_LISTING, advice=advice)
     night = json.parse(Night, parquet.metadata(table).get("night", ""), store.url(key), advice=advice)
     return table, night
+
+
+def worked_on(listing: pa.Table) -> pa.Table:
+    """The images of a listing that its night works on, as a table of schema ``IMAGES``."""
+    return listing.filter(~pc.field("postponed")).select(IMAGES.names)
 
 
 def begin_record(run: str, night: Night, *, listed: int) -> NightRecord:

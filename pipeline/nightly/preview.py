@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from pipeline.features import store as feature_store
 from pipeline.nightly.inbox import read_looked_at
-from pipeline.nightly.night import SHARD_FACTOR, NightOptions, choose_images, outcomes
+from pipeline.nightly.night import SHARD_FACTOR, NightOptions, choose_images, outcomes, worked_on
 from pipeline.storage import Bucket
 from pipeline.work import runs
 from pipeline.work.outcomes import IDENTITY, latest_outcome, pending
@@ -64,7 +64,8 @@ def preview(*, inbox: Bucket, store: Bucket, options: NightOptions, shard_size: 
     Raises:
         PipelineError: there is no champion yet, or the inbox does not exist or may not be listed.
     """
-    night, images, listed = choose_images(inbox, store, options, read_looked_at(inbox, store))
+    night, listing = choose_images(inbox, store, options, read_looked_at(inbox, store))
+    images, listed = worked_on(listing), len(listing)
     attempts = outcomes(night, store)
     waiting = pending(images, attempts, retry_failed=night.retry_failed)
     known = latest_outcome(feature_store.index(night.encoder_id, store), by="attempt")

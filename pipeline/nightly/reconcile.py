@@ -1,4 +1,4 @@
-"""The end of a night: count its images, compare it with earlier nights, and write its record.
+"""The end of a night: count its images, compare it with earlier nights, renew the current captions, write its record.
 
 Every listed image must be captioned, failed, or done before; a night that has lost one fails.
 """
@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 from pipeline.errors import PipelineError
 from pipeline.evaluation import drift
 from pipeline.evaluation.drift import Profile
-from pipeline.nightly import captions
+from pipeline.nightly import captions, current
 from pipeline.nightly.captions import CaptionStats
-from pipeline.nightly.night import Night, begin_record, read_listing
+from pipeline.nightly.night import Night, begin_record, read_listing, worked_on
 from pipeline.storage import Bucket, json, layout
 from pipeline.work import runs, shards
 from pipeline.work.outcomes import ARCHIVED, GONE, IDENTITY, check_failures, latest_outcome
@@ -47,14 +47,16 @@ def reconcile(
         PipelineError: an image is unaccounted for, or too many failed or vanished; the record then has the status
             failed.
     """
-    images, night = read_listing(run, store)
+    listing, night = read_listing(run, store)
+    images = worked_on(listing)
     names = runs.recorded_shards(run, runs.CAPTIONS, store)
     results = {shard.result_key for shard in shards.read_existing(names, store)}
     damaged: list[str] = []
-    attempts = captions.read(results, store, damaged=damaged).join(images, keys=IDENTITY, join_type="inner")
+    written = captions.read(results, store, columns=current.ATTEMPT, damaged=damaged)
+    attempts = written.join(images, keys=IDENTITY, join_type="inner")
     outcomes = latest_outcome(attempts, by="captioned_at")
     earlier = set(shards.results(night.captions_prefix, store)) - results
-    others = captions.read(earlier, store, damaged=damaged)
+    others = captions.read(earlier, store, columns=current.ATTEMPT, damaged=damaged)
     before = images.join(outcomes, keys=IDENTITY, join_type="left anti")
     missing = before.join(others, keys=IDENTITY, join_type="left anti")
     gone = outcomes.filter(pc.field("error") == GONE)
@@ -64,7 +66,7 @@ def reconcile(
     stats = shards.read_stats(names, store, kind=CaptionStats)
     differences, warnings = _drift(run, stats, night, failed=len(failures), limit=drift_limit, store=store)
     finished_at = datetime.now(UTC)
-    record = begin_record(run, night, listed=len(images) + night.postponed).model_copy(
+    record = begin_record(run, night, listed=len(listing)).model_copy(
         update={
             "already_done": len(before) - len(missing),
             "extracted": extracted,
@@ -73,7 +75,7 @@ def reconcile(
             "gone": len(gone),
             "errors": dict(Counter(error for _, error in failures).most_common()),
             "drift": differences,
-            "warnings": [*warnings, *damaged],
+            "warnings": warnings,
             "seconds": dict(Counter(seconds) + Counter(runs.total_seconds(stats))),
             "images_per_second": _rate(len(outcomes), (finished_at - night.listed_at).total_seconds()),
             "finished_at": finished_at,
@@ -85,6 +87,9 @@ def reconcile(
     try:
         _check_complete(record, missing)
         _check_gone(record, max_shrink_fraction)
+        facts = {"run": run, "inbox": night.inbox, "version": night.version, "listed_at": night.listed_at.isoformat()}
+        current.refresh(listing, pa.concat_tables([written, others]), night=facts, store=store, damaged=damaged)
+        record = record.model_copy(update={"warnings": [*warnings, *damaged]})
         bad = [(key, error) for key, error in failures if error != ARCHIVED]
         check_failures(bad, record.captioned + len(bad), allowed_fraction=max_failed_fraction)
     except PipelineError as error:

@@ -20,6 +20,7 @@ SHARDS = "shards/"
 OPEN_SHARDS = "shards/open/"
 CAPTIONS = "captions/"
 SIDECARS = "sidecars/"
+CURRENT = "current/"
 CORRECTIONS = "corrections/"
 MODELS = "models/"
 RUNS = "runs/"
@@ -30,8 +31,14 @@ TRAINING = "training/"
 CHAMPION = "models/champion.json"
 """The pointer to the model that captions the nights, and its history."""
 
+CURRENT_CAPTIONS = "current/captions.parquet"
+"""The captions that count: one row for each image in the inbox."""
+
 CORRECTION_PICTURES = "pictures/"
 """Copies of corrected pictures, relative to ``CORRECTIONS``."""
+
+CORRECTION_LOG = "corrections/log.parquet"
+"""All corrections in one table, as of the last fold."""
 
 FOLDERS = {
     DATASETS: (
@@ -56,21 +63,28 @@ FOLDERS = {
         f"evaluations. `{CHAMPION}` names the champion, which is the model that captions the nights, and holds the "
         "history of promotions."
     ),
+    CURRENT: (
+        "The captions that count, one row for each image that the last night listed in the inbox. What a person has "
+        "said about a caption wins over every model. A night replaces the table in one step when it ends, and "
+        "`captioning fold` puts new corrections into it."
+    ),
     TRAINING: (
         "The checkpoints of trainings. An interrupted training continues from its last checkpoint, and trainings that "
         "begin in the same way share theirs."
     ),
     CAPTIONS: (
-        "The captions of all nights, partitioned by model and date, one Parquet file per shard. A new champion "
-        "captions known images again, so an image can have captions by several models."
+        "The history: the captions of all nights, partitioned by model and date, one Parquet file per shard. A new "
+        f"champion captions known images again, so an image can have captions by several models; `{CURRENT}` has the "
+        "one that counts."
     ),
     SIDECARS: (
         "The newest caption of each image as a JSON file of its own, if the setting `CAPTION_SIDECARS` is true. The "
         "fields are the columns of the captions."
     ),
     CORRECTIONS: (
-        "Better captions that people wrote in the gallery. Each correction is a Parquet file with one row, and never "
-        f"changes. Copies of the corrected pictures are in `{CORRECTIONS}{CORRECTION_PICTURES}`."
+        "What people said about captions in the gallery: better captions, and that a caption is right. Each correction "
+        f"is a Parquet file with one row, and never changes; `{CORRECTION_LOG}` holds them all, up to the last night. "
+        f"Copies of the pictures are in `{CORRECTIONS}{CORRECTION_PICTURES}`."
     ),
     RUNS: (
         "The records of nights and retrainings, the profiles of nights, and which files of unknown suffixes are "
@@ -93,6 +107,7 @@ _METRICS = "metrics.json"
 _MARKERS = {_DATASET_TABLE, _MODEL_METADATA, _METRICS, _ENCODER_FILES}
 _SHARD = r"(?P<shard>[0-9a-f]{16})"
 _CAPTION_SHARD = re.compile(rf"captions/model=(?P<version>[^/]+)/date=(?P<date>\d{{4}}-\d\d-\d\d)/{_SHARD}\.parquet")
+_CORRECTION = re.compile(r"corrections/\d{4}-\d\d-\d\d/(?P<name>[^/]+)\.parquet")
 _FEATURE_SHARD = re.compile(rf"features/[^/]+/{_SHARD}\.parquet")
 _SHARD_OBJECT = re.compile(rf"shards/{_SHARD}\.(parquet|stats\.json|slow\.json)")
 
@@ -212,6 +227,12 @@ def sidecar(image_key: str) -> str:
 def correction(date: str, name: str) -> str:
     """One correction, ``date`` as YYYY-MM-DD."""
     return f"{CORRECTIONS}{date}/{name}.parquet"
+
+
+def correction_of_key(key: str) -> str | None:
+    """The name of the correction with this key; ``None`` for other keys."""
+    match = _CORRECTION.fullmatch(key)
+    return match and match["name"]
 
 
 def correction_picture(content_hash: str, suffix: str) -> str:
@@ -340,13 +361,13 @@ def is_completion_marker(key: str) -> bool:
 def is_mutable(key: str) -> bool:
     """Whether the object is written again under its old key, and points to other objects."""
     return (
-        key == CHAMPION
+        key in (CHAMPION, CURRENT_CAPTIONS, CORRECTION_LOG)
         or key.startswith(OPEN_SHARDS)
         or (key.startswith(ENCODERS) and key.rpartition("/")[2] == _ENCODER_FILES)
     )
 
 
-MUTABLE_PREFIXES = (CHAMPION, OPEN_SHARDS, ENCODERS)
+MUTABLE_PREFIXES = (CHAMPION, CURRENT_CAPTIONS, CORRECTION_LOG, OPEN_SHARDS, ENCODERS)
 """Listing these prefixes finds all mutable objects."""
 
 

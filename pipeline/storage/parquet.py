@@ -16,13 +16,37 @@ def column(name: str, kind: pa.DataType, description: str) -> pa.Field:
     return pa.field(name, kind, metadata={"description": description})
 
 
-def write(table: pa.Table, key: str, bucket: Bucket, *, metadata: Mapping[str, str] | None = None) -> None:
-    """Write the table as one Parquet file (zstd, pages with checksums), with ``metadata`` in its schema."""
+def write(
+    table: pa.Table,
+    key: str,
+    bucket: Bucket,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    row_group_size: int | None = None,
+    if_match: str | None = None,
+) -> None:
+    """Write the table as one Parquet file (zstd, pages with checksums).
+
+    Args:
+        table: the table.
+        key: of the file.
+        bucket: where it goes.
+        metadata: stored in the schema.
+        row_group_size: rows of a row group, where single ones are to be read.
+        if_match: etag of the file that it replaces, as for ``Bucket.put``.
+
+    Raises:
+        ObjectChangedError: the file's etag is not ``if_match``.
+    """
     sink = pa.BufferOutputStream()
     pq.write_table(
-        table.replace_schema_metadata(dict(metadata or {})), sink, compression="zstd", write_page_checksum=True
+        table.replace_schema_metadata(dict(metadata or {})),
+        sink,
+        compression="zstd",
+        write_page_checksum=True,
+        row_group_size=row_group_size,
     )
-    bucket.put(key, bytes(sink.getvalue()))
+    bucket.put(key, bytes(sink.getvalue()), if_match=if_match)
 
 
 def read(
@@ -31,6 +55,7 @@ def read(
     *,
     columns: Sequence[str] | pa.Schema | None = None,
     by_ranges: bool = False,
+    etag: str | None = None,
     advice: str = "",
 ) -> pa.Table:
     """Read a table, or some of its columns as for ``select``; the other arguments and errors are those of ``opened``.
@@ -38,7 +63,7 @@ def read(
     Raises:
         DamagedObjectError: also if the table has not all of the columns, or one is of another type.
     """
-    with opened(key, bucket, by_ranges=by_ranges, advice=advice) as file:
+    with opened(key, bucket, by_ranges=by_ranges, etag=etag, advice=advice) as file:
         return file.read() if columns is None else select(file, columns)
 
 
@@ -63,20 +88,24 @@ def select(file: pq.ParquetFile, columns: Sequence[str] | pa.Schema) -> pa.Table
 
 
 @contextlib.contextmanager
-def opened(key: str, bucket: Bucket, *, by_ranges: bool = False, advice: str = "") -> Iterator[pq.ParquetFile]:
+def opened(
+    key: str, bucket: Bucket, *, by_ranges: bool = False, etag: str | None = None, advice: str = ""
+) -> Iterator[pq.ParquetFile]:
     """Open the file of a table. Columns are decoded when they are read, and the checksums of their pages are verified.
 
     Args:
         key: of the file.
         bucket: where it is.
         by_ranges: fetch only the bytes that are read. By default, the whole file is fetched in one request.
+        etag: the version that is expected, if the whole file is fetched.
         advice: what to do if the file is damaged; ends the error message.
 
     Raises:
         ObjectNotFoundError: there is no such object.
+        ObjectChangedError: it does not have this etag any more.
         DamagedObjectError: it is not a readable Parquet file; reads inside the ``with`` block raise it, too.
     """
-    with contextlib.closing(bucket.open(key) if by_ranges else pa.BufferReader(bucket.get(key))) as source:
+    with contextlib.closing(bucket.open(key) if by_ranges else pa.BufferReader(bucket.get(key, etag=etag))) as source:
         try:
             yield pq.ParquetFile(source, pre_buffer=True, page_checksum_verification=True)
         except (pa.ArrowException, OSError, ValueError) as error:

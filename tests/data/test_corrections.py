@@ -28,7 +28,7 @@ from pipeline.serving import on_demand
 from pipeline.storage import layout, open_bucket, parquet
 from tests.support import toy
 
-WORDS = {"caption": "a red square", "wrong_caption": "a dog", "model_version": "v1", "corrected_by": "ann"}
+WORDS = {"caption": "a red square", "model_caption": "a dog", "model_version": "v1", "corrected_by": "ann"}
 
 PURPLE = (150, 40, 170)
 """A colour that is not in the toy world."""
@@ -66,6 +66,13 @@ def encoded(format_, mode="RGB"):
     return buffer.getvalue()
 
 
+def said(store):
+    """All corrections that are read, without the names of their objects."""
+    return [
+        {name: value for name, value in row.items() if name != "name"} for row in corrections.read(store).to_pylist()
+    ]
+
+
 def keys(store):
     """The keys of all objects of the store."""
     return [item.key for item in store.list()]
@@ -84,9 +91,10 @@ def test_a_correction_is_stored_with_its_picture(store):
     before = datetime.now(UTC)
     data = toy.picture("red")
     made = correct(store, data, caption="  a red square ", image_key="garden/a.jpg", image_etag="e")
-    assert corrections.read(store).to_pylist() == [made.model_dump()]
+    assert said(store) == [made.model_dump()]
     assert made.model_dump(exclude={"picture", "corrected_at"}) == {
         **WORDS,
+        "action": "corrected",
         "image_key": "garden/a.jpg",
         "image_etag": "e",
     }
@@ -136,7 +144,7 @@ def test_any_text_is_stored_or_refused(caption):
     """An accepted text is stored without the white space around it, and survives Parquet."""
     try:
         made = corrections.Correction(
-            **{**WORDS, "caption": caption}, picture="i", corrected_at=datetime.now(UTC), **NO_KEY
+            **{**WORDS, "caption": caption}, action="corrected", picture="i", corrected_at=datetime.now(UTC), **NO_KEY
         )
     except ValidationError:
         return
@@ -164,7 +172,7 @@ HOSTILE = [
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: repr(text[:30]))
 def test_texts_are_only_data(store, text):
     """The names of a picture, its etag, a model or a user are stored unchanged, and become part of no key."""
-    texts = dict.fromkeys(["wrong_caption", "image_key", "image_etag", "model_version", "corrected_by"], text)
+    texts = dict.fromkeys(["model_caption", "image_key", "image_etag", "model_version", "corrected_by"], text)
     made = correct(store, **texts)
     assert corrections.read(store).select(list(texts)).to_pylist() == [texts]
     [row, picture] = keys(store)
@@ -173,7 +181,7 @@ def test_texts_are_only_data(store, text):
 
 
 @pytest.mark.parametrize("text", ["x" * 4097, "\udcff"], ids=["too long", "not UTF-8"])
-@pytest.mark.parametrize("name", ["wrong_caption", "image_key", "image_etag", "model_version", "corrected_by"])
+@pytest.mark.parametrize("name", ["model_caption", "image_key", "image_etag", "model_version", "corrected_by"])
 def test_texts_that_cannot_be_stored_are_refused(tmp_path, name, text):
     """The error names the text."""
     with pytest.raises(PipelineError, match=f"The correction can't be stored: {name}: "):
@@ -217,7 +225,7 @@ def test_corrections_made_at_once_are_all_stored(store):
 
     with ThreadPoolExecutor(8) as pool:
         made = list(pool.map(work, range(16)))
-    found = sorted(corrections.read(store).to_pylist(), key=lambda row: int(row["corrected_by"]))
+    found = sorted(said(store), key=lambda row: int(row["corrected_by"]))
     assert found == [each.model_dump() for each in made]
     assert len(keys(store)) == 18
     assert corrections.count(store) == 16
@@ -226,7 +234,7 @@ def test_corrections_made_at_once_are_all_stored(store):
 def test_corrections_are_read_in_the_order_of_time(store):
     """The oldest first."""
     made = [correct(store, caption=f"caption {letter}") for letter in "cab"]
-    assert corrections.read(store).to_pylist() == [each.model_dump() for each in made]
+    assert said(store) == [each.model_dump() for each in made]
 
 
 def test_an_interrupted_correction_is_none(store, monkeypatch):
@@ -244,7 +252,7 @@ def test_an_interrupted_correction_is_none(store, monkeypatch):
             correct(store)
     assert (len(keys(store)), corrections.count(store), len(corrections.read(store))) == (1, 0, 0)
     made = correct(store)
-    assert corrections.read(store).to_pylist() == [made.model_dump()]
+    assert said(store) == [made.model_dump()]
 
 
 def test_other_programs_read_corrections(tmp_path):
@@ -260,6 +268,137 @@ def test_other_programs_read_corrections(tmp_path):
     assert frame.astype(object).where(frame.notna(), None).to_dict("records") == rows
     found = duckdb.sql(f"from read_parquet('{pattern}') order by corrected_at")
     assert [dict(zip(found.columns, row, strict=True)) for row in found.fetchall()] == rows
+
+
+# --- what counts -----------------------------------------------------------------------------------------------------
+
+
+def counting(store):
+    """What counts, by the version of the image."""
+    return corrections.by_image(corrections.latest(corrections.read(store)))
+
+
+def test_the_last_word_about_a_version_of_an_image_counts(store):
+    """A correction is edited by another one; another version of the image, and an upload, have their own."""
+    correct(store, image_key="a.jpg", image_etag="1")
+    edited = correct(store, image_key="a.jpg", image_etag="1", caption="a lovely red square", corrected_by="bob")
+    newer = correct(store, image_key="a.jpg", image_etag="2")
+    upload = correct(store)
+    assert counting(store) == {("a.jpg", "1"): edited, ("a.jpg", "2"): newer, ("", upload.picture): upload}
+    assert len(said(store)) == 4
+
+
+def test_a_confirmed_caption_counts_as_a_correction_does(store):
+    """“Looks right” keeps the caption of the model, and says so."""
+    made = correct(store, caption="a dog", action="confirmed", image_key="a.jpg", image_etag="1")
+    assert (made.action, made.caption, made.model_caption) == ("confirmed", "a dog", "a dog")
+    assert counting(store) == {("a.jpg", "1"): made}
+
+
+def test_what_was_said_can_be_withdrawn_and_said_again(store):
+    """Nothing is removed: the withdrawal is the last word, until there is another. An upload can be withdrawn, too."""
+    first = correct(store, image_key="a.jpg", image_etag="1")
+    upload = correct(store)
+    withdrawn = corrections.withdraw("a.jpg", "1", by="bob", store=store)
+    assert withdrawn.model_dump(exclude={"corrected_at"}) == {
+        **first.model_dump(exclude={"corrected_at"}),
+        "action": "withdrawn",
+        "caption": None,
+        "corrected_by": "bob",
+    }
+    assert counting(store) == {("", upload.picture): upload}
+    corrections.withdraw("", upload.picture, by="bob", store=store)
+    assert counting(store) == {}
+    again = correct(store, image_key="a.jpg", image_etag="1")
+    assert counting(store) == {("a.jpg", "1"): again}
+    assert [row["action"] for row in said(store)] == ["corrected", "corrected", "withdrawn", "withdrawn", "corrected"]
+
+
+def test_only_what_counts_can_be_withdrawn(store):
+    """The error names the image; nothing is written for an unknown one, or twice."""
+    correct(store, image_key="a.jpg", image_etag="1")
+    corrections.withdraw("a.jpg", "1", by="bob", store=store)
+    for key, etag in [("a.jpg", "1"), ("a.jpg", "2"), ("b.jpg", "1")]:
+        with pytest.raises(PipelineError, match=rf"There is no correction of {key} to withdraw"):
+            corrections.withdraw(key, etag, by="bob", store=store)
+    assert len(said(store)) == 2
+
+
+# --- the table of all corrections ------------------------------------------------------------------------------------
+
+
+def test_a_folded_correction_is_not_read_again(store, monkeypatch):
+    """The table gives those before the fold; only newer ones are fetched."""
+    for letter in "cab":
+        correct(store, caption=f"caption {letter}")
+    before = said(store)
+    assert corrections.fold(store, damaged=[]).drop_columns("name").to_pylist() == before
+    correct(store, caption="caption d")
+    read, fetched = parquet.read, []
+    monkeypatch.setattr(
+        parquet, "read", lambda key, *args, **options: fetched.append(key) or read(key, *args, **options)
+    )
+    assert [row["caption"] for row in said(store)] == [f"caption {letter}" for letter in "cabd"]
+    assert (fetched[0], len(fetched)) == (layout.CORRECTION_LOG, 2)
+    assert corrections.count(store) == 4
+
+
+def test_a_fold_without_anything_new_writes_nothing(store):
+    """Neither without any correction, nor a second time."""
+    corrections.fold(store, damaged=[])
+    assert keys(store) == []
+    correct(store)
+    corrections.fold(store, damaged=[])
+    before = toy.etags(store, "")
+    corrections.fold(store, damaged=[])
+    assert toy.etags(store, "") == before
+
+
+def test_a_removed_correction_leaves_the_table(store):
+    """The objects are the truth: what is removed is read no more, and the next fold removes it from the table."""
+    correct(store, caption="a red square")
+    correct(store, caption="a blue square")
+    corrections.fold(store, damaged=[])
+    store.delete(next(key for key in keys(store) if layout.correction_of_key(key)))
+    assert [row["caption"] for row in said(store)] == ["a blue square"]
+    corrections.fold(store, damaged=[])
+    assert parquet.read(layout.CORRECTION_LOG, store)["caption"].to_pylist() == ["a blue square"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"PAR1 nonsense"])
+def test_a_damaged_table_is_made_again(store, damage):
+    """It holds nothing that the objects do not."""
+    made = correct(store)
+    store.put(layout.CORRECTION_LOG, damage)
+    assert said(store) == [made.model_dump()]
+    corrections.fold(store, damaged=[])
+    assert parquet.read(layout.CORRECTION_LOG, store)["caption"].to_pylist() == ["a red square"]
+
+
+def test_a_damaged_correction_is_an_error_or_left_out(store):
+    """An ingest names it; a night goes on without it, and says so."""
+    made = correct(store)
+    correct(store, caption="lost")
+    damaged_key = [key for key in keys(store) if layout.correction_of_key(key)][-1]
+    store.put(damaged_key, b"damaged")
+    with pytest.raises(PipelineError, match=rf"{damaged_key} is damaged.* Delete it; what it says is lost"):
+        corrections.read(store)
+    damaged = []
+    assert corrections.fold(store, damaged=damaged)["caption"].to_pylist() == [made.caption]
+    assert [damaged_key in message for message in damaged] == [True]
+
+
+def test_folds_at_once_lose_nothing(store):
+    """While people write and others fold, too."""
+
+    def work(number):
+        correct(store, caption=f"caption {number * 'a'}b")
+        return corrections.fold(store, damaged=[])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(8)))
+    assert len(corrections.fold(store, damaged=[])) == 8
+    assert len(parquet.read(layout.CORRECTION_LOG, store)) == 8
 
 
 # --- a dataset with corrections --------------------------------------------------------------------------------------
@@ -281,9 +420,9 @@ def test_corrections_are_added_to_the_training_split(source, store):
     """Each picture with its better captions, the oldest first, equal ones once; without the option there are none."""
     plain = ingest_toy(source, store)
     assert ingest_toy(source, store, corrections=True) == plain
-    first = correct(store, caption="a nice red square")
-    correct(store, caption="a nice red square", corrected_by="bob")
-    correct(store, caption="a lovely red square")
+    first = correct(store, caption="a nice red square", image_key="a.jpg")
+    correct(store, caption="a nice red square", image_key="copy of a.jpg", corrected_by="bob")
+    correct(store, caption="a lovely red square", image_key="b.jpg")
     second = correct(store, toy.picture("blue", 98), caption="a nice blue square")
 
     assert ingest_toy(source, store) == plain
@@ -310,7 +449,7 @@ def test_the_id_depends_on_the_corrections(source, store):
     before = toy.etags(store, layout.DATASETS)
     assert ingest_toy(source, store, corrections=True) == first
     assert toy.etags(store, layout.DATASETS) == before
-    correct(store, corrected_by="bob")
+    correct(store, corrected_by="bob", image_key="copy.jpg")
     assert ingest_toy(source, store, corrections=True).dataset == first.dataset
     correct(store, caption="another caption")
     assert ingest_toy(source, store, corrections=True).dataset != first.dataset
@@ -319,7 +458,7 @@ def test_the_id_depends_on_the_corrections(source, store):
 def test_a_held_out_picture_is_not_learned_from(source, store):
     """A corrected picture of dev or test is dropped by its content, whatever its name; one of train is kept."""
     pictures = [source.get(f"pictures/red-{number}.jpg") for number in (0, 4, 5)]
-    learned, *held_out = [correct(store, data, image_key="elsewhere.jpg") for data in pictures]
+    learned, *held_out = [correct(store, data, image_key=f"{place}.jpg") for place, data in enumerate(pictures)]
     report = ingest_toy(source, store, corrections=True, max_dropped_fraction=0)
     assert report.images == {"train": 17, "dev": 4, "test": 4}
     assert report.dropped == {"image in dev or test": 2}
@@ -331,8 +470,8 @@ def test_a_held_out_picture_is_not_learned_from(source, store):
 
 def test_every_correction_of_a_held_out_picture_is_dropped(source, store):
     """Each has the same reason, equal captions too, and the captions of the dataset stay as they were."""
-    for caption in ("a red square", "a red square", "a lovely red square"):
-        correct(store, source.get("pictures/red-5.jpg"), caption=caption)
+    for key, caption in [("a.jpg", "a red square"), ("b.jpg", "a red square"), ("c.jpg", "a lovely red square")]:
+        correct(store, source.get("pictures/red-5.jpg"), caption=caption, image_key=key)
     plain = ingest_toy(source, store)
     report = ingest(plain.dataset, store, corrections=True)
     assert report.dropped == {"image in dev or test": 3}
@@ -393,8 +532,8 @@ def test_a_dataset_is_a_source(source, store):
 def test_corrections_are_added_to_a_dataset(source, store):
     """The result is as if it had been made with them, whether or not it has some already."""
     plain = ingest_toy(source, store)
-    correct(store)
-    correct(store)
+    correct(store, image_key="a.jpg")
+    correct(store, image_key="b.jpg")
     corrected = ingest_toy(source, store, corrections=True)
     assert ingest(plain.dataset, store, corrections=True) == corrected
     assert ingest(corrected.dataset, store, corrections=True) == corrected

@@ -903,7 +903,7 @@ def test_whether_an_image_can_be_read_does_not_change_the_dataset(source: LocalB
     corrections.add(
         source.get(held_out["image_key"]),
         caption="a better caption",
-        wrong_caption="",
+        model_caption="",
         model_version="m",
         corrected_by="somebody",
         store=store,
@@ -922,7 +922,7 @@ def test_a_correction_of_a_training_image_that_a_hash_chose(source: LocalBucket,
         corrections.add(
             source.get(next(row["image_key"] for row in rows if row["split"] == split)),
             caption="a better caption",
-            wrong_caption="",
+            model_caption="",
             model_version="m",
             corrected_by="somebody",
             store=store,

@@ -685,7 +685,7 @@ def test_a_wrong_caption_is_corrected(deployment, corrected):
     """The correction names the picture in the inbox and the wrong caption."""
     rows = corrections.read(deployment.store).to_pylist()
     [row] = [row for row in rows if row["caption"] == corrected.caption]
-    assert (row["image_key"], row["wrong_caption"]) == (corrected.key, corrected.wrong)
+    assert (row["image_key"], row["model_caption"]) == (corrected.key, corrected.wrong)
 
 
 @pytest.mark.browser

@@ -171,7 +171,7 @@ def test_corrected_pictures_calibrate_too(eight_bits, new_bucket):
     corrections.add(
         toy.picture("red", 99),
         caption="a red ball",
-        wrong_caption="a dog",
+        model_caption="a dog",
         model_version="v",
         corrected_by="a",
         store=store,

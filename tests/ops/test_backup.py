@@ -72,7 +72,7 @@ def correct(store, inbox):
     corrections.add(
         data,
         caption="a very red square",
-        wrong_caption="a red square",
+        model_caption="a red square",
         model_version=version,
         corrected_by="ada",
         image_key="0-red.jpg",

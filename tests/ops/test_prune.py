@@ -132,7 +132,7 @@ def test_corrections_stay(store):
     corrections.add(
         toy.picture("red"),
         caption="a red square",
-        wrong_caption="a dog",
+        model_caption="a dog",
         model_version="v1",
         corrected_by="a",
         store=store,

@@ -119,7 +119,7 @@ def test_corrections_are_counted(bucket, shown):
         corrections.add(
             toy.picture("red"),
             caption=caption,
-            wrong_caption="a dog",
+            model_caption="a dog",
             model_version="v",
             corrected_by="a",
             store=bucket,

@@ -287,13 +287,13 @@ def test_nothing_outside_is_read(visit, buckets, key):
 def test_a_correction_is_stored(visit, buckets):
     """It names a picture of the inbox; of an upload it stores the bytes."""
     store, _, etag = buckets
-    form = {"caption": "a red ball", "wrong_caption": "a ball", "model_version": "m1"}
+    form = {"caption": "a red ball", "model_caption": "a ball", "model_version": "m1"}
     inside = visit("/corrections", method="POST", params={**form, "image_key": "red.jpg", "image_etag": etag})
     outside = visit("/corrections", method="POST", params=form, content=toy.picture("green"))
     assert (inside.status_code, outside.status_code) == (201, 201)
     first, second = corrections.read(store).to_pylist()
     assert (first["image_key"], first["image_etag"], first["caption"]) == ("red.jpg", etag, "a red ball")
-    assert (second["image_key"], second["wrong_caption"], second["corrected_by"]) == (None, "a ball", "someone")
+    assert (second["image_key"], second["model_caption"], second["corrected_by"]) == (None, "a ball", "someone")
     assert store.get(f"{layout.CORRECTIONS}{second['picture']}") == toy.picture("green")
 
 

@@ -234,7 +234,7 @@ class CorrectionForm(BaseModel):
     """A generated caption, and the better one that a person wrote."""
 
     caption: str = Field(max_length=1000)
-    wrong_caption: str = Field("", max_length=4096)
+    model_caption: str = Field("", max_length=4096)
     model_version: str = Field("", max_length=200)
     image_key: str = Field("", max_length=1024, description="empty where the picture is the request's body")
     image_etag: str = Field("", max_length=200)
@@ -259,7 +259,7 @@ async def correct(
         return corrections.add(
             inbox.get(key, etag=etag, limit=MAX_BYTES) if key else picture,
             caption=form.caption,
-            wrong_caption=form.wrong_caption,
+            model_caption=form.model_caption,
             model_version=form.model_version,
             corrected_by=user.get_name(),
             store=store,

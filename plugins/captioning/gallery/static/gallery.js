@@ -107,7 +107,7 @@ function enableUploads(page, correction) {
     correction.hidden = false;
     correction.reset();
     correction.querySelector("output").textContent = "";
-    const query = new URLSearchParams({ wrong_caption: best.caption, model_version: answer.version });
+    const query = new URLSearchParams({ model_caption: best.caption, model_version: answer.version });
     correction.dataset.url = `${page.dataset.correctionsUrl}?${query}`;
   }
 

@@ -1,0 +1,330 @@
+"""The current captions: one table, with the caption that counts for each image in the inbox.
+
+A night replaces the table when it ends (``refresh``): each listed image has the newest caption by the champion, or else
+the one that it had before. What a person said about this version of the image wins over every model, at once: whoever
+reads the table through this module sees corrections that are newer than it, and ``fold`` puts them into it.
+
+The table is replaced by compare-and-swap, so that of two writers none undoes what the other has written.
+"""
+
+import logging
+from collections.abc import Callable, Collection
+from datetime import datetime
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.data import corrections
+from pipeline.data.corrections import CORRECTED, WITHDRAWN, Correction
+from pipeline.data.text import alt_text
+from pipeline.nightly import captions
+from pipeline.storage import (
+    ABSENT,
+    Bucket,
+    DamagedObjectError,
+    ObjectChangedError,
+    ObjectNotFoundError,
+    layout,
+    parquet,
+)
+from pipeline.storage.parquet import column
+from pipeline.work import shards
+from pipeline.work.listing import IMAGES
+from pipeline.work.outcomes import GONE, IDENTITY, latest_outcome
+
+log = logging.getLogger(__name__)
+
+MODEL, PERSON = "model", "person"
+"""The sources of captions. A caption that a person has confirmed is a person's."""
+
+SCHEMA = pa.schema(
+    [
+        *IMAGES,
+        column("caption", pa.string(), "the caption that counts; null if there is none yet, or the image failed"),
+        column("alt_text", pa.string(), "the caption as a sentence of at most 125 characters"),
+        column("source", pa.string(), "model, or person if a person wrote or confirmed the caption"),
+        column("model_version", pa.string(), "model that wrote the caption; null if a person wrote it"),
+        column("confidence", pa.float32(), "null: not computed yet"),
+        column("review", pa.string(), "null: not used yet"),
+        column("width", pa.int32(), "width of the upright image in pixels; null if it was never decoded"),
+        column("height", pa.int32(), "height of the upright image in pixels; null if it was never decoded"),
+        column("bytes", pa.int64(), "size of the image's object in bytes"),
+        column("captioned_at", pa.timestamp("us", tz="UTC"), "when the caption was written or confirmed, in UTC"),
+        column("error", pa.string(), "why the image has no caption; null if it has one, or was not tried yet"),
+    ]
+)
+"""A row of the current captions."""
+
+ATTEMPT = pa.schema(
+    [
+        captions.SCHEMA.field(name)
+        for name in (
+            *IDENTITY,
+            "status",
+            "error",
+            "caption",
+            "model_version",
+            "width",
+            "height",
+            "captioned_at",
+        )
+    ]
+)
+"""The columns of captions from which the current ones are chosen."""
+
+ROW_GROUP = 10_000
+"""Rows of a row group, which is what is read to find one image."""
+
+TRIES = 20
+"""How often the table is written again if others write it at the same time."""
+
+ADVICE = "Delete it: the next night writes it again."
+
+
+def read(store: Bucket) -> pa.Table:
+    """The current captions with all corrections, as a table of schema ``SCHEMA``; empty if no night has ended yet.
+
+    Raises:
+        DamagedObjectError: the table, or a correction, is damaged.
+    """
+    table, _ = _read(store)
+    return overlay(table, corrections.read(store))
+
+
+def find(keys: Collection[str], store: Bucket) -> pa.Table:
+    """The rows of some images, with all corrections. Only the row groups that may hold them are read.
+
+    Raises:
+        DamagedObjectError: as for ``read``.
+    """
+    try:
+        with parquet.opened(layout.CURRENT_CAPTIONS, store, by_ranges=True, advice=ADVICE) as file:
+            groups = [group for group in range(file.num_row_groups) if _may_hold(file, group, keys)]
+            table = file.read_row_groups(groups).select(SCHEMA.names).cast(SCHEMA)
+    except ObjectNotFoundError:
+        return SCHEMA.empty_table()
+    found = table.filter(pc.is_in(table["image_key"], pa.array(list(keys), pa.string())))
+    return overlay(found, corrections.read(store))
+
+
+def overlay(table: pa.Table, events: pa.Table) -> pa.Table:
+    """The rows with what people said about these versions of the images, and nothing that they have withdrawn.
+
+    Args:
+        table: rows of schema ``SCHEMA``.
+        events: all corrections, as ``corrections.read`` gives them.
+    """
+    counting = corrections.by_image(corrections.latest(events))
+    withdrawn = corrections.by_image(events.filter(pc.field("action") == WITHDRAWN))
+    # Only images about which something was said are touched: the table may have a million rows.
+    told = {key for key, _ in counting.keys() | withdrawn.keys()}
+    by_person = pc.fill_null(pc.equal(table["source"], PERSON), False)
+    touched = pc.or_(by_person, pc.is_in(table["image_key"], pa.array(sorted(told), pa.string())))
+    positions = pc.indices_nonzero(touched)
+    rows = []
+    for row in table.take(positions).to_pylist():
+        identity = (row["image_key"], row["image_etag"])
+        if said := counting.get(identity):
+            row |= _words(said)
+        elif row["source"] == PERSON:
+            row |= _without_words(withdrawn.get(identity))
+        rows.append(row)
+    rest = table.filter(pc.invert(touched))
+    if not rows:
+        return table
+    return pa.concat_tables([rest, pa.Table.from_pylist(rows, schema=SCHEMA)]).sort_by("image_key")
+
+
+def refresh(
+    listing: pa.Table,
+    attempts: pa.Table,
+    *,
+    night: dict[str, str],
+    store: Bucket,
+    damaged: list[str],
+    changed: Callable[[pa.Table, pa.Table], None] = lambda old, new: None,
+) -> bool:
+    """Replace the table at the end of a night.
+
+    Args:
+        listing: the images in the inbox: columns ``IDENTITY`` and ``bytes``.
+        attempts: rows of schema ``ATTEMPT``: all attempts that count for the night.
+        night: facts about the night, which are stored with the table; ``listed_at`` orders nights.
+        store: the store.
+        damaged: gets the messages of damaged objects.
+        changed: called with the old and the new table before that is written.
+
+    Returns:
+        Whether it was replaced; not if it is that of a later night.
+    """
+    events = corrections.fold(store, damaged=damaged)
+
+    def renew(old: pa.Table) -> tuple[pa.Table, dict[str, str]] | None:
+        last = parquet.metadata(old).get("listed_at", night["listed_at"])
+        if datetime.fromisoformat(last) > datetime.fromisoformat(night["listed_at"]):
+            log.warning("the current captions are those of a later night, and stay as they are")
+            return None
+        return overlay(_choose(listing, attempts, old, store, damaged), events), night
+
+    return _replace(store, renew, changed)
+
+
+def fold(
+    store: Bucket,
+    *,
+    damaged: list[str],
+    changed: Callable[[pa.Table, pa.Table], None] = lambda old, new: None,
+) -> pa.Table:
+    """Put all corrections into the table, and return them; arguments as for ``refresh``."""
+    events = corrections.fold(store, damaged=damaged)
+
+    def renew(old: pa.Table) -> tuple[pa.Table, dict[str, str]] | None:
+        # Before the first night there is no table.
+        return (overlay(old, events), night) if (night := parquet.metadata(old)) else None
+
+    _replace(store, renew, changed)
+    return events
+
+
+def _replace(
+    store: Bucket,
+    renew: Callable[[pa.Table], tuple[pa.Table, dict[str, str]] | None],
+    changed: Callable[[pa.Table, pa.Table], None],
+) -> bool:
+    """Replace the table by what ``renew`` makes of it, its rows and its metadata, again if others have replaced it."""
+    for attempt in range(1, TRIES + 1):
+        try:
+            old, etag = _read(store)
+        except DamagedObjectError as error:
+            log.warning("%s", error)
+            old, etag = SCHEMA.empty_table(), store.etag(layout.CURRENT_CAPTIONS)
+        if (renewed := renew(old)) is None:
+            return False
+        table, metadata = renewed
+        if etag != ABSENT and metadata == parquet.metadata(old) and table.equals(old):
+            return True
+        changed(old, table)
+        try:
+            parquet.write(
+                table,
+                layout.CURRENT_CAPTIONS,
+                store,
+                metadata=metadata,
+                row_group_size=ROW_GROUP,
+                if_match=etag,
+            )
+        except ObjectChangedError:
+            if attempt == TRIES:
+                raise
+        else:
+            break
+    return True
+
+
+def _choose(listing: pa.Table, attempts: pa.Table, old: pa.Table, store: Bucket, damaged: list[str]) -> pa.Table:
+    """The row of each listed image: its newest caption among the attempts, or else the one that it had before."""
+    images = listing.select([*IDENTITY, "bytes"])
+    tried = latest_outcome(attempts, by="captioned_at").join(images.select(IDENTITY), keys=IDENTITY, join_type="inner")
+    gone = tried.filter((pc.field("error") == GONE) & (pc.field("status") == "failed")).select(IDENTITY)
+    images = images.join(gone, keys=IDENTITY, join_type="left anti")
+    captioned, failed = (tried.filter(pc.field("status") == status) for status in ("ok", "failed"))
+    lacking = images.join(captioned.select(IDENTITY), keys=IDENTITY, join_type="left anti")
+    before = _before(lacking, failed, old, store, damaged)
+    failed = failed.join(before.select(IDENTITY), keys=IDENTITY, join_type="left anti")
+    found = pa.concat_tables([table.select(ATTEMPT.names) for table in (captioned, before, failed)])
+    return _complete(images.join(found, keys=IDENTITY, join_type="left outer"))
+
+
+def _before(lacking: pa.Table, failed: pa.Table, old: pa.Table, store: Bucket, damaged: list[str]) -> pa.Table:
+    """The captions by other models of images that have none among the attempts of a night, as columns ``ATTEMPT``.
+
+    The table knows them. The whole history is read only for images that are new to the table and were not tried.
+    """
+    status = pa.array(["ok"] * len(old), pa.string())
+    by_model = old.append_column(ATTEMPT.field("status"), status).filter(pc.field("source") == MODEL)
+    known = by_model.select(ATTEMPT.names).join(lacking.select(IDENTITY), keys=IDENTITY, join_type="inner")
+    without_words = old.filter(pc.invert(pc.fill_null(pc.equal(old["source"], PERSON), False)))
+    unknown = lacking.join(without_words.select(IDENTITY), keys=IDENTITY, join_type="left anti")
+    unknown = unknown.join(failed.select(IDENTITY), keys=IDENTITY, join_type="left anti")
+    if not len(unknown):
+        return known
+    history = captions.read(shards.results(layout.CAPTIONS, store), store, columns=ATTEMPT, damaged=damaged)
+    found = history.filter(pc.field("status") == "ok").join(unknown.select(IDENTITY), keys=IDENTITY, join_type="inner")
+    return pa.concat_tables(
+        [known.select(ATTEMPT.names), latest_outcome(found, by="captioned_at").select(ATTEMPT.names)]
+    )
+
+
+def _complete(found: pa.Table) -> pa.Table:
+    """Rows of schema ``SCHEMA``, by key, from images with their attempts."""
+    found = found.sort_by("image_key").combine_chunks()
+    captioned = found["caption"].is_valid()
+
+    def where_captioned(values: pa.ChunkedArray | str) -> pa.ChunkedArray:
+        return pc.if_else(captioned, values, None)
+
+    none = pa.nulls(len(found))
+    columns = {
+        **{name: found[name] for name in (*IDENTITY, "caption", "width", "height", "bytes")},
+        "alt_text": _alt_texts(found["caption"]),
+        "source": where_captioned(MODEL),
+        "model_version": where_captioned(found["model_version"]),
+        "confidence": none,
+        "review": none,
+        "captioned_at": where_captioned(found["captioned_at"]),
+        "error": pc.if_else(captioned, None, found["error"]),
+    }
+    return pa.table([columns[name].cast(SCHEMA.field(name).type) for name in SCHEMA.names], schema=SCHEMA)
+
+
+def _alt_texts(found: pa.ChunkedArray) -> pa.Array:
+    """The alt text of each caption; many images share one."""
+    encoded = found.combine_chunks().dictionary_encode()
+    texts = pa.array([alt_text(caption) for caption in encoded.dictionary.to_pylist()], pa.string())
+    return texts.take(encoded.indices)
+
+
+def _words(said: Correction) -> dict[str, object]:
+    """What a person's word changes in a row."""
+    return {
+        "caption": said.caption,
+        "alt_text": alt_text(said.caption or ""),
+        "source": PERSON,
+        "model_version": None if said.action == CORRECTED else said.model_version,
+        "confidence": None,
+        "review": None,
+        "captioned_at": said.corrected_at,
+        "error": None,
+    }
+
+
+def _without_words(withdrawn: Correction | None) -> dict[str, object]:
+    """What is left of a row when a person's word was withdrawn, or removed: the caption that the person had seen."""
+    caption = withdrawn and (withdrawn.model_caption or None)
+    return {
+        "caption": caption,
+        "alt_text": caption and alt_text(caption),
+        "source": caption and MODEL,
+        "model_version": caption and withdrawn and withdrawn.model_version,
+        # Not known here; the next night knows.
+        "captioned_at": None,
+    }
+
+
+def _may_hold(file: pq.ParquetFile, group: int, keys: Collection[str]) -> bool:
+    """Whether a row group may hold one of these images, by its statistics."""
+    statistics = file.metadata.row_group(group).column(SCHEMA.get_field_index("image_key")).statistics
+    return statistics is None or any(statistics.min <= key <= statistics.max for key in keys)
+
+
+def _read(store: Bucket) -> tuple[pa.Table, str]:
+    """The table as it is stored, and its etag, or ``ABSENT``."""
+    while True:
+        etag = store.etag(layout.CURRENT_CAPTIONS)
+        if etag == ABSENT:
+            return SCHEMA.empty_table(), ABSENT
+        try:
+            return parquet.read(layout.CURRENT_CAPTIONS, store, columns=SCHEMA, etag=etag, advice=ADVICE), etag
+        except (ObjectChangedError, ObjectNotFoundError):
+            continue
