@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from benchmarks.measure import Cost, alternate, cpu, spread, wall
-from pipeline.data.images import decode
+from pipeline.data.images import Picture, decode
 from pipeline.features import encoder as encoders
 from pipeline.features import extraction as features
 from pipeline.storage import Bucket, layout, open_bucket
@@ -35,7 +35,8 @@ def extraction(rounds: int) -> dict[str, float]:
         for number, data in enumerate(photographs(PICTURES)):
             inbox.put(f"{number:04}.jpg", data)
         encoder_id = encoders.register("random", store)
-        pictures = np.stack([decode(inbox.get(item.key), (224, 224)) for item in inbox.list()])
+        decoded = [decode(inbox.get(item.key), (224, 224)) for item in inbox.list()]
+        pictures = np.stack([picture.pixels for picture in decoded])
         model = encoders.load_model(encoder_id, store)
         network = encoders.load_network(encoder_id, store)
         eight_bits = openvino.quantize(network, pictures[:32])
@@ -53,8 +54,8 @@ def extraction(rounds: int) -> dict[str, float]:
                     product(),
                     one_by_one,
                     lambda: model.predict(as_floats, batch_size=TUTORIAL_BATCH, verbose=0),
-                    lambda: encode(encoders.load(encoder_id, store), PICTURES, pictures.__getitem__),
-                    lambda: encode(encoders.load("eight-bits", store), PICTURES, pictures.__getitem__),
+                    lambda: encode(encoders.load(encoder_id, store), PICTURES, decoded.__getitem__),
+                    lambda: encode(encoders.load("eight-bits", store), PICTURES, decoded.__getitem__),
                     lambda: end_to_end(encoder_id, inbox, store),
                     rounds=rounds,
                 ),
@@ -120,7 +121,7 @@ def photographs(count: int) -> Iterator[bytes]:
         yield buffer.getvalue()
 
 
-def encode(encoder: encoders.Encoder, pictures: int, read: Callable[[int], features.Picture]) -> None:
+def encode(encoder: encoders.Encoder, pictures: int, read: Callable[[int], Picture]) -> None:
     """Encode so many pictures as an extraction does, read by their number while others are encoded."""
     rows = [(str(number), "") for number in range(pictures)]
     features.encode(rows, lambda row: read(int(row[0])), encoder, Stopwatch())

@@ -107,6 +107,8 @@ def write(store: Bucket, pictures: npt.NDArray[np.int64], number: int, version: 
             pa.array(rng.normal(-0.9, 0.3, len(pictures)).clip(max=0), pa.float32(), mask=failed),
             np.where(failed, "failed", "ok"),
             pa.array(["the image is truncated"] * len(pictures), pa.string(), mask=~failed),
+            pa.array([640] * len(pictures), pa.int32(), mask=failed),
+            pa.array([480] * len(pictures), pa.int32(), mask=failed),
             [version] * len(pictures),
             ["resnet50-0123456789abcdef"] * len(pictures),
             [datetime(night.year, night.month, night.day, 2, tzinfo=UTC)] * len(pictures),

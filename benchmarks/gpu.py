@@ -38,7 +38,9 @@ def gpu(rounds: int) -> dict[str, float]:
     from_jpeg = PICTURES / seconds(
         lambda: encode(encoder, PICTURES, lambda number: decode(jpegs[number % DRAWN], encoder.size)), rounds
     )
-    pytorch = PICTURES / seconds(pytorch_loop(np.stack(decoded), encoder.batch_size), rounds)
+    pytorch = PICTURES / seconds(
+        pytorch_loop(np.stack([picture.pixels for picture in decoded]), encoder.batch_size), rounds
+    )
     return {
         "gpu_roofline_per_second": peak,
         "gpu_extraction_per_second": from_memory,

@@ -108,6 +108,8 @@ def prepare(store: Bucket, keys: int) -> None:
                 [0] * len(part),
                 ["ok"] * len(part),
                 pa.nulls(len(part), pa.string()),
+                [640] * len(part),
+                [480] * len(part),
             ],
             schema=feature_store.schema((8,)),
         )

@@ -15,6 +15,7 @@ import os
 import queue
 import resource
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -25,8 +26,7 @@ from typing import TYPE_CHECKING, Self
 from pipeline import pipes
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+    from pipeline.data.images import Picture
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,9 @@ LIBRARIES = ("jpg", "zlib", "webp", "libtiff", "avif")
 
 _RESULT, _ERROR = b"R", b"E"
 """The first byte of an answer."""
+
+_SIZE = struct.Struct("<II")
+"""Width and height of a decoded picture itself; they precede its pixels."""
 
 _OUT_OF_MEMORY = 3
 """Exit status of a process that has reached its limit; the interpreter's own are 1 and 2."""
@@ -148,8 +151,8 @@ class Decoders(_Pool):
         super().__init__("pixels", *size, seconds=seconds, memory=memory)
         self.size = size
 
-    def decode(self, data: bytes, *, seconds: float | None = None) -> "npt.NDArray[np.uint8]":
-        """Decode a picture as ``images.decode`` does: (height, width, 3), 0..255.
+    def decode(self, data: bytes, *, seconds: float | None = None) -> "Picture":
+        """Decode a picture as ``images.decode`` does.
 
         Args:
             data: the bytes of the picture.
@@ -162,7 +165,11 @@ class Decoders(_Pool):
         """
         import numpy as np
 
-        return np.frombuffer(self._convert(data, seconds or self.seconds), np.uint8).reshape(*self.size, 3)
+        from pipeline.data.images import Picture
+
+        answer = self._convert(data, seconds or self.seconds)
+        pixels = np.frombuffer(answer, np.uint8, offset=_SIZE.size).reshape(*self.size, 3)
+        return Picture(pixels, *_SIZE.unpack_from(answer))
 
 
 class Thumbnails(_Pool):
@@ -286,7 +293,12 @@ def _converter(kind: str, *sizes: int) -> Callable[[bytes], bytes]:
         [side] = sizes
         return lambda data: images.thumbnail(data, side)
     height, width = sizes
-    return lambda data: images.decode(data, (height, width)).tobytes()
+
+    def decode(data: bytes) -> bytes:
+        picture = images.decode(data, (height, width))
+        return _SIZE.pack(picture.width, picture.height) + picture.pixels.tobytes()
+
+    return decode
 
 
 if __name__ == "__main__":

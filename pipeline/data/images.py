@@ -7,6 +7,7 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -102,6 +103,23 @@ _TO_UPRIGHT = {
 }
 """The transposition for each EXIF orientation (Exif 2.32, tag 0x0112)."""
 
+_ON_ITS_SIDE = (5, 6, 7, 8)
+"""The EXIF orientations of pictures whose stored width is the height of the upright picture."""
+
+
+class Picture(NamedTuple):
+    """A decoded picture.
+
+    Attributes:
+        pixels: uint8 array of shape (height, width, 3) at the size that was asked for, upright and in RGB, 0..255.
+        width: of the upright picture itself, in pixels.
+        height: the same.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    width: int
+    height: int
+
 
 class BadImageError(ValueError):
     """The bytes can't be decoded as a picture; the message explains why."""
@@ -136,21 +154,19 @@ def suffix_of(data: bytes) -> str:
     return FORMATS[format_of(data) or ""][0]
 
 
-def decode(data: bytes, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+def decode(data: bytes, size: tuple[int, int]) -> Picture:
     """Decode a picture, upright and in RGB, to ``size`` (height, width).
 
     The whole picture is resized, without a crop, which could remove what the caption should mention. An animation
     gives its first frame, transparency becomes white, and 16 bits per channel become 8.
-
-    Returns:
-        uint8 array of shape (height, width, 3), 0..255.
 
     Raises:
         BadImageError: the data is in none of the formats of ``FORMATS``, damaged, of a kind whose colours are not
             known, or has more than ``MAX_BYTES`` or ``MAX_PIXELS``.
         MemoryError: it needs more memory than there is.
     """
-    return np.asarray(_upright_rgb(data, lambda _: (size[1], size[0]), max(size)))
+    pixels, own_size = _upright_rgb(data, lambda _: (size[1], size[0]), max(size))
+    return Picture(np.asarray(pixels), *own_size)
 
 
 def thumbnail(data: bytes, side: int) -> bytes:
@@ -165,12 +181,17 @@ def thumbnail(data: bytes, side: int) -> bytes:
         return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
     buffer = io.BytesIO()
-    _upright_rgb(data, shrunk, side).save(buffer, "JPEG", quality=80)
+    _upright_rgb(data, shrunk, side)[0].save(buffer, "JPEG", quality=80)
     return buffer.getvalue()
 
 
-def _upright_rgb(data: bytes, resized: Callable[[tuple[int, int]], tuple[int, int]], side: int) -> Image.Image:
-    """The picture, resized by ``resized`` from its own (width, height); ``side`` is the longer side of the result."""
+def _upright_rgb(
+    data: bytes, resized: Callable[[tuple[int, int]], tuple[int, int]], side: int
+) -> tuple[Image.Image, tuple[int, int]]:
+    """The picture, resized by ``resized`` from its (width, height) as decoded, and its own (width, height).
+
+    ``side`` is the longer side of the result.
+    """
     if not data:
         raise BadImageError("the file is empty")
     if len(data) > MAX_BYTES:
@@ -182,7 +203,7 @@ def _upright_rgb(data: bytes, resized: Callable[[tuple[int, int]], tuple[int, in
     elif form == "AVIF":
         data = _without_exif(data)
     try:
-        return _converted(_loaded(form, data, side), resized)
+        return _converted(*_loaded(form, data, side), resized)
     except (BadImageError, MemoryError):
         raise
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged data
@@ -208,8 +229,8 @@ _OUT_OF_MEMORY = "-9"
 """Pillow's code of a codec that gets no memory."""
 
 
-def _loaded(form: str, data: bytes, side: int) -> ImageFile.ImageFile:
-    """The picture with its pixels decoded, at a smaller scale where ``side`` allows it."""
+def _loaded(form: str, data: bytes, side: int) -> tuple[ImageFile.ImageFile, tuple[int, int]]:
+    """The picture with its pixels decoded, at a smaller scale where ``side`` allows it, and its size at full scale."""
     try:
         return _load(form, data, side)
     except OSError:
@@ -217,10 +238,10 @@ def _loaded(form: str, data: bytes, side: int) -> ImageFile.ImageFile:
             raise
         # If only the end marker is missing, what is put in front of a new one changes nothing.
         body = data.rstrip(b"\xff")
-        image, *others = (_load(form, body + more + _END_OF_JPEG, side) for more in (b"", *_FILLINGS))
-        if any(other.tobytes() != image.tobytes() for other in others):
+        loaded, *others = (_load(form, body + more + _END_OF_JPEG, side) for more in (b"", *_FILLINGS))
+        if any(other.tobytes() != loaded[0].tobytes() for other, _ in others):
             raise
-        return image
+        return loaded
 
 
 _END_OF_JPEG = b"\xff\xd9"
@@ -233,8 +254,9 @@ _FILLINGS = (
 """Where a JPEG breaks off too early, these are decoded to other pixels than none. The last has the restart markers."""
 
 
-def _load(form: str, data: bytes, side: int) -> ImageFile.ImageFile:
+def _load(form: str, data: bytes, side: int) -> tuple[ImageFile.ImageFile, tuple[int, int]]:
     image = _PLUGINS[form](io.BytesIO(data))
+    full_size = image.size
     if form == "JPEG":
         # A JPEG is decoded at a smaller scale if that is at least twice the wanted size: this is quicker, and keeps
         # the pictures of a 200-megapixel camera below the limit.
@@ -242,7 +264,8 @@ def _load(form: str, data: bytes, side: int) -> ImageFile.ImageFile:
     if image.width * image.height > MAX_PIXELS:
         raise BadImageError(f"more than {MAX_PIXELS // 1_000_000} million pixels; scale it down, or save it as a JPEG")
     image.load()
-    return image
+    # Loading a TIFF turns it upright.
+    return image, full_size if form == "JPEG" else image.size
 
 
 def _essential_chunks(png: bytes) -> bytes:
@@ -319,16 +342,22 @@ def _orientation(image: Image.Image) -> int:
     return 1
 
 
-def _converted(image: ImageFile.ImageFile, resized: Callable[[tuple[int, int]], tuple[int, int]]) -> Image.Image:
+def _converted(
+    image: ImageFile.ImageFile, size: tuple[int, int], resized: Callable[[tuple[int, int]], tuple[int, int]]
+) -> tuple[Image.Image, tuple[int, int]]:
+    """The picture, upright, in RGB and resized, and its upright ``size``."""
     pixels = _with_8_bits(image)
-    if (to_upright := _TO_UPRIGHT.get(_orientation(image))) is not None:
-        pixels = pixels.transpose(to_upright)
+    orientation = _orientation(image)
+    if orientation in _TO_UPRIGHT:
+        pixels = pixels.transpose(_TO_UPRIGHT[orientation])
+    if orientation in _ON_ITS_SIDE:
+        size = size[1], size[0]
     # Before compositing on white, which gives the same result at every scale (Pillow weights colours by alpha).
     pixels = pixels.convert("RGBA" if pixels.has_transparency_data else "RGB")
     pixels = pixels.resize(resized(pixels.size), Image.Resampling.BICUBIC)
     if pixels.mode == "RGBA":
         pixels = Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
-    return pixels
+    return pixels, size
 
 
 def _with_8_bits(image: ImageFile.ImageFile) -> Image.Image:

@@ -210,7 +210,7 @@ def _labelled(by_decoding: Mapping[str, T], chosen: DecodingConfig) -> dict[str,
 def _thumbnail(source: Bucket, key: str, etag: str) -> bytes:
     """A JPEG of the picture as the encoder saw it; grey if the photograph is gone, or can't be read any more."""
     try:
-        pixels = decode(source.get(key, etag=etag), THUMBNAIL)
+        pixels = decode(source.get(key, etag=etag), THUMBNAIL).pixels
     except (ObjectChangedError, ObjectDeniedError, BadImageError):
         pixels = np.full((*THUMBNAIL, 3), 128, np.uint8)
     buffer = io.BytesIO()

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.data.decoders import Decoders
-from pipeline.data.images import MAX_BYTES, TOO_LARGE, BadImageError, SlowImageError
+from pipeline.data.images import MAX_BYTES, TOO_LARGE, BadImageError, Picture, SlowImageError
 from pipeline.features import store as feature_store
 from pipeline.progress import track
 from pipeline.storage import (
@@ -173,12 +173,12 @@ def extract(name: str, *, store: Bucket) -> Extraction:
             stopwatch=stopwatch,
             check_etag=not has_portable_names(source),
         )
-        vectors, errors = encode(images, read, encoder, stopwatch)
+        encoded = encode(images, read, encoder, stopwatch)
     with stopwatch.section("write"):
-        feature_store.write(shard.images, vectors, errors, shard.result_key, store)
+        feature_store.write(shard.images, encoded, shard.result_key, store)
     rate = len(images) / max(time.monotonic() - start, 1e-9)
     shards.write_stats(name, shards.ShardStats(seconds=stopwatch.seconds), store)
-    failed = sum(error is not None for error in errors)
+    failed = sum(error is not None for error in encoded.errors)
     done = Extraction(name, len(images), failed, round(rate, 2), encoder_id)
     log.info("%s: %s, %.1f a second", name, done, rate)
     log.info("seconds, summed over all threads: %s", stopwatch)
@@ -201,7 +201,7 @@ class SlowImages:
         self._pool, self._slow, self._remember = pool, slow, remember
         self._lock = threading.Lock()
 
-    def decode(self, key: str, data: bytes) -> npt.NDArray[np.uint8]:
+    def decode(self, key: str, data: bytes) -> Picture:
         """Decode an image, unless it is known to take too long. Raises the errors of ``Decoders.decode``."""
         if known := self._slow.get(key):
             raise SlowImageError(known)
@@ -235,18 +235,14 @@ class SlowImages:
         self._remember(self._slow)
 
 
-Picture = npt.NDArray[np.uint8] | str
-"""A decoded picture, (height, width, 3), or the error if it can't be read."""
-
-
 def read_picture(
     bucket: Bucket,
-    decode: Callable[[str, bytes], npt.NDArray[np.uint8]],
+    decode: Callable[[str, bytes], Picture],
     image: tuple[str, str],
     *,
     stopwatch: Stopwatch,
     check_etag: bool = True,
-) -> Picture:
+) -> Picture | str:
     """Read and decode an image.
 
     Args:
@@ -280,10 +276,10 @@ def read_picture(
 
 def encode(
     rows: list[tuple[str, str]],
-    read: Callable[[tuple[str, str]], Picture],
+    read: Callable[[tuple[str, str]], Picture | str],
     encoder: "Encoder",
     stopwatch: Stopwatch,
-) -> tuple[npt.NDArray[np.float16], list[str | None]]:
+) -> feature_store.Encoded:
     """Encode pictures in batches while others are read.
 
     Args:
@@ -291,13 +287,10 @@ def encode(
         read: returns the decoded picture of an image, or the error; called from several threads.
         encoder: the encoder.
         stopwatch: the time is added to its section encode.
-
-    Returns:
-        The vectors, (N, D) or (N, C, D) of C crops, float16, zero if there is no picture; and for each image the
-        error, or None.
     """
     vectors = np.zeros((len(rows), *encoder.shape), np.float16)
     errors: list[str | None] = [None] * len(rows)
+    sizes: list[tuple[int, int] | None] = [None] * len(rows)
 
     def batches() -> Iterator[dict[int, npt.NDArray[np.uint8]]]:
         batch = {}
@@ -307,7 +300,8 @@ def encode(
                 errors[row] = picture
                 log.warning("%s: %s", rows[row][0], picture)
             else:
-                batch[row] = picture
+                batch[row] = picture.pixels
+                sizes[row] = picture.width, picture.height
             if len(batch) == encoder.batch_size:
                 yield batch
                 batch = {}
@@ -324,7 +318,7 @@ def encode(
         for position in positions:
             if not np.isfinite(vectors[position]).all():
                 errors[position] = "its features are not finite in 16 bits"
-    return vectors, errors
+    return feature_store.Encoded(vectors, errors, sizes)
 
 
 Item = TypeVar("Item")

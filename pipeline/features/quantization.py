@@ -50,7 +50,7 @@ def quantize(encoder_id: str, dataset_id: str, store: Bucket) -> str:
             )
             for row in chosen.to_pylist()
         )
-        pictures = [picture for picture in read if not isinstance(picture, str)]
+        pictures = [picture.pixels for picture in read if not isinstance(picture, str)]
     if not pictures:
         raise PipelineError(
             f"None of {len(chosen)} training pictures in {', '.join(sources)} can be read to calibrate the encoder: "

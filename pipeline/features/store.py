@@ -3,6 +3,8 @@
 Each image is encoded only once. The features of a shard of images are one Parquet file.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -14,18 +16,41 @@ from pipeline.work import shards
 from pipeline.work.listing import IMAGES
 from pipeline.work.outcomes import IDENTITY, latest_outcome
 
+SIZE = pa.schema(
+    [
+        column("width", pa.int32(), "width of the upright image in pixels; null if it could not be decoded"),
+        column("height", pa.int32(), "height of the upright image in pixels; null if it could not be decoded"),
+    ]
+)
+"""The size of an image."""
+
 ROWS = pa.schema(
     [
         *IMAGES,
         column("attempt", pa.int32(), "number of failed attempts before this one"),
         column("status", pa.string(), "ok or failed"),
         column("error", pa.string(), "why the image failed; null if it did not"),
+        *SIZE,
     ]
 )
 """A row without its vector."""
 
 INDEX = pa.schema([*ROWS, column("shard", pa.string(), "name of the shard that holds the features of the image")])
 """The feature store without its vectors: the outcome of each attempt, and the shard that holds it."""
+
+
+class Encoded(NamedTuple):
+    """N encoded images.
+
+    Attributes:
+        vectors: (N, D) or (N, C, D) of C crops, float16; zero if the image failed.
+        errors: why an image failed, or None.
+        sizes: (width, height) of each upright image in pixels, or None if it could not be decoded.
+    """
+
+    vectors: npt.NDArray[np.float16]
+    errors: list[str | None]
+    sizes: list[tuple[int, int] | None]
 
 
 def schema(shape: tuple[int, ...]) -> pa.Schema:
@@ -38,27 +63,25 @@ def schema(shape: tuple[int, ...]) -> pa.Schema:
     return pa.schema([column("feature", feature, description), *ROWS])
 
 
-def write(
-    images: pa.Table, vectors: npt.NDArray[np.float16], errors: list[str | None], key: str, store: Bucket
-) -> None:
+def write(images: pa.Table, encoded: Encoded, key: str, store: Bucket) -> None:
     """Write the features of a shard.
 
     Args:
         images: the columns ``IDENTITY`` and ``attempt``, N rows.
-        vectors: (N, D) or (N, C, D) float16.
-        errors: why an image has no vector, or None.
+        encoded: the images, encoded.
         key: of the file.
         store: the store.
     """
-    failed = [error is not None for error in errors]
+    failed = [error is not None for error in encoded.errors]
     table = pa.table(
         [
-            _column(vectors, null=failed),
+            _column(encoded.vectors, null=failed),
             *images.select([*IDENTITY, "attempt"]),
             pa.array(["failed" if each else "ok" for each in failed], pa.string()),
-            pa.array(errors, pa.string()),
+            pa.array(encoded.errors, pa.string()),
+            *(pa.array([size and size[side] for size in encoded.sizes], pa.int32()) for side in (0, 1)),
         ],
-        schema=schema(vectors.shape[1:]),
+        schema=schema(encoded.vectors.shape[1:]),
     )
     parquet.write(table, key, store)
 

@@ -29,6 +29,7 @@ SCHEMA = pa.schema(
         column("log_prob", pa.float32(), "mean natural log probability of the words; null if the image failed"),
         column("status", pa.string(), "ok or failed"),
         column("error", pa.string(), "why the image failed; null if it did not"),
+        *feature_store.SIZE,
         column("model_version", pa.string(), "version of the model that captioned the image"),
         column("encoder_id", pa.string(), "id of the encoder that extracted the features of the image"),
         column("captioned_at", pa.timestamp("us", tz="UTC"), "time at which the caption was written, in UTC"),
@@ -99,7 +100,7 @@ def _table(shard: shards.Shard, captions: dict[str, Caption]) -> pa.Table:
         caption = captions.get(image["image_key"])
         rows.append(
             {
-                **{name: image[name] for name in (*IDENTITY, "status", "error")},
+                **{name: image[name] for name in (*IDENTITY, "status", "error", *feature_store.SIZE.names)},
                 "caption": caption and caption.text,
                 "log_prob": caption and caption.log_prob,
                 "model_version": shard.spec["version"],

@@ -12,12 +12,11 @@ from pipeline.captioner.captioner import Caption, Captioner
 from pipeline.captioner.registry import read_champion
 from pipeline.config import DecodingConfig
 from pipeline.data.decoders import Decoders
-from pipeline.data.images import MAX_BYTES, SUFFIXES, is_image
+from pipeline.data.images import MAX_BYTES, SUFFIXES, Picture, is_image
 from pipeline.errors import PipelineError, printable
 from pipeline.features import encoder as encoders
 from pipeline.features import extraction
 from pipeline.features.encoder import Encoder
-from pipeline.features.extraction import Picture
 from pipeline.storage import Bucket, LocalBucket, ObjectNotFoundError, open_bucket, open_object
 from pipeline.timing import Stopwatch
 
@@ -103,7 +102,7 @@ class Model:
     def caption(
         self,
         rows: list[tuple[str, str]],
-        read: Callable[[tuple[str, str]], Picture],
+        read: Callable[[tuple[str, str]], Picture | str],
         *,
         decoding: DecodingConfig,
         alternatives: int,
@@ -116,7 +115,7 @@ class Model:
             decoding: how captions are decoded.
             alternatives: further captions of each picture.
         """
-        vectors, errors = extraction.encode(rows, read, self.encoder, Stopwatch())
+        vectors, errors, _ = extraction.encode(rows, read, self.encoder, Stopwatch())
         readable = np.array([error is None for error in errors], bool)
         beams = iter(self.captioner.alternatives(vectors[readable].astype(np.float32), decoding))
         return [
@@ -140,7 +139,7 @@ class _Source:
     key: str = ""
     error: str = ""
 
-    def read(self, decoders: Decoders) -> Picture:
+    def read(self, decoders: Decoders) -> Picture | str:
         if self.bucket is None:
             return self.error
         try:

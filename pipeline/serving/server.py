@@ -25,7 +25,7 @@ from pipeline.errors import PipelineError, name_missing_extra
 from pipeline.settings import read_settings
 
 if TYPE_CHECKING:
-    from pipeline.features.extraction import Picture
+    from pipeline.data.images import Picture
     from pipeline.serving.on_demand import Model
     from pipeline.storage.bucket import Bucket
 
@@ -131,7 +131,7 @@ class _Champion:
         assert self._loaded is not None  # noqa: S101 - for type checkers
         model, decoders = self._loaded
 
-        def read(_: tuple[str, str]) -> "Picture":
+        def read(_: tuple[str, str]) -> "Picture | str":
             try:
                 return decoders.decode(data)
             except BadImageError as error:

@@ -34,7 +34,7 @@ def test_each_is_a_picture_or_an_error_with_advice(decoders, name):
     """A picture has its colour; the error of any other file says why it is none, and what to do."""
     kind = KINDS[name]
     try:
-        found = decoders.decode(kind.data)
+        found = decoders.decode(kind.data).pixels
     except BadImageError as error:
         message = str(error)
         assert re.search(damaged_images.ADVICE, message)
@@ -52,7 +52,7 @@ def test_what_would_never_end_is_stopped(name, make, message):
     with Decoders((32, 32), seconds=1) as decoders:
         with pytest.raises(BadImageError, match=message):
             decoders.decode(make())
-        assert decoders.decode(KINDS["one-pixel.png"].data).shape == (32, 32, 3)
+        assert decoders.decode(KINDS["one-pixel.png"].data).pixels.shape == (32, 32, 3)
 
 
 def test_all_of_them_in_one_shard(tmp_path, toy_encoder):

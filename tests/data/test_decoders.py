@@ -50,7 +50,8 @@ def test_pictures_are_those_that_decode_gives():
     pictures = [picture(seed) for seed in range(40)]
     with Decoders((20, 30)) as decoders, ThreadPoolExecutor(8) as threads:
         for data, found in zip(pictures, threads.map(decoders.decode, pictures), strict=True):
-            np.testing.assert_array_equal(found, decode(data, (20, 30)))
+            np.testing.assert_array_equal(found.pixels, decode(data, (20, 30)).pixels)
+            assert (found.width, found.height) == (80, 60)
 
 
 def test_too_much_memory_is_an_error(tmp_path):
@@ -59,7 +60,7 @@ def test_too_much_memory_is_an_error(tmp_path):
     with Decoders((20, 20), memory=200 << 20) as decoders:
         with pytest.raises(BadImageError, match="needs more memory than a picture may take; scale it down"):
             decoders.decode(large)
-        assert decoders.decode(picture()).shape == (20, 20, 3)
+        assert decoders.decode(picture()).pixels.shape == (20, 20, 3)
 
 
 def test_the_largest_picture_fits(monkeypatch):
@@ -68,7 +69,7 @@ def test_the_largest_picture_fits(monkeypatch):
         damaged_images.plain("RGBA", size=(9450, 9450), colour=(*damaged_images.GREEN, 255)), "PNG"
     )
     with Decoders((8, 8)) as decoders:
-        np.testing.assert_allclose(decoders.decode(large)[0, 0], damaged_images.GREEN, atol=2)
+        np.testing.assert_allclose(decoders.decode(large).pixels[0, 0], damaged_images.GREEN, atol=2)
 
 
 def test_the_memory_that_others_left_behind(decoders_run):
@@ -77,7 +78,7 @@ def test_the_memory_that_others_left_behind(decoders_run):
     large = damaged_images.encoded(damaged_images.plain(size=(4500, 4500)), "PNG")
     with Decoders((20, 20), memory=300 << 20) as decoders:
         decoders.decode(picture() + MARK)
-        np.testing.assert_allclose(decoders.decode(large)[0, 0], damaged_images.GREEN, atol=2)
+        np.testing.assert_allclose(decoders.decode(large).pixels[0, 0], damaged_images.GREEN, atol=2)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSEGV])
@@ -92,8 +93,8 @@ def test_a_process_that_dies_costs_no_picture(sent, started):
             time.sleep(0.2)
             os.kill(pid, sent)
             os.kill(pid, signal.SIGCONT)
-            np.testing.assert_array_equal(waiting.result(), decode(picture(1), (20, 20)))
-        assert decoders.decode(picture()).shape == (20, 20, 3)
+            np.testing.assert_array_equal(waiting.result().pixels, decode(picture(1), (20, 20)).pixels)
+        assert decoders.decode(picture()).pixels.shape == (20, 20, 3)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_a_picture_at_which_two_processes_die_fails(sent, error, decoders_run, s
     with Decoders((20, 20)) as decoders, ThreadPoolExecutor(4) as threads:
         deadly = [threads.submit(decoders.decode, picture() + MARK) for _ in range(3)]
         for data, found in zip(pictures, threads.map(decoders.decode, pictures), strict=True):
-            np.testing.assert_array_equal(found, decode(data, (20, 20)))
+            np.testing.assert_array_equal(found.pixels, decode(data, (20, 20)).pixels)
         for each in deadly:
             with pytest.raises(BadImageError, match=error):
                 each.result()
@@ -121,7 +122,7 @@ def test_a_slow_machine_fails_no_picture(decoders_run):
     """Only a picture's own computing counts: not the time in which its process waits."""
     decoders_run(AT_A_MARK.format(act="import time; time.sleep(0.5)"))
     with Decoders((20, 20), seconds=0.4) as decoders:
-        assert decoders.decode(picture() + MARK).shape == (20, 20, 3)
+        assert decoders.decode(picture() + MARK).pixels.shape == (20, 20, 3)
 
 
 def test_a_picture_may_have_a_limit_of_its_own(decoders_run):
@@ -131,7 +132,7 @@ def test_a_picture_may_have_a_limit_of_its_own(decoders_run):
     with Decoders((20, 20)) as decoders:
         with pytest.raises(SlowImageError, match=r"takes longer than 0\.1 s to decode; save it again with another"):
             decoders.decode(picture() + MARK, seconds=0.1)
-        assert decoders.decode(picture() + MARK).shape == (20, 20, 3)
+        assert decoders.decode(picture() + MARK).pixels.shape == (20, 20, 3)
 
 
 NO_WEBP = "from PIL import features; features.modules['webp'] = ('PIL.missing', None)"
@@ -154,7 +155,7 @@ def test_a_process_that_cannot_start_is_no_fault_of_a_picture(code, error, decod
             with pytest.raises(DecoderStartError, match=error):
                 decoders.decode(picture())
         repair()
-        assert decoders.decode(picture()).shape == (20, 20, 3)
+        assert decoders.decode(picture()).pixels.shape == (20, 20, 3)
 
 
 def test_a_machine_without_processes(monkeypatch):
@@ -179,7 +180,7 @@ def refuse(which, limits, set=resource.setrlimit):
 resource.setrlimit = refuse
 """)
     with Decoders((20, 20)) as decoders:
-        assert decoders.decode(picture()).shape == (20, 20, 3)
+        assert decoders.decode(picture()).pixels.shape == (20, 20, 3)
 
 
 def test_nothing_is_left_behind(started):

@@ -14,10 +14,15 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageFile
 
 from pipeline.data import images
-from pipeline.data.images import BadImageError, decode, is_image
+from pipeline.data.images import BadImageError, is_image
 from tests.support.effort import random_inputs
 
 ORIENTATION = 0x0112
+
+
+def decode(data: bytes, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """The pixels of a picture."""
+    return images.decode(data, size).pixels
 
 
 def encode(image: Image.Image, suffix: str, **options: object) -> bytes:
@@ -61,10 +66,11 @@ def test_other_keys_are_ignored(key: str) -> None:
 @pytest.mark.parametrize("suffix", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 @pytest.mark.parametrize("size", [(8, 8), (20, 50), (224, 224), (1, 1)])
 def test_the_array_has_the_size_asked_for(suffix: str, size: tuple[int, int]) -> None:
-    """Every format gives (height, width, 3) uint8, larger or smaller than the picture."""
-    pixels = decode(encode(quarters(), suffix), size)
+    """Every format gives (height, width, 3) uint8, larger or smaller than the picture, and the picture's own size."""
+    pixels, *own_size = images.decode(encode(quarters(), suffix), size)
     assert pixels.shape == (*size, 3)
     assert pixels.dtype == np.uint8
+    assert own_size == [64, 32]
 
 
 @pytest.mark.parametrize("suffix", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
@@ -98,12 +104,13 @@ TO_STORED = {
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("size", [(32, 32), (16, 48)])
 def test_every_orientation_is_turned_upright(suffix: str, orientation: int, size: tuple[int, int]) -> None:
-    """However the camera was held, the picture is the same."""
+    """However the camera was held, the picture is the same, and so are its own width and height."""
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    pixels = decode(encode(TO_STORED[orientation](quarters(640, 320)), suffix, exif=exif), size)
-    assert pixels.shape == (*size, 3)
-    assert_quarters(pixels)
+    picture = images.decode(encode(TO_STORED[orientation](quarters(640, 320)), suffix, exif=exif), size)
+    assert picture.pixels.shape == (*size, 3)
+    assert_quarters(picture.pixels)
+    assert (picture.width, picture.height) == (640, 320)
 
 
 def test_an_orientation_that_does_not_exist_is_ignored() -> None:
@@ -290,7 +297,9 @@ def test_a_large_jpeg_is_decoded_at_a_smaller_scale(monkeypatch: pytest.MonkeyPa
 
 def test_a_phones_two_hundred_megapixels() -> None:
     """What counts is the size at which a JPEG is decoded, even far beyond Pillow's own limit."""
-    assert_quarters(decode(encode(quarters(16_320, 12_240), "JPEG"), (32, 32)))
+    picture = images.decode(encode(quarters(16_320, 12_240), "JPEG"), (32, 32))
+    assert_quarters(picture.pixels)
+    assert (picture.width, picture.height) == (16_320, 12_240)
 
 
 def test_too_many_pixels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

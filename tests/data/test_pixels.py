@@ -14,7 +14,7 @@ import tifffile
 from PIL import Image, ImageFile, PngImagePlugin, features
 
 from pipeline.data import images
-from pipeline.data.images import BadImageError, decode, format_of
+from pipeline.data.images import BadImageError, format_of
 from tests.support.damaged_images import encoded, flipped, png, png_chunk, segment_of, tiff
 
 HEIGHT, WIDTH = 33, 45
@@ -42,10 +42,17 @@ GREY_TIFFS = [
 ]
 
 
+def decode(data: bytes, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """The pixels of a picture."""
+    return images.decode(data, size).pixels
+
+
 def assert_pixels(data: bytes, expected: npt.NDArray[np.generic], tolerance: float = 1) -> None:
-    """The picture has these pixels, (height, width) or (height, width, 3)."""
+    """The picture has these pixels, (height, width) or (height, width, 3), and this size."""
     expected = expected if expected.ndim == 3 else np.repeat(expected[..., None], 3, axis=-1)
-    np.testing.assert_allclose(decode(data, (HEIGHT, WIDTH)).astype(float), expected, atol=tolerance)
+    picture = images.decode(data, (HEIGHT, WIDTH))
+    np.testing.assert_allclose(picture.pixels.astype(float), expected, atol=tolerance)
+    assert (picture.width, picture.height) == (WIDTH, HEIGHT)
 
 
 def written(pixels: npt.NDArray[np.generic], **options: object) -> bytes:
@@ -169,6 +176,13 @@ def test_orientations_of_tiffs(orientation: int, compression: str | None, bits: 
         assert_pixels(data, 255 - pixels if photometric == "miniswhite" else pixels)
 
 
+def test_an_orientation_in_the_xmp_of_a_tiff() -> None:
+    """It turns the picture as the tag does."""
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    data = written(np.ascontiguousarray(STORED[6](COLOURS)), photometric="rgb", extratags=[(700, "B", len(xmp), xmp)])
+    assert_pixels(data, COLOURS)
+
+
 # --- the formats that OpenCV writes ----------------------------------------------------------------------------------
 
 
@@ -236,9 +250,10 @@ BARS[20:] //= 2
 
 
 def assert_bars(data: bytes) -> None:
-    """The middle of each area is right."""
-    found = decode(data, (40, 64)).astype(int)
-    np.testing.assert_allclose(found[10::20, 8::16], BARS[10::20, 8::16], atol=6)
+    """The middle of each area is right, and so is the size."""
+    picture = images.decode(data, (40, 64))
+    np.testing.assert_allclose(picture.pixels[10::20, 8::16].astype(int), BARS[10::20, 8::16], atol=6)
+    assert (picture.width, picture.height) == (64, 40)
 
 
 @pytest.mark.parametrize("form", ["AVIF", "HEIF"])

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pipeline.data.decoders import SECONDS, DecoderStartError
-from pipeline.data.images import SlowImageError
+from pipeline.data.images import Picture, SlowImageError
 from pipeline.errors import PipelineError
 from pipeline.features import encoder, extraction
 from pipeline.features import store as feature_store
@@ -134,6 +134,27 @@ def test_the_table_is_as_documented(photographs, store, toy_encoder):
     assert [row["image_key"] for row in table.to_pylist() if row["feature"] is None] == ["broken.jpg"]
 
 
+def test_rows_have_the_size_of_the_image(store, new_bucket, toy_encoder):
+    """In the index, too: width and height of the upright image, null if it could not be decoded."""
+    photographs = new_bucket()
+    on_its_side = Image.Exif()
+    on_its_side[0x0112] = 6
+    for name, options in (("wide.jpg", {}), ("tall.jpg", {"exif": on_its_side})):
+        buffer = io.BytesIO()
+        Image.new("RGB", (1200, 900)).save(buffer, "JPEG", **options)
+        photographs.put(name, buffer.getvalue())
+    photographs.put("broken.jpg", jpeg(5)[:100])
+    encoder_id = encoder.register(str(toy_encoder), store)
+    [shard] = plan(tabulate(photographs.list()), photographs, encoder_id, store)
+    extraction.extract(shard, store=store)
+    rows = feature_store.index(encoder_id, store).to_pylist()
+    assert {row["image_key"]: (row["width"], row["height"]) for row in rows} == {
+        "wide.jpg": (1200, 900),
+        "tall.jpg": (900, 1200),
+        "broken.jpg": (None, None),
+    }
+
+
 def test_failed_images_are_tried_again_when_asked(photographs, store, toy_encoder):
     """Otherwise they are settled. Each attempt is a row, numbered from 0, and a success counts."""
     encoder_id = encoder.register(str(toy_encoder), store)
@@ -181,15 +202,16 @@ def test_reading_goes_on_while_the_encoder_computes():
     def read(row):
         if row[0] == "9":
             later.set()
-        return np.full((4, 4, 3), int(row[0]), np.uint8)
+        return Picture(np.full((4, 4, 3), int(row[0]), np.uint8), 10 + int(row[0]), 5)
 
     def run(pictures):
         assert later.wait(10), "nothing was read meanwhile"
         return pictures.mean(axis=(1, 2))
 
     loaded = encoder.Encoder("e", (4, 4), (3,), batch_size=4, threads=1, run=run)
-    vectors, errors = extraction.encode([(str(number), "") for number in range(14)], read, loaded, Stopwatch())
+    vectors, errors, sizes = extraction.encode([(str(number), "") for number in range(14)], read, loaded, Stopwatch())
     assert errors == [None] * 14
+    assert sizes == [(10 + number, 5) for number in range(14)]
     np.testing.assert_array_equal(vectors, np.repeat(np.arange(14), 3).reshape(14, 3))
 
 
@@ -225,7 +247,7 @@ class SlowDecoders:
             self.attempts.append((int(number), seconds))
             if float(needed) > seconds:
                 raise SlowImageError(f"takes longer than {seconds:g} s")
-        return np.full((*self.size, 3), 128, np.uint8)
+        return Picture(np.full((*self.size, 3), 128, np.uint8), 640, 480)
 
     def full_length(self):
         """The pictures that were decoded for as long as the decoders allow."""

@@ -57,7 +57,7 @@ def photographs(flickr8k):
         name, caption = line.split("\t")
         captions.setdefault(name.partition("#")[0], []).append(caption)
     names = [name for name in sorted(captions) if (flickr8k / "images" / name).exists()][:REAL]
-    pictures = [decode((flickr8k / "images" / name).read_bytes(), (224, 224)) for name in names]
+    pictures = [decode((flickr8k / "images" / name).read_bytes(), (224, 224)).pixels for name in names]
     return np.stack(pictures), [captions[name] for name in names]
 
 
@@ -281,11 +281,11 @@ def test_the_time_of_a_shard_is_measured_by_section(eight_bits):
         def read(image):
             return extraction.read_picture(source, lambda _, data: decoders.decode(data), image, stopwatch=stopwatch)
 
-        vectors, errors = extraction.encode(names, read, loaded, stopwatch)
+        vectors, errors, _ = extraction.encode(names, read, loaded, stopwatch)
         pictures = [read(name) for name in names]
     assert set(stopwatch.seconds) == {"read", "decode", "encode"}
     assert min(stopwatch.seconds.values()) > 0
     assert [name for (name, _), error in zip(names, errors, strict=True) if error] == ["pictures/red-0.jpg"]
     for picture, vector, error in zip(pictures, vectors, errors, strict=True):
         if error is None:
-            np.testing.assert_allclose(vector, loaded.encode(picture[None])[0], rtol=1e-2, atol=1e-3)
+            np.testing.assert_allclose(vector, loaded.encode(picture.pixels[None])[0], rtol=1e-2, atol=1e-3)

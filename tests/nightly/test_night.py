@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.captioner.registry import promote
 from pipeline.config import DecodingConfig
+from pipeline.data.images import Picture
 from pipeline.errors import PipelineError
 from pipeline.features import extraction
 from pipeline.features import store as feature_store
@@ -52,6 +53,7 @@ def removed(inbox, key):
 
 def test_every_photograph_ends_in_one_row(inbox, store, trained):
     """After a night each photograph has a true caption or an error, other files have nothing, and the counts agree."""
+    inbox.put("more/yellow.jpg", toy.picture("yellow", 3, size=(30, 10)))
     before = datetime.now(UTC)
     record = night("scheduled__2026-01-02T02:00:00+00:00", inbox, store)
     rows = rows_in(store)
@@ -62,11 +64,13 @@ def test_every_photograph_ends_in_one_row(inbox, store, trained):
         assert before <= row["captioned_at"] <= datetime.now(UTC)
         if row["image_key"] == "broken.jpg":
             assert (row["status"], row["caption"], row["log_prob"]) == ("failed", None, None)
+            assert (row["width"], row["height"]) == (None, None)
             assert "cannot be decoded" in row["error"]
         else:
             assert (row["status"], row["error"]) == ("ok", None)
             assert colour_in(row["caption"]) == colour_in(row["image_key"])
             assert -5 < row["log_prob"] < 0
+            assert (row["width"], row["height"]) == ((30, 10) if row["image_key"] == "more/yellow.jpg" else (8, 8))
 
     assert counts(record) == (7, 0, 7, 6, 1)
     [(error, count)] = record.errors.items()
@@ -202,7 +206,7 @@ def test_failed_pictures_are_tried_again_on_request(inbox, store, monkeypatch):
     assert counts(night("n3", inbox, store, options=nights.NightOptions(retry_failed=True))) == (7, 6, 1, 0, 1)
     with monkeypatch.context() as patch:
         # As if this version of the pipeline could read what an earlier one could not.
-        green = np.full((8, 8, 3), (40, 180, 40), np.uint8)
+        green = Picture(np.full((8, 8, 3), (40, 180, 40), np.uint8), 8, 8)
         patch.setattr(extraction, "read_picture", lambda *_, **__: green)
         assert counts(night("n4", inbox, store, options=nights.NightOptions(retry_failed=True))) == (7, 6, 1, 1, 0)
     rows = [row for row in rows_in(store) if row["image_key"] == "broken.jpg"]

@@ -13,7 +13,7 @@ from pipeline.captioner import bundle, registry
 from pipeline.captioner.captioner import Caption
 from pipeline.captioner.metadata import ModelMetadata
 from pipeline.config import DecodingConfig, TrainingConfig
-from pipeline.data.images import is_image
+from pipeline.data.images import Picture, is_image
 from pipeline.features import encoder, extraction
 from pipeline.nightly import captions, reconcile
 from pipeline.nightly import night as nights
@@ -38,7 +38,7 @@ def read_picture(bucket, decoders, image, **_):
         data = bucket.get(image[0], etag=image[1])
     except (ObjectNotFoundError, ObjectChangedError):
         return outcomes.GONE
-    return "broken" if data == b"broken" else np.full((2, 2, 3), int(data), np.uint8)
+    return "broken" if data == b"broken" else Picture(np.full((2, 2, 3), int(data), np.uint8), 2, 2)
 
 
 class Captioner:

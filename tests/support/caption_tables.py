@@ -18,6 +18,8 @@ def row(key, caption="a dog", *, log_prob=-1.0, error=None, version="m1"):
         "log_prob": None if error else log_prob,
         "status": "failed" if error else "ok",
         "error": error,
+        "width": None if error else 640,
+        "height": None if error else 480,
         "model_version": version,
         "encoder_id": "x",
         "captioned_at": datetime(2026, 1, 1, tzinfo=UTC),

@@ -55,7 +55,7 @@ def tried(decoders: Decoders, data: bytes) -> str:
     """The outcome of decoding a file; one that must not be begins with an exclamation mark."""
     start = time.monotonic()
     try:
-        shape = decoders.decode(data).shape
+        shape = decoders.decode(data).pixels.shape
         outcome = "a picture" if shape == (*SIZE, 3) else f"! shape {shape}"
     except BadImageError as error:
         message = str(error)

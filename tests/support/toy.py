@@ -65,11 +65,11 @@ class Trained:
     model: ModelMetadata
 
 
-def picture(colour: str, seed: int = 0) -> bytes:
+def picture(colour: str, seed: int = 0, *, size: tuple[int, int] = (8, 8)) -> bytes:
     """A small JPEG of nearly the colour; other seeds give other pictures."""
     shade = np.random.default_rng(seed).integers(-25, 26, 3) + COLOURS[colour]
     buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), tuple(map(int, shade))).save(buffer, "JPEG", quality=95)
+    Image.new("RGB", size, tuple(map(int, shade))).save(buffer, "JPEG", quality=95)
     return buffer.getvalue()
 
 
