@@ -40,8 +40,8 @@ log = logging.getLogger(__name__)
 MAX_LENGTH = 300
 """Maximum characters of a better caption."""
 
-CORRECTED, CONFIRMED, WITHDRAWN = "corrected", "confirmed", "withdrawn"
-"""What a person can say about a caption."""
+WITHDRAWN = "withdrawn"
+"""The action that ends what was said before."""
 
 TRIES = 20
 """How often the table of all corrections is written again if others write it at the same time."""
@@ -105,7 +105,7 @@ def add(
     model_version: str,
     corrected_by: str,
     store: Bucket,
-    action: Literal["corrected", "confirmed"] = CORRECTED,
+    action: Literal["corrected", "confirmed"] = "corrected",
     image_key: str | None = None,
     image_etag: str | None = None,
 ) -> Correction:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.data import corrections
-from pipeline.data.corrections import CORRECTED, WITHDRAWN, Correction
+from pipeline.data.corrections import WITHDRAWN, Correction
 from pipeline.data.text import alt_text
 from pipeline.nightly import captions
 from pipeline.storage import (
@@ -73,7 +73,7 @@ ATTEMPT = pa.schema(
 )
 """The columns of captions from which the current ones are chosen."""
 
-ROW_GROUP = 10_000
+ROW_GROUP = 20_000
 """Rows of a row group, which is what is read to find one image."""
 
 TRIES = 20
@@ -122,14 +122,13 @@ def overlay(table: pa.Table, events: pa.Table) -> pa.Table:
     by_person = pc.fill_null(pc.equal(table["source"], PERSON), False)
     touched = pc.or_(by_person, pc.is_in(table["image_key"], pa.array(sorted(told), pa.string())))
     positions = pc.indices_nonzero(touched)
-    rows = []
-    for row in table.take(positions).to_pylist():
+    rows = table.take(positions).to_pylist()
+    for row in rows:
         identity = (row["image_key"], row["image_etag"])
         if said := counting.get(identity):
-            row |= _words(said)
+            row.update(_words(said))
         elif row["source"] == PERSON:
-            row |= _without_words(withdrawn.get(identity))
-        rows.append(row)
+            row.update(_without_words(withdrawn.get(identity)))
     rest = table.filter(pc.invert(touched))
     if not rows:
         return table
@@ -291,7 +290,7 @@ def _words(said: Correction) -> dict[str, object]:
         "caption": said.caption,
         "alt_text": alt_text(said.caption or ""),
         "source": PERSON,
-        "model_version": None if said.action == CORRECTED else said.model_version,
+        "model_version": said.model_version if said.action == "confirmed" else None,
         "confidence": None,
         "review": None,
         "captioned_at": said.corrected_at,

@@ -15,7 +15,6 @@ from pipeline.nightly import night as nights
 from pipeline.nightly.reconcile import NIGHTS
 from pipeline.storage import layout, parquet
 from pipeline.work import runs
-from pipeline.work.listing import IMAGES
 from tests.support import toy
 from tests.support.models import write_model
 from tests.support.nights import counts, extract, night, reconciled, rows_in, write
@@ -26,8 +25,8 @@ def test_an_image_unaccounted_for_fails_the_night(inbox, store):
     night("n1", inbox, store)
     key = layout.run_listing("n1")
     listing = parquet.read(key, store)
-    lost = pa.table([["lost.jpg"], ["e"]], schema=IMAGES)
-    with_lost = pa.concat_tables([listing.replace_schema_metadata(None), lost])
+    lost = {**listing.to_pylist()[0], "image_key": "lost.jpg"}
+    with_lost = pa.Table.from_pylist([*listing.to_pylist(), lost], schema=nights.NIGHT_LISTING)
     parquet.write(with_lost, key, store, metadata=parquet.metadata(listing))
     message = r"8 images were listed .* only 7 are accounted for .*6 captioned \+ 1 failed.*such as lost\.jpg"
     with pytest.raises(PipelineError, match=message) as caught:

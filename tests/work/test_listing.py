@@ -17,7 +17,9 @@ def test_a_listing_is_a_table(monkeypatch):
     table = listing.tabulate(map(stored, range(7)))
     assert table.schema == listing.LISTING
     time = datetime(2026, 1, 2, tzinfo=UTC)
-    assert table.to_pylist() == [{"image_key": f"{n}.jpg", "image_etag": f"e{n}", "modified": time} for n in range(7)]
+    assert table.to_pylist() == [
+        {"image_key": f"{n}.jpg", "image_etag": f"e{n}", "bytes": 1, "modified": time} for n in range(7)
+    ]
 
 
 def test_an_empty_listing():

@@ -1,0 +1,321 @@
+"""The current captions: which caption counts for each image in the inbox, whoever writes it at the same time."""
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.captioner import registry
+from pipeline.data import corrections
+from pipeline.nightly import captions, current
+from pipeline.storage import ObjectChangedError, layout, parquet
+from pipeline.work.outcomes import GONE
+from tests.conftest import KINDS_OF_BUCKETS
+from tests.support import caption_tables, toy
+from tests.support.nights import night, promote_copy
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+BOTH = pytest.mark.parametrize("new_bucket", KINDS_OF_BUCKETS, indirect=True)
+"""The table is what most readers read: what these tests promise must hold for folders and for S3."""
+
+
+def listing(*keys, etag="e"):
+    """A listing of images of 100 bytes."""
+    return pa.table({"image_key": list(keys), "image_etag": [etag] * len(keys), "bytes": pa.array([100] * len(keys))})
+
+
+def attempts(*rows):
+    """Attempts of a night, from rows as ``caption_tables`` makes them."""
+    return pa.Table.from_pylist([{name: row[name] for name in current.ATTEMPT.names} for row in rows], current.ATTEMPT)
+
+
+def facts(hours=0, version="m1"):
+    """The facts of a night that listed the inbox so many hours after noon."""
+    return {"run": "n", "inbox": "i", "version": version, "listed_at": (NOON + timedelta(hours=hours)).isoformat()}
+
+
+def refresh(store, images, tried, hours=0, **options):
+    """Refresh the table at the end of a night; whether it was replaced."""
+    return current.refresh(images, tried, night=facts(hours), store=store, damaged=[], **options)
+
+
+def rows(store):
+    """The table by key."""
+    return {row["image_key"]: row for row in current.read(store).to_pylist()}
+
+
+def texts(store):
+    """The captions by key."""
+    return {key: row["caption"] for key, row in rows(store).items()}
+
+
+def correct(store, key, caption="a person's words", *, etag="e", **options):
+    """Correct the caption of an image."""
+    words = {"model_caption": "a dog", "model_version": "m1", "corrected_by": "ann", **options}
+    return corrections.add(toy.picture("red"), caption=caption, image_key=key, image_etag=etag, store=store, **words)
+
+
+def stored(store):
+    """The table as other programs read it."""
+    return {row["image_key"]: row for row in parquet.read(layout.CURRENT_CAPTIONS, store).to_pylist()}
+
+
+@BOTH
+def test_each_image_has_one_row(bucket):
+    """Captioned, failed, and waiting, by key; who has gone has none. Before the first night the table is empty."""
+    assert current.read(bucket).schema == current.SCHEMA
+    assert len(current.read(bucket)) == len(current.find(["a.jpg"], bucket)) == 0
+    tried = attempts(
+        caption_tables.row("b.jpg", "a red ball"),
+        caption_tables.row("a.jpg", error="cannot be decoded"),
+        caption_tables.row("gone.jpg", error=GONE),
+        caption_tables.row("unlisted.jpg"),
+    )
+    assert refresh(bucket, listing("b.jpg", "a.jpg", "gone.jpg", "waits.jpg"), tried)
+    assert current.read(bucket).cast(current.SCHEMA).to_pylist() == [
+        {
+            **dict.fromkeys(current.SCHEMA.names),
+            "image_key": "a.jpg",
+            "image_etag": "e",
+            "bytes": 100,
+            "error": "cannot be decoded",
+        },
+        {
+            "image_key": "b.jpg",
+            "image_etag": "e",
+            "caption": "a red ball",
+            "alt_text": "A red ball.",
+            "source": "model",
+            "model_version": "m1",
+            "confidence": None,
+            "review": None,
+            "width": 640,
+            "height": 480,
+            "bytes": 100,
+            "captioned_at": datetime(2026, 1, 1, tzinfo=UTC),
+            "error": None,
+        },
+        {**dict.fromkeys(current.SCHEMA.names), "image_key": "waits.jpg", "image_etag": "e", "bytes": 100},
+    ]
+    assert parquet.metadata(parquet.read(layout.CURRENT_CAPTIONS, bucket)) == facts()
+
+
+@BOTH
+def test_what_left_the_inbox_leaves_the_table(bucket):
+    """And so does an image that was replaced, until its new version is captioned."""
+    refresh(bucket, listing("a.jpg", "b.jpg"), attempts(caption_tables.row("a.jpg"), caption_tables.row("b.jpg")))
+    images = pa.concat_tables([listing("a.jpg"), listing("b.jpg", etag="new")])
+    refresh(bucket, images, attempts(caption_tables.row("a.jpg"), caption_tables.row("b.jpg")), hours=24)
+    assert {key: (row["image_etag"], row["caption"]) for key, row in rows(bucket).items()} == {
+        "a.jpg": ("e", "a dog"),
+        "b.jpg": ("new", None),
+    }
+
+
+def test_an_image_keeps_its_caption_until_there_is_a_newer_one(bucket):
+    """A new champion has failed at it, or has not come to it yet: that of the earlier model stays."""
+    keys = ["fails.jpg", "waits.jpg", "new.jpg"]
+    refresh(bucket, listing(*keys), attempts(*(caption_tables.row(key, "an old caption") for key in keys)))
+    tried = attempts(
+        caption_tables.row("fails.jpg", error="cannot be decoded", version="m2"),
+        caption_tables.row("new.jpg", "a new caption", version="m2"),
+    )
+    refresh(bucket, listing(*keys), tried, hours=24)
+    assert texts(bucket) == {"fails.jpg": "an old caption", "waits.jpg": "an old caption", "new.jpg": "a new caption"}
+    assert rows(bucket)["fails.jpg"] == {**rows(bucket)["waits.jpg"], "image_key": "fails.jpg"}
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"PAR1 nonsense"], ids=["missing", "empty", "damaged"])
+def test_a_lost_table_is_made_again_from_the_history(bucket, damage):
+    """Also with the captions of images that the champion has not come to yet."""
+    caption_tables.write(bucket, [caption_tables.row("waits.jpg", "an old caption")], night="2026-01-01", shard="s")
+    if damage is not None:
+        bucket.put(layout.CURRENT_CAPTIONS, damage)
+    refresh(bucket, listing("waits.jpg", "new.jpg"), attempts(caption_tables.row("new.jpg", "a new caption")))
+    assert texts(bucket) == {"waits.jpg": "an old caption", "new.jpg": "a new caption"}
+
+
+def test_the_history_is_read_only_for_images_that_are_new_and_not_tried(bucket, monkeypatch):
+    """Neither for those that fail, nor for those that the table has."""
+    refresh(bucket, listing("a.jpg"), attempts(caption_tables.row("a.jpg")))
+    read = []
+    monkeypatch.setattr(captions, "read", lambda keys, store, **_: read.append(1) or current.ATTEMPT.empty_table())
+    failed = attempts(caption_tables.row("fails.jpg", error="cannot be decoded"))
+    refresh(bucket, listing("a.jpg", "fails.jpg"), failed, hours=24)
+    assert read == []
+    refresh(bucket, listing("a.jpg", "fails.jpg", "waits.jpg"), failed, hours=48)
+    assert read == [1]
+
+
+@BOTH
+def test_a_persons_word_counts_at_once_and_wins(bucket):
+    """Before any fold, after a fold, and over later captions by models; other versions of the image are not touched."""
+    refresh(bucket, listing("a.jpg", "b.jpg"), attempts(caption_tables.row("a.jpg"), caption_tables.row("b.jpg")))
+    made = correct(bucket, "a.jpg", "two friends on a bench")
+    correct(bucket, "b.jpg", etag="another version")
+    expected = {
+        "caption": "two friends on a bench",
+        "alt_text": "Two friends on a bench.",
+        "source": "person",
+        "model_version": None,
+        "captioned_at": made.corrected_at,
+    }
+    assert {name: rows(bucket)["a.jpg"][name] for name in expected} == expected
+    assert texts(bucket)["b.jpg"] == "a dog"
+    assert stored(bucket)["a.jpg"]["caption"] == "a dog"
+    assert current.find(["a.jpg"], bucket).to_pylist() == [rows(bucket)["a.jpg"]]
+
+    current.fold(bucket, damaged=[])
+    assert stored(bucket) == rows(bucket)
+    assert {name: stored(bucket)["a.jpg"][name] for name in expected} == expected
+    refresh(bucket, listing("a.jpg", "b.jpg"), attempts(caption_tables.row("a.jpg", "a newer caption")), hours=24)
+    assert stored(bucket)["a.jpg"]["caption"] == "two friends on a bench"
+
+
+def test_a_failed_image_can_be_captioned_by_a_person(bucket):
+    """The error is gone."""
+    refresh(bucket, listing("a.jpg"), attempts(caption_tables.row("a.jpg", error="cannot be decoded")))
+    correct(bucket, "a.jpg")
+    assert (texts(bucket)["a.jpg"], rows(bucket)["a.jpg"]["error"]) == ("a person's words", None)
+
+
+def test_a_confirmed_caption_is_a_persons(bucket):
+    """It stays when a model would say something else, and names the model that wrote it."""
+    refresh(bucket, listing("a.jpg"), attempts(caption_tables.row("a.jpg")))
+    correct(bucket, "a.jpg", "a dog", action="confirmed")
+    refresh(bucket, listing("a.jpg"), attempts(caption_tables.row("a.jpg", "a cat", version="m2")), hours=24)
+    row = stored(bucket)["a.jpg"]
+    assert (row["caption"], row["source"], row["model_version"]) == ("a dog", "person", "m1")
+
+
+@BOTH
+def test_a_withdrawn_word_gives_the_caption_of_the_model_back(bucket):
+    """At once and when it is folded; the next night knows when the model wrote it."""
+    tried = attempts(caption_tables.row("a.jpg"))
+    refresh(bucket, listing("a.jpg"), tried)
+    before = rows(bucket)
+    correct(bucket, "a.jpg")
+    current.fold(bucket, damaged=[])
+    corrections.withdraw("a.jpg", "e", by="bob", store=bucket)
+    withdrawn = {"a.jpg": {**before["a.jpg"], "captioned_at": None}}
+    assert rows(bucket) == withdrawn
+    current.fold(bucket, damaged=[])
+    assert stored(bucket) == withdrawn
+    refresh(bucket, listing("a.jpg"), tried, hours=24)
+    assert stored(bucket) == before
+
+
+def test_a_fold_before_the_first_night_writes_no_table(bucket):
+    """There is nothing to correct yet; the corrections themselves are folded."""
+    correct(bucket, "a.jpg")
+    assert len(current.fold(bucket, damaged=[])) == 1
+    assert not bucket.exists(layout.CURRENT_CAPTIONS)
+    assert bucket.exists(layout.CORRECTION_LOG)
+
+
+def test_an_earlier_night_does_not_replace_a_later_one(bucket, caplog):
+    """It was cleared, and ends after it: the listing of the later night is the newer one."""
+    assert refresh(bucket, listing("a.jpg"), attempts(caption_tables.row("a.jpg")), hours=24)
+    assert not refresh(bucket, listing("b.jpg"), attempts(caption_tables.row("b.jpg")))
+    assert list(texts(bucket)) == ["a.jpg"]
+    assert "those of a later night" in caplog.text
+
+
+def test_the_same_night_again_writes_nothing(bucket):
+    """A repeated step leaves the object as it is."""
+    tried = attempts(caption_tables.row("a.jpg"))
+    refresh(bucket, listing("a.jpg"), tried)
+    etag = bucket.etag(layout.CURRENT_CAPTIONS)
+    refresh(bucket, listing("a.jpg"), tried)
+    current.fold(bucket, damaged=[])
+    assert bucket.etag(layout.CURRENT_CAPTIONS) == etag
+
+
+def test_what_changes_is_told_before_it_is_written(bucket):
+    """So that an interrupted night repeats what depends on it."""
+    told = []
+
+    def changed(old, new):
+        told.append((old["image_key"].to_pylist(), new["image_key"].to_pylist()))
+        assert list(texts(bucket)) == told[-1][0]
+
+    refresh(bucket, listing("a.jpg"), attempts(), changed=changed)
+    refresh(bucket, listing("b.jpg"), attempts(), hours=24, changed=changed)
+    assert told == [([], ["a.jpg"]), (["a.jpg"], ["b.jpg"])]
+
+
+@BOTH
+def test_folds_and_nights_at_once_lose_nothing(bucket):
+    """Whatever is written last holds what the others wrote."""
+    keys = [f"{number}.jpg" for number in range(6)]
+    tried = attempts(*(caption_tables.row(key) for key in keys))
+    refresh(bucket, listing(*keys), tried)
+
+    def work(number):
+        correct(bucket, keys[number], f"caption {'a' * (number + 1)}")
+        if number % 2:
+            current.fold(bucket, damaged=[])
+        else:
+            refresh(bucket, listing(*keys), tried, hours=number)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(work, range(6)))
+    assert {key: row["caption"] for key, row in stored(bucket).items()} == {
+        key: f"caption {'a' * (number + 1)}" for number, key in enumerate(keys)
+    }
+
+
+def test_a_table_that_others_write_all_the_time_is_an_error(bucket, monkeypatch):
+    """It is tried again a number of times, and then the step ends and can be repeated."""
+    refresh(bucket, listing("a.jpg"), attempts())
+    put, tries = type(bucket).put, []
+
+    def too_late(self, key, data, *, if_match=None):
+        if key == layout.CURRENT_CAPTIONS:
+            tries.append(key)
+            raise self._changed(key, if_match)
+        return put(self, key, data, if_match=if_match)
+
+    monkeypatch.setattr(type(bucket), "put", too_late)
+    with pytest.raises(ObjectChangedError, match=r"captions\.parquet was written or removed in the meantime"):
+        refresh(bucket, listing("b.jpg"), attempts(), hours=1)
+    assert len(tries) == current.TRIES
+
+
+def test_only_the_row_group_of_an_image_is_read(bucket, monkeypatch):
+    """The statistics tell which one may hold it."""
+    monkeypatch.setattr(current, "ROW_GROUP", 10)
+    keys = [f"{number:03}.jpg" for number in range(100)]
+    refresh(bucket, listing(*keys), attempts(*map(caption_tables.row, keys)))
+    read, groups = pq.ParquetFile.read_row_groups, []
+    monkeypatch.setattr(
+        pq.ParquetFile, "read_row_groups", lambda file, wanted: groups.append(wanted) or read(file, wanted)
+    )
+    found = current.find(["034.jpg", "077.jpg", "0777.jpg", "nowhere.jpg"], bucket)
+    assert found["image_key"].to_pylist() == ["034.jpg", "077.jpg"]
+    assert groups == [[3, 7]]
+    assert len(current.find([], bucket)) == 0
+
+
+def test_a_night_ends_with_the_current_captions(inbox, store):
+    """Every listed photograph has a row; after a new champion, it is that one's, and after a rollback the other's."""
+    [first] = {night("n1", inbox, store).version}
+    found = rows(store)
+    assert found.keys() == {"red.jpg", "green.JPG", "blue.jpeg", "more/yellow.jpg", "more/red again.jpg",
+                            "déjà vu/100% blue + #1?.jpg", "broken.jpg"}  # fmt: skip
+    assert "cannot be decoded" in found["broken.jpg"]["error"]
+    good = {key: row for key, row in found.items() if key != "broken.jpg"}
+    assert {(row["source"], row["model_version"]) for row in good.values()} == {("model", first)}
+    listed = {item.key: item.size for item in inbox.list()}
+    assert {key: row["bytes"] for key, row in found.items()} == {key: listed[key] for key in found}
+    assert parquet.metadata(parquet.read(layout.CURRENT_CAPTIONS, store))["version"] == first
+
+    promote_copy("second", store)
+    night("n2", inbox, store, date="2026-01-03")
+    assert {row["model_version"] for row in rows(store).values()} == {"second", None}
+    registry.promote(first, store)
+    night("n3", inbox, store, date="2026-01-04")
+    assert {row["model_version"] for row in rows(store).values()} == {first, None}
