@@ -654,8 +654,7 @@ def night_caption(shard: ShardName) -> None:
     """Write the captions of a shard."""
     from pipeline.nightly import captions
 
-    settings = read_settings()
-    _print(captions.caption_shard(shard, store=_store(), decoding=settings.decoding, sidecars=settings.sidecars))
+    _print(captions.caption_shard(shard, store=_store(), decoding=read_settings().decoding))
 
 
 @night.command("reconcile")
@@ -685,6 +684,7 @@ def _night_options(archive: str, *, retry_failed: bool, accept_smaller_inbox: bo
         patterns=Patterns(settings.inbox_include, settings.inbox_exclude),
         limit=settings.night_limit,
         max_shrink_fraction=settings.max_shrink_fraction,
+        has_sidecars=settings.sidecars == "inbox",
         accept_smaller_inbox=accept_smaller_inbox,
     )
 

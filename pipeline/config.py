@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 ENGLISH = "en"
 """The language of captions unless another is given, a BCP 47 code."""
+
+SidecarPlace = Literal["none", "store", "inbox"]
+"""Where captions are written as XMP sidecars: nowhere, under ``sidecars/`` of the store, or beside the photographs."""
 
 
 class TrainingConfig(BaseModel):

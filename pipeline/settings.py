@@ -9,7 +9,7 @@ from typing import TypeVar
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from pipeline.config import DecodingConfig
+from pipeline.config import DecodingConfig, SidecarPlace
 from pipeline.errors import PipelineError
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -44,7 +44,8 @@ class Settings(BaseSettings):
         (DATA / "store").as_uri(), description="URI of the store, for datasets, features, models and captions"
     )
     inbox: str = Field(
-        (DATA / "inbox").as_uri(), description="URI of the bucket of new photographs; the pipeline only reads it"
+        (DATA / "inbox").as_uri(),
+        description="URI of the bucket of new photographs; the pipeline only reads it, unless it writes sidecars there",
     )
     inbox_profile: str = Field(
         "", description="AWS profile of the inbox, if it needs other credentials than the other buckets"
@@ -103,7 +104,11 @@ class Settings(BaseSettings):
         gt=0,
         description="a night that differs from earlier ones by more standard deviations than this raises a warning",
     )
-    sidecars: bool = Field(False, description="also write each nightly caption as JSON under sidecars/")
+    sidecars: SidecarPlace = Field(
+        "none",
+        description="where the captions are also written as XMP sidecars, for photo tools: `store` (under `sidecars/` "
+        "of the store), `inbox` (beside the photographs), or `none`",
+    )
 
     @property
     def decoding(self) -> DecodingConfig:

@@ -13,7 +13,7 @@ from pipeline.captioner.captioner import Caption
 from pipeline.config import DecodingConfig
 from pipeline.evaluation.drift import Profile
 from pipeline.features import store as feature_store
-from pipeline.storage import Bucket, json, layout, parquet
+from pipeline.storage import Bucket, parquet
 from pipeline.storage.parquet import column
 from pipeline.timing import Stopwatch
 from pipeline.work import shards
@@ -47,7 +47,7 @@ class CaptionStats(shards.ShardStats):
     profile: Profile | None = None
 
 
-def caption_shard(name: str, *, store: Bucket, decoding: DecodingConfig, sidecars: bool) -> dict[str, Any]:
+def caption_shard(name: str, *, store: Bucket, decoding: DecodingConfig) -> dict[str, Any]:
     """Write the captions of a shard, unless they are written already.
 
     Returns:
@@ -74,10 +74,6 @@ def caption_shard(name: str, *, store: Bucket, decoding: DecodingConfig, sidecar
         profile = Profile.of(captioner.standardized(vectors), found, failed=failed, decoding=decoding)
     table = _table(shard, captions)
     with stopwatch.section("write"):
-        if sidecars:
-            for row in table.to_pylist():
-                json.write(row, layout.sidecar(row["image_key"]), store)
-        # The shard comes last: once it exists, its images are done.
         parquet.write(table, shard.result_key, store)
     shards.write_stats(name, CaptionStats(seconds=stopwatch.seconds, profile=profile), store)
     log.info("seconds: %s", stopwatch)

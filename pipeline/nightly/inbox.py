@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.data.images import OTHER_SUFFIXES, START_BYTES, content_hash, format_of, is_image
 from pipeline.errors import PipelineError
@@ -59,7 +60,11 @@ class Patterns:
 
 
 def list_photographs(
-    inbox: Bucket, patterns: Patterns, looked_at: MutableMapping[tuple[str, str], bool]
+    inbox: Bucket,
+    patterns: Patterns,
+    looked_at: MutableMapping[tuple[str, str], bool],
+    *,
+    has_sidecars: bool = False,
 ) -> tuple[pa.Table, dict[str, int]]:
     """List the photographs of an inbox.
 
@@ -70,6 +75,7 @@ def list_photographs(
         patterns: which keys are captioned.
         looked_at: whether objects that earlier listings have looked at are photographs, by key and etag, as
             ``read_looked_at`` gives it; afterwards, that of all objects that this listing would have looked at.
+        has_sidecars: whether the sidecars of listed photographs belong to the inbox, and are not counted.
 
     Returns:
         A listing of schema ``LISTING``, and what was passed over, by kind, the most frequent first.
@@ -81,12 +87,16 @@ def list_photographs(
     passed_over: Counter[str] = Counter()
     suffixes: Counter[str] = Counter()
 
+    of_sidecars: list[str] = []
+
     known: dict[tuple[str, str], bool | None] = {**looked_at}
     looked_at.clear()
 
     def candidates() -> Iterator[StoredObject]:
         for item in inbox.list(passed_over=passed_over):
-            if (suffix := _suffix(item.key)) in OTHER_SUFFIXES:
+            if has_sidecars and (photograph := layout.photograph_of(item.key)) is not None:
+                of_sidecars.append(photograph)
+            elif (suffix := _suffix(item.key)) in OTHER_SUFFIXES:
                 suffixes[suffix] += 1
             elif not patterns.match(item.key):
                 passed_over[EXCLUDED] += 1
@@ -114,6 +124,9 @@ def list_photographs(
                         suffixes[_suffix(item.key)] += 1
 
     table = tabulate(photographs())
+    are_listed = pc.is_in(pa.array(of_sidecars, pa.string()), table["image_key"])
+    if alone := len(of_sidecars) - (pc.sum(are_listed).as_py() or 0):
+        suffixes[layout.SIDECAR_SUFFIX] += alone
     frequent = dict(suffixes.most_common(KINDS))
     passed_over.update(frequent)
     passed_over[OTHERS] += suffixes.total() - sum(frequent.values())

@@ -57,6 +57,7 @@ class NightOptions:
         limit: maximum images that the night captions, the newest first; 0 for no maximum.
         max_shrink_fraction: share of the photographs that may be missing since the last night.
         accept_smaller_inbox: whether more may be missing, or all.
+        has_sidecars: whether the inbox holds the sidecars of its photographs.
     """
 
     archive: Archive = Archive.ALL
@@ -65,6 +66,7 @@ class NightOptions:
     limit: int = 0
     max_shrink_fraction: float = 0.2
     accept_smaller_inbox: bool = False
+    has_sidecars: bool = False
 
 
 class Night(BaseModel):
@@ -127,7 +129,7 @@ def choose_images(
     ``looked_at`` is that of ``list_photographs``.
     """
     version = read_champion(store).version
-    listing, passed_over = list_photographs(inbox, options.patterns, looked_at)
+    listing, passed_over = list_photographs(inbox, options.patterns, looked_at, has_sidecars=options.has_sidecars)
     night = Night(
         inbox=source_name(inbox, store),
         version=version,

@@ -28,6 +28,9 @@ PROFILES = "runs/profiles/"
 STEPS = "runs/steps/"
 TRAINING = "training/"
 
+SIDECAR_SUFFIX = ".xmp"
+"""Ends the key of a sidecar, after the whole key of the photograph."""
+
 CHAMPION = "models/champion.json"
 """The pointer to the model that captions the nights, and its history."""
 
@@ -78,8 +81,8 @@ FOLDERS = {
         "one that counts."
     ),
     SIDECARS: (
-        "The newest caption of each image as a JSON file of its own, if the setting `CAPTION_SIDECARS` is true. The "
-        "fields are the columns of the captions."
+        "The current caption of each photograph as an XMP file of its own, which photo tools read, if the setting "
+        "`CAPTION_SIDECARS` is `store`. The folders are those of the inbox."
     ),
     CORRECTIONS: (
         "What people said about captions in the gallery: better captions, and that a caption is right. Each correction "
@@ -116,7 +119,7 @@ _UNSAFE = re.compile(
     r"|(?<![^/])\."  # hidden files, and the way out of a folder
     r"|(?<![^/])/|/\Z"  # empty parts
     r"|%(?=[0-9A-Fa-f]{2})"  # what would be read as an escape
-    r"|\.(?=json/)"  # a folder with the name of a file beside it
+    r"|\.(?=xmp/)"  # a folder with the name of a file beside it
 )
 
 
@@ -220,8 +223,19 @@ def parse_caption_shard(key: str) -> tuple[str, str] | None:
 
 
 def sidecar(image_key: str) -> str:
-    """The newest caption of one image; characters of its key that some bucket refuses are percent-encoded."""
-    return f"{SIDECARS}{safe_name(image_key)}.json"
+    """The current caption of one image; characters of its key that some bucket refuses are percent-encoded."""
+    return f"{SIDECARS}{beside(safe_name(image_key))}"
+
+
+def beside(image_key: str) -> str:
+    """The key of a photograph's XMP sidecar beside it, as in an inbox."""
+    return f"{image_key}{SIDECAR_SUFFIX}"
+
+
+def photograph_of(sidecar_key: str) -> str | None:
+    """The key of the photograph beside which a sidecar has this key; ``None`` for the keys of other objects."""
+    key = sidecar_key.removesuffix(SIDECAR_SUFFIX)
+    return key if key != sidecar_key else None
 
 
 def correction(date: str, name: str) -> str:
@@ -375,7 +389,7 @@ def safe_name(key: str) -> str:
     """The key of an image as part of another key, with everything that some bucket would refuse percent-encoded.
 
     ``unquote`` gives the key back, and no two keys share a name. A key that is too long becomes its SHA-256 after
-    ``%23``, which no other key does. ``f"{name}.json"`` is not a folder in any other such name.
+    ``%23``, which no other key does. ``f"{name}.xmp"`` is not a folder in any other such name.
     """
     name = _UNSAFE.sub(lambda match: f"%{ord(match[0]):02X}", key)
     if len(name.encode()) > NAME_BYTES or any(len(part.encode()) > PART_BYTES for part in name.split("/")):

@@ -205,6 +205,10 @@ class LocalBucket(Bucket):
         except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
             raise self._bad_key(key, "is a folder, or has a file as one of its folders") from error
         except OSError as error:
+            if error.errno == errno.EROFS:
+                raise ObjectDeniedError(
+                    f"{self.url(key)}: {error.strerror}. Mount the file system so that it can be written to."
+                ) from error
             if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
                 raise self._bad_key(key, f"can't be resolved by the file system ({error})") from error
             error.add_note(f"while accessing {self.url(key)}")

@@ -272,7 +272,8 @@ class S3Bucket(Bucket):
         return PipelineError(
             f"{self.uri}: this S3 service does not support conditional writes (PutObject with If-Match and "
             "If-None-Match), which keep two runs from overwriting each other's work. Put the store into a service that "
-            "does, such as Amazon S3, SeaweedFS, Ceph, MinIO or Cloudflare R2, or into a local folder (CAPTION_STORE)."
+            "does, such as Amazon S3, SeaweedFS, Ceph, MinIO or Cloudflare R2, or into a local folder (CAPTION_STORE). "
+            "If this is the inbox, write no sidecars into it (CAPTION_SIDECARS)."
         )
 
     def _etag_if_ours(self, key: str, data: bytes, error: ObjectChangedError) -> str | None:

@@ -2,8 +2,6 @@
 
 import re
 from collections import Counter
-from datetime import datetime
-from json import loads
 
 import duckdb
 import pandas as pd
@@ -45,7 +43,7 @@ def test_the_table_is_as_documented(inbox, store, trained):
 
 
 def test_a_crash_before_the_shard_is_written_leaves_no_row(inbox, store, trained, monkeypatch):
-    """The shard is written last: if that fails, sidecars or not, the images are captioned by the retry."""
+    """If writing the shard fails, the images are captioned by the retry."""
     nights.list_inbox("n1", inbox=inbox, store=store, options=nights.NightOptions())
     extract("n1", store)
     [shard] = nights.plan_captions("n1", store=store, date=DATE, shard_size=10)
@@ -56,30 +54,14 @@ def test_a_crash_before_the_shard_is_written_leaves_no_row(inbox, store, trained
     with monkeypatch.context() as patch:
         patch.setattr(parquet, "write", fail)
         with pytest.raises(OSError, match="disk full"):
-            captions.caption_shard(shard, store=store, decoding=BEAM, sidecars=True)
+            captions.caption_shard(shard, store=store, decoding=BEAM)
     assert rows_in(store) == []
     with pytest.raises(PipelineError, match="only 0 are accounted for"):
         reconciled("n1", store)
     assert runs.read_record(runs.NIGHT, "n1", store).status == "failed"
-    done = captions.caption_shard(shard, store=store, decoding=BEAM, sidecars=True)
+    done = captions.caption_shard(shard, store=store, decoding=BEAM)
     assert done == {"shard": shard, "images": 7, "captioned": 6, "failed": 1, "summary": "7 images, 1 failed"}
     assert identities(rows_in(store)) == photographs(inbox, trained.model.version)
-
-
-def test_sidecars(inbox, store):
-    """On request, each row is also written as JSON under the name of its image; otherwise nothing is."""
-    night("n1", inbox, store)
-    assert list(store.list("sidecars/")) == []
-    promote_copy("v2", store)
-    night("n2", inbox, store, sidecars=True)
-    rows = {row["image_key"]: row for row in rows_in(store) if row["model_version"] == "v2"}
-    sidecars = {item.key: loads(store.get(item.key)) for item in store.list("sidecars/")}
-    assert sidecars.keys() == {layout.sidecar(key) for key in rows}
-    assert "sidecars/déjà vu/100% blue + #1?.jpg.json" in sidecars
-    for key, row in rows.items():
-        sidecar = sidecars[layout.sidecar(key)]
-        assert datetime.fromisoformat(sidecar.pop("captioned_at")) == row.pop("captioned_at")
-        assert sidecar == row
 
 
 @pytest.fixture

@@ -161,6 +161,18 @@ def test_what_an_archive_holds_is_passed_over(inbox, monkeypatch):
     assert (len(table), passed_over) == (10, {"archived": 1})
 
 
+def test_sidecars_beside_their_photographs_are_not_counted(inbox):
+    """Where the setting has them written there; those of no listed photograph are other files of that suffix."""
+    inbox.put("IMG_0001", PNG)
+    inbox.put("excluded/a.jpg", b"")
+    for key in ("0.jpg.xmp", "1.jpg.xmp", "IMG_0001.xmp", "0.xmp", "gone.jpg.xmp", "excluded/a.jpg.xmp", "2.jpg.XMP"):
+        inbox.put(key, b"")
+    _, passed_over = list_photographs(inbox, Patterns(exclude="excluded/*"), {})
+    assert passed_over == {".xmp": 7, "excluded": 1}
+    table, passed_over = list_photographs(inbox, Patterns(exclude="excluded/*"), {}, has_sidecars=True)
+    assert (len(table), passed_over) == (11, {".xmp": 4, "excluded": 1})
+
+
 def test_hidden_files_are_counted(new_bucket):
     """As the bucket counts them."""
     inbox = new_bucket()

@@ -34,7 +34,7 @@ def worked_on(trained, new_bucket, monkeypatch):
     registry.promote(trained.model.version, store)
     for number in range(8):
         inbox.put(f"{number}-red.jpg", toy.picture("red", number))
-    night("n1", inbox, store, max_failed_fraction=0, sidecars=True)
+    night("n1", inbox, store, max_failed_fraction=0)
     return store, inbox
 
 
@@ -147,7 +147,7 @@ def test_nothing_in_the_store_holds_its_address(worked_on, trained):
     record = retrain("r1", correct(store, inbox), store, trained.inputs.source)
     assert record.extracted == 1
     inbox.put("1-blue.jpg", toy.picture("blue", 5))
-    night("n2", inbox, store, max_failed_fraction=0, sidecars=True)
+    night("n2", inbox, store, max_failed_fraction=0)
 
     addresses = {store.uri, store.url("")}
     if isinstance(store, LocalBucket):

@@ -185,7 +185,7 @@ class Nights(RuleBasedStateMachine):
             nights.plan_captions(run, store=self.store, date=f"2026-01-0{size}", shard_size=size)
         elif step == "caption":
             for shard in runs.recorded_shards(run, runs.CAPTIONS, self.store):
-                captions.caption_shard(shard, store=self.store, decoding=DECODING, sidecars=False)
+                captions.caption_shard(shard, store=self.store, decoding=DECODING)
         else:
             self.reconcile(run)
 

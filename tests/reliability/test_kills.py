@@ -114,8 +114,7 @@ def counts(record):
 
 
 def test_a_night_killed_at_its_writes(world):
-    """Listing, planning, extraction, captioning with sidecars and the count, killed at their writes in turn."""
-    world.settings["CAPTION_SIDECARS"] = "true"
+    """Listing, planning, extraction, captioning and the count, killed at their writes in turn."""
     [record] = play(only(night(world), other=True, tally=KILLS, world=world))
     assert counts(record) == (4, 3, 1, 0)
     assert len(caption_rows(world.store)) == 4

@@ -927,6 +927,20 @@ def test_a_file_that_may_not_be_accessed(tmp_path: Path, monkeypatch: pytest.Mon
     assert bucket.get("other") == b"bytes"
 
 
+def test_a_file_system_that_is_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A person must mount it otherwise; no retry helps."""
+    bucket = LocalBucket(tmp_path)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    for condition in (None, ABSENT):
+        with pytest.raises(ObjectDeniedError, match=r"object: Read-only file system\. Mount") as error:
+            bucket.put("object", b"", if_match=condition)
+        assert bucket.url("object") in str(error.value)
+
+
 def test_other_errors_of_a_file_system_keep_their_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk is not bad input, and the error says which object it met."""
     bucket = LocalBucket(tmp_path)

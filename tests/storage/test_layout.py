@@ -128,7 +128,7 @@ def test_a_key_that_every_bucket_takes_is_its_own_name(key: str) -> None:
         ("a\0\n", "a%00%0A"),
         ("%2Fx.jpg", "%252Fx.jpg"),
         ("%2fx.jpg", "%252fx.jpg"),
-        ("x.json/y.jpg", "x%2Ejson/y.jpg"),
+        ("x.xmp/y.jpg", "x%2Exmp/y.jpg"),
     ],
 )
 def test_what_some_bucket_would_not_take_is_escaped(key: str, name: str) -> None:
@@ -164,13 +164,13 @@ def test_two_keys_have_two_names(one: str, other: str) -> None:
     """And neither name, with a suffix, is that of a folder that contains the other."""
     if one != other:
         assert safe_name(one) != safe_name(other)
-    assert not f"{safe_name(other)}.json".startswith(f"{safe_name(one)}.json/")
+    assert not f"{safe_name(other)}.xmp".startswith(f"{safe_name(one)}.xmp/")
 
 
 @settings(max_examples=random_inputs(100))
 @given(keys=st.lists(KEYS, max_size=5, unique=True))
 @example([*NASTY_KEYS, *DOTTED_KEYS])
-@example(["x.jpg", "x.jpg.json/y.jpg", "k" * 1020, "猫" * 340, "/".join("abc" * 200)])
+@example(["x.jpg", "x.jpg.xmp/y.jpg", "k" * 1020, "猫" * 340, "/".join("abc" * 200)])
 def test_every_bucket_takes_the_names(tmp_path_factory: pytest.TempPathFactory, keys: list[str]) -> None:
     """A file system, the more particular of the two, keeps a file for each key and lists them all."""
     bucket = open_bucket(str(tmp_path_factory.mktemp("bucket")))

@@ -466,8 +466,6 @@ def contents(store: Bucket) -> dict[str, Any]:
             for row in value:
                 known = found["features"].setdefault((rest.partition("/")[0], row["image_key"], row["image_etag"]), row)
                 assert known == row
-        elif folder == "sidecars":
-            found[item.key] = _untimed({**value, "log_prob": _rounded(value["log_prob"])})
         elif folder != "shards" and (folder != "runs" or "/" not in rest):
             found[VARYING.sub("", item.key)] = _untimed(value)
     found["captions"].sort(key=lambda row: (row["model_version"], row["image_key"], row["image_etag"]))

@@ -30,10 +30,10 @@ def extract(run, store):
         extraction.extract(shard, store=store)
 
 
-def write(run, store, *, sidecars=False, date=DATE):
+def write(run, store, *, date=DATE):
     """Plan the captions of a night and write them."""
     for shard in nights.plan_captions(run, store=store, date=date, shard_size=3):
-        captions.caption_shard(shard, store=store, decoding=DecodingConfig(beam_width=2), sidecars=sidecars)
+        captions.caption_shard(shard, store=store, decoding=DecodingConfig(beam_width=2))
 
 
 def reconciled(run, store, *, max_failed_fraction=0.2):
