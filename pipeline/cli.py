@@ -669,8 +669,45 @@ def night_reconcile(run: RunName) -> None:
         max_failed_fraction=settings.max_failed_fraction,
         max_shrink_fraction=settings.max_shrink_fraction,
         drift_limit=settings.drift_limit,
+        sidecars=settings.sidecars,
     )
     _print({**record.model_dump(mode="json"), "summary": str(record)})
+
+
+@app.command()
+def fold() -> None:
+    """Put new corrections into the current captions now, as the next night will, and into the sidecars."""
+    from pipeline.nightly import current
+
+    damaged: list[str] = []
+    events = current.fold(_store(), place=read_settings().sidecars, damaged=damaged)
+    _print({"corrections": len(events), "damaged": damaged, "summary": f"{len(events):,} corrections"})
+
+
+@app.command()
+def corrections(
+    limit: Annotated[int, typer.Option(min=1, help="maximum number of corrections")] = 20,
+) -> None:
+    """List what people said about captions, the newest first: who, when, and which models have learned from it."""
+    from pipeline.ops import correction_use
+
+    found = correction_use.list_corrections(_store(), limit=limit)
+    _print([each.model_dump(mode="json") for each in found])
+
+
+@app.command()
+def withdraw(
+    image_key: Annotated[
+        str, typer.Argument(help="key of the image in the inbox; of an uploaded picture, its `picture`")
+    ],
+    by: Annotated[str, typer.Option(help="name of the person")] = "somebody",
+) -> None:
+    """Withdraw the correction of an image, so that the caption of the model counts again."""
+    from pipeline.ops import correction_use
+
+    withdrawn = correction_use.withdraw(image_key, by=by, store=_store())
+    summary = f"{image_key}: the caption of the model counts again: {withdrawn.model_caption}"
+    _print({**withdrawn.model_dump(mode="json"), "summary": summary})
 
 
 def _night_options(archive: str, *, retry_failed: bool, accept_smaller_inbox: bool = False) -> "NightOptions":

@@ -221,17 +221,18 @@ def latest(events: pa.Table) -> pa.Table:
         events: as ``read`` gives them.
     """
     subjects = zip(*(events[name].to_pylist() for name in ("image_key", "image_etag", "picture")), strict=True)
-    last = {_identity(*subject): row for row, subject in enumerate(subjects)}
+    last = {identity(*subject): row for row, subject in enumerate(subjects)}
     return events.take(pa.array(sorted(last.values()), pa.int64())).filter(pc.field("action") != WITHDRAWN)
 
 
 def by_image(events: pa.Table) -> dict[tuple[str, str], Correction]:
     """Corrections by key and etag of the image; for uploaded pictures, by an empty key and ``picture``."""
     rows = [Correction(**row) for row in events.select(SCHEMA.names).to_pylist()]
-    return {_identity(row.image_key, row.image_etag, row.picture): row for row in rows}
+    return {identity(row.image_key, row.image_etag, row.picture): row for row in rows}
 
 
-def _identity(image_key: str | None, image_etag: str | None, picture: str) -> tuple[str, str]:
+def identity(image_key: str | None, image_etag: str | None, picture: str) -> tuple[str, str]:
+    """The version of the image that a correction is about, as in ``by_image``."""
     return (image_key, image_etag or "") if image_key else ("", picture)
 
 

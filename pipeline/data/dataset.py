@@ -215,6 +215,17 @@ def load(dataset_id: str, store: Bucket) -> Dataset:
     return Dataset(dataset_id, table, parquet.metadata(table).get("language", ENGLISH))
 
 
+def held_out_pictures(dataset_id: str, store: Bucket) -> set[str]:
+    """The content hashes of the images in dev and test, from which no model learns. Raises the errors of ``load``."""
+    return _held_out(load(dataset_id, store).table)
+
+
+def _held_out(table: "pa.Table") -> set[str]:
+    import pyarrow.compute as pc
+
+    return set(table.filter(pc.field("split") != "train")["content_hash"].drop_null().to_pylist())
+
+
 def list_datasets(store: Bucket, *, limit: int) -> list[str]:
     """The ids of the datasets in the store, the newest first."""
     found = [
@@ -331,8 +342,7 @@ def _add_corrections(table: "pa.Table", dropped: list[Dropped], store: Bucket) -
     bucket = corrections.pictures(store)
     source = source_name(bucket, store)
     table = table.filter(pc.field("source") != source)
-    held_out = set(table.filter(pc.field("split") != "train")["content_hash"].drop_null().to_pylist())
-    annotations = _read_corrections(store, bucket, source, held_out)
+    annotations = _read_corrections(store, bucket, source, _held_out(table))
     corrected, unusable = assemble(annotations, source)
     others = [row for row in dropped if row.file != source]
     return pa.concat_tables([table, corrected]).sort_by("image_id"), [*others, *unusable]

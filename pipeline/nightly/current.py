@@ -14,11 +14,13 @@ from datetime import datetime
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter
 
+from pipeline.config import SidecarPlace
 from pipeline.data import corrections
 from pipeline.data.corrections import WITHDRAWN, Correction
 from pipeline.data.text import alt_text
-from pipeline.nightly import captions
+from pipeline.nightly import captions, sidecars
 from pipeline.storage import (
     ABSENT,
     Bucket,
@@ -26,6 +28,7 @@ from pipeline.storage import (
     ObjectChangedError,
     ObjectNotFoundError,
     layout,
+    open_source,
     parquet,
 )
 from pipeline.storage.parquet import column
@@ -141,18 +144,19 @@ def refresh(
     *,
     night: dict[str, str],
     store: Bucket,
+    place: SidecarPlace,
     damaged: list[str],
-    changed: Callable[[pa.Table, pa.Table], None] = lambda old, new: None,
 ) -> bool:
     """Replace the table at the end of a night.
 
     Args:
         listing: the images in the inbox: columns ``IDENTITY`` and ``bytes``.
         attempts: rows of schema ``ATTEMPT``: all attempts that count for the night.
-        night: facts about the night, which are stored with the table; ``listed_at`` orders nights.
+        night: facts about the night, which are stored with the table: its ``inbox``, as ``source_name`` gives it; the
+            ``language`` of the captions; ``listed_at``, which orders nights; and others.
         store: the store.
+        place: where the sidecars of the images are. Those whose caption has changed are written first.
         damaged: gets the messages of damaged objects.
-        changed: called with the old and the new table before that is written.
 
     Returns:
         Whether it was replaced; not if it is that of a later night.
@@ -166,15 +170,10 @@ def refresh(
             return None
         return overlay(_choose(listing, attempts, old, store, damaged), events), night
 
-    return _replace(store, renew, changed)
+    return _replace(store, place, renew)
 
 
-def fold(
-    store: Bucket,
-    *,
-    damaged: list[str],
-    changed: Callable[[pa.Table, pa.Table], None] = lambda old, new: None,
-) -> pa.Table:
+def fold(store: Bucket, *, place: SidecarPlace, damaged: list[str]) -> pa.Table:
     """Put all corrections into the table, and return them; arguments as for ``refresh``."""
     events = corrections.fold(store, damaged=damaged)
 
@@ -182,14 +181,12 @@ def fold(
         # Before the first night there is no table.
         return (overlay(old, events), night) if (night := parquet.metadata(old)) else None
 
-    _replace(store, renew, changed)
+    _replace(store, place, renew)
     return events
 
 
 def _replace(
-    store: Bucket,
-    renew: Callable[[pa.Table], tuple[pa.Table, dict[str, str]] | None],
-    changed: Callable[[pa.Table, pa.Table], None],
+    store: Bucket, place: SidecarPlace, renew: Callable[[pa.Table], tuple[pa.Table, dict[str, str]] | None]
 ) -> bool:
     """Replace the table by what ``renew`` makes of it, its rows and its metadata, again if others have replaced it."""
     for attempt in range(1, TRIES + 1):
@@ -200,10 +197,11 @@ def _replace(
             old, etag = SCHEMA.empty_table(), store.etag(layout.CURRENT_CAPTIONS)
         if (renewed := renew(old)) is None:
             return False
-        table, metadata = renewed
+        table, metadata = renewed[0], {**renewed[1], "sidecars": place}
         if etag != ABSENT and metadata == parquet.metadata(old) and table.equals(old):
             return True
-        changed(old, table)
+        # The table goes last, so that an interrupted step writes the sidecars again.
+        _write_sidecars(old, table, metadata, store)
         try:
             parquet.write(
                 table,
@@ -219,6 +217,32 @@ def _replace(
         else:
             break
     return True
+
+
+def _write_sidecars(old: pa.Table, new: pa.Table, metadata: dict[str, str], store: Bucket) -> None:
+    """Write the sidecars of the images whose row has changed, or of all if their place or language has changed."""
+    place = TypeAdapter(SidecarPlace).validate_python(metadata["sidecars"])
+    if place == "none":
+        return
+    before = parquet.metadata(old)
+    gone = old.join(new.select(["image_key"]), keys="image_key", join_type="left anti")["image_key"].to_pylist()
+    if any(before.get(name) != metadata.get(name) for name in ("sidecars", "language", "inbox")):
+        old = SCHEMA.empty_table()
+    texts = ["image_key", "caption", "alt_text"]
+    had = old.filter(pc.field("caption").is_valid()).select(texts)
+    have = new.filter(pc.field("caption").is_valid()).select(texts)
+    written = have.join(had, keys=texts, join_type="left anti")
+    without = new.filter(pc.field("caption").is_null()).select(["image_key"])
+    emptied = had.join(without, keys="image_key", join_type="left semi")
+    emptied = emptied.set_column(1, "caption", pa.nulls(len(emptied), pa.string()))
+    sidecars.update(
+        pa.concat_tables([written, emptied]),
+        gone,
+        language=metadata["language"],
+        place=place,
+        inbox=open_source(metadata["inbox"], store),
+        store=store,
+    )
 
 
 def _choose(listing: pa.Table, attempts: pa.Table, old: pa.Table, store: Bucket, damaged: list[str]) -> pa.Table:

@@ -13,6 +13,8 @@ from itertools import islice
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.captioner.metadata import load_metadata
+from pipeline.config import SidecarPlace
 from pipeline.errors import PipelineError
 from pipeline.evaluation import drift
 from pipeline.evaluation.drift import Profile
@@ -31,7 +33,13 @@ NIGHTS = 30
 
 
 def reconcile(
-    run: str, *, store: Bucket, max_failed_fraction: float, max_shrink_fraction: float, drift_limit: float
+    run: str,
+    *,
+    store: Bucket,
+    max_failed_fraction: float,
+    max_shrink_fraction: float,
+    drift_limit: float,
+    sidecars: SidecarPlace = "none",
 ) -> NightRecord:
     """Count the images of a night and write its record, which it returns.
 
@@ -42,6 +50,7 @@ def reconcile(
         max_shrink_fraction: share of the images that may have been removed or replaced since the listing.
         drift_limit: standard deviations by which the night may differ from the model's test and from earlier nights
             without a warning.
+        sidecars: where the captions are also written as sidecars.
 
     Raises:
         PipelineError: an image is unaccounted for, or too many failed or vanished; the record then has the status
@@ -87,8 +96,20 @@ def reconcile(
     try:
         _check_complete(record, missing)
         _check_gone(record, max_shrink_fraction)
-        facts = {"run": run, "inbox": night.inbox, "version": night.version, "listed_at": night.listed_at.isoformat()}
-        current.refresh(listing, pa.concat_tables([written, others]), night=facts, store=store, damaged=damaged)
+        current.refresh(
+            listing,
+            pa.concat_tables([written, others]),
+            night={
+                "run": run,
+                "inbox": night.inbox,
+                "version": night.version,
+                "language": load_metadata(night.version, store).language,
+                "listed_at": night.listed_at.isoformat(),
+            },
+            store=store,
+            place=sidecars,
+            damaged=damaged,
+        )
         record = record.model_copy(update={"warnings": [*warnings, *damaged]})
         bad = [(key, error) for key, error in failures if error != ARCHIVED]
         check_failures(bad, record.captioned + len(bad), allowed_fraction=max_failed_fraction)

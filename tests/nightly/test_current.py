@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.captioner import registry
 from pipeline.data import corrections
-from pipeline.nightly import captions, current
+from pipeline.nightly import captions, current, sidecars
 from pipeline.storage import ObjectChangedError, layout, parquet
 from pipeline.work.outcomes import GONE
 from tests.conftest import KINDS_OF_BUCKETS
@@ -34,12 +34,18 @@ def attempts(*rows):
 
 def facts(hours=0, version="m1"):
     """The facts of a night that listed the inbox so many hours after noon."""
-    return {"run": "n", "inbox": "i", "version": version, "listed_at": (NOON + timedelta(hours=hours)).isoformat()}
+    return {
+        "run": "n",
+        "inbox": "/nowhere",
+        "language": "en",
+        "version": version,
+        "listed_at": (NOON + timedelta(hours=hours)).isoformat(),
+    }
 
 
-def refresh(store, images, tried, hours=0, **options):
+def refresh(store, images, tried, hours=0, place="none"):
     """Refresh the table at the end of a night; whether it was replaced."""
-    return current.refresh(images, tried, night=facts(hours), store=store, damaged=[], **options)
+    return current.refresh(images, tried, night=facts(hours), store=store, place=place, damaged=[])
 
 
 def rows(store):
@@ -100,7 +106,7 @@ def test_each_image_has_one_row(bucket):
         },
         {**dict.fromkeys(current.SCHEMA.names), "image_key": "waits.jpg", "image_etag": "e", "bytes": 100},
     ]
-    assert parquet.metadata(parquet.read(layout.CURRENT_CAPTIONS, bucket)) == facts()
+    assert parquet.metadata(parquet.read(layout.CURRENT_CAPTIONS, bucket)) == {**facts(), "sidecars": "none"}
 
 
 @BOTH
@@ -168,7 +174,7 @@ def test_a_persons_word_counts_at_once_and_wins(bucket):
     assert stored(bucket)["a.jpg"]["caption"] == "a dog"
     assert current.find(["a.jpg"], bucket).to_pylist() == [rows(bucket)["a.jpg"]]
 
-    current.fold(bucket, damaged=[])
+    current.fold(bucket, place="none", damaged=[])
     assert stored(bucket) == rows(bucket)
     assert {name: stored(bucket)["a.jpg"][name] for name in expected} == expected
     refresh(bucket, listing("a.jpg", "b.jpg"), attempts(caption_tables.row("a.jpg", "a newer caption")), hours=24)
@@ -198,11 +204,11 @@ def test_a_withdrawn_word_gives_the_caption_of_the_model_back(bucket):
     refresh(bucket, listing("a.jpg"), tried)
     before = rows(bucket)
     correct(bucket, "a.jpg")
-    current.fold(bucket, damaged=[])
+    current.fold(bucket, place="none", damaged=[])
     corrections.withdraw("a.jpg", "e", by="bob", store=bucket)
     withdrawn = {"a.jpg": {**before["a.jpg"], "captioned_at": None}}
     assert rows(bucket) == withdrawn
-    current.fold(bucket, damaged=[])
+    current.fold(bucket, place="none", damaged=[])
     assert stored(bucket) == withdrawn
     refresh(bucket, listing("a.jpg"), tried, hours=24)
     assert stored(bucket) == before
@@ -211,7 +217,7 @@ def test_a_withdrawn_word_gives_the_caption_of_the_model_back(bucket):
 def test_a_fold_before_the_first_night_writes_no_table(bucket):
     """There is nothing to correct yet; the corrections themselves are folded."""
     correct(bucket, "a.jpg")
-    assert len(current.fold(bucket, damaged=[])) == 1
+    assert len(current.fold(bucket, place="none", damaged=[])) == 1
     assert not bucket.exists(layout.CURRENT_CAPTIONS)
     assert bucket.exists(layout.CORRECTION_LOG)
 
@@ -230,21 +236,73 @@ def test_the_same_night_again_writes_nothing(bucket):
     refresh(bucket, listing("a.jpg"), tried)
     etag = bucket.etag(layout.CURRENT_CAPTIONS)
     refresh(bucket, listing("a.jpg"), tried)
-    current.fold(bucket, damaged=[])
+    current.fold(bucket, place="none", damaged=[])
     assert bucket.etag(layout.CURRENT_CAPTIONS) == etag
 
 
-def test_what_changes_is_told_before_it_is_written(bucket):
-    """So that an interrupted night repeats what depends on it."""
-    told = []
+def descriptions(store, bucket=None, prefix="sidecars/"):
+    """The captions in the sidecars, by the key of the image."""
+    where = bucket or store
+    keys = [item.key for item in where.list(prefix) if item.key.endswith(".xmp")]
+    return {key.removeprefix(prefix).removesuffix(".xmp"): sidecars.parse(where.get(key)).caption for key in keys}
 
-    def changed(old, new):
-        told.append((old["image_key"].to_pylist(), new["image_key"].to_pylist()))
-        assert list(texts(bucket)) == told[-1][0]
 
-    refresh(bucket, listing("a.jpg"), attempts(), changed=changed)
-    refresh(bucket, listing("b.jpg"), attempts(), hours=24, changed=changed)
-    assert told == [([], ["a.jpg"]), (["a.jpg"], ["b.jpg"])]
+@BOTH
+def test_sidecars_say_what_the_table_says(new_bucket):
+    """Of models and of people, folded and withdrawn corrections, and no image that left the inbox."""
+    store = new_bucket()
+    tried = attempts(caption_tables.row("a.jpg"), caption_tables.row("b.jpg"), caption_tables.row("c.jpg", error="?"))
+    refresh(store, listing("a.jpg", "b.jpg", "c.jpg"), tried, place="store")
+    assert descriptions(store) == {"a.jpg": "a dog", "b.jpg": "a dog"}
+    correct(store, "a.jpg", "a person's words")
+    current.fold(store, place="store", damaged=[])
+    assert descriptions(store) == {"a.jpg": "a person's words", "b.jpg": "a dog"}
+    corrections.withdraw("a.jpg", "e", by="ann", store=store)
+    refresh(store, pa.concat_tables([listing("a.jpg"), listing("b.jpg", etag="new")]), tried, hours=24, place="store")
+    assert descriptions(store) == {"a.jpg": "a dog"}
+    refresh(store, listing("d.jpg"), attempts(), hours=48, place="store")
+    assert descriptions(store) == {}
+
+
+def test_all_sidecars_are_written_when_the_setting_changes(new_bucket):
+    """Also those of images whose caption has not changed; and a second time none."""
+    store, inbox = new_bucket(), new_bucket()
+    inbox.put("a.jpg", b"")
+    tried = attempts(caption_tables.row("a.jpg"))
+    night = {**facts(), "inbox": inbox.uri}
+    refreshed = {"night": night, "store": store, "damaged": []}
+    current.refresh(listing("a.jpg"), tried, place="none", **refreshed)
+    current.refresh(listing("a.jpg"), tried, place="inbox", **refreshed)
+    assert descriptions(store, inbox, "") == {"a.jpg": "a dog"}
+    before = toy.etags(inbox, "")
+    current.refresh(listing("a.jpg"), tried, place="inbox", **refreshed)
+    current.fold(store, place="inbox", damaged=[])
+    assert toy.etags(inbox, "") == before
+
+
+@pytest.mark.parametrize("die_at", ["sidecars/a.jpg.xmp", "current/captions.parquet", "corrections/log.parquet"])
+def test_an_interrupted_refresh_is_repeated(bucket, monkeypatch, die_at):
+    """Whichever write is the last: the step again gives the same as if nothing had happened."""
+    correct(bucket, "b.jpg")
+    tried = attempts(caption_tables.row("a.jpg"), caption_tables.row("b.jpg"))
+    put = type(bucket).put
+
+    def die(self, key, data, **options):
+        if key == die_at:
+            raise OSError("power cut")
+        return put(self, key, data, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(bucket), "put", die)
+        with pytest.raises(OSError, match="power cut"):
+            refresh(bucket, listing("a.jpg", "b.jpg"), tried, place="store")
+    assert rows(bucket) == {}
+    refresh(bucket, listing("a.jpg", "b.jpg"), tried, place="store")
+    assert {key: row["caption"] for key, row in stored(bucket).items()} == {
+        "a.jpg": "a dog",
+        "b.jpg": "a person's words",
+    }
+    assert descriptions(bucket) == {"a.jpg": "a dog", "b.jpg": "a person's words"}
 
 
 @BOTH
@@ -257,7 +315,7 @@ def test_folds_and_nights_at_once_lose_nothing(bucket):
     def work(number):
         correct(bucket, keys[number], f"caption {'a' * (number + 1)}")
         if number % 2:
-            current.fold(bucket, damaged=[])
+            current.fold(bucket, place="none", damaged=[])
         else:
             refresh(bucket, listing(*keys), tried, hours=number)
 

@@ -36,19 +36,33 @@ def write(run, store, *, date=DATE):
         captions.caption_shard(shard, store=store, decoding=DecodingConfig(beam_width=2))
 
 
-def reconciled(run, store, *, max_failed_fraction=0.2):
+def reconciled(run, store, *, max_failed_fraction=0.2, sidecars="none"):
     """Reconcile a night; its record."""
     return reconcile.reconcile(
-        run, store=store, max_failed_fraction=max_failed_fraction, max_shrink_fraction=0.2, drift_limit=0.5
+        run,
+        store=store,
+        max_failed_fraction=max_failed_fraction,
+        max_shrink_fraction=0.2,
+        drift_limit=0.5,
+        sidecars=sidecars,
     )
 
 
-def night(run, inbox, store, *, max_failed_fraction=0.2, options=nights.NightOptions(), **kwargs):  # noqa: B008
+def night(
+    run,
+    inbox,
+    store,
+    *,
+    max_failed_fraction=0.2,
+    options=nights.NightOptions(),  # noqa: B008
+    sidecars="none",
+    **kwargs,
+):
     """All steps of a night; its record."""
     nights.list_inbox(run, inbox=inbox, store=store, options=options)
     extract(run, store)
     write(run, store, **kwargs)
-    return reconciled(run, store, max_failed_fraction=max_failed_fraction)
+    return reconciled(run, store, max_failed_fraction=max_failed_fraction, sidecars=sidecars)
 
 
 def rows_in(store):

@@ -1,0 +1,118 @@
+"""What became of corrections: which models have learned from each, or why none has."""
+
+import logging
+from collections import defaultdict
+from pathlib import PurePosixPath
+from typing import Literal
+
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.captioner.metadata import list_models, load_metadata
+from pipeline.captioner.registry import find_champion
+from pipeline.data import corrections, dataset
+from pipeline.data.corrections import WITHDRAWN, Correction
+from pipeline.errors import PipelineError
+from pipeline.storage import Bucket, source_name
+
+log = logging.getLogger(__name__)
+
+MODELS = 20
+"""The newest models, of which it is said whether they have learned from a correction."""
+
+WAITS = "the next retraining learns from it"
+
+
+class Use(BaseModel):
+    """A correction, and what became of it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    correction: Correction
+    state: Literal["counts", "replaced", "withdrawn"] = Field(
+        description="counts; or replaced by a later one about the same version of the image, or withdrawn"
+    )
+    learned_by: tuple[str, ...] = Field(description="models that have learned from it, the newest first")
+    note: str = Field(description="why no model has learned from it; empty if one has")
+
+
+def list_corrections(store: Bucket, *, limit: int, damaged: list[str] | None = None) -> list[Use]:
+    """The last corrections, the newest first; ``damaged`` as for ``corrections.read``.
+
+    Raises:
+        DamagedObjectError: a model or a correction is damaged.
+    """
+    events = corrections.read(store, damaged=damaged).drop_columns("name").to_pylist()
+    every = [Correction(**row) for row in events]
+    last = {_about(each): each for each in every}
+    learned = _learned(store)
+    explain = Explainer(store)
+    found = []
+    for each in reversed(every[-limit:]):
+        by = learned[each.picture, each.caption]
+        if last[_about(each)].action == WITHDRAWN:
+            state, note = "withdrawn", "it was withdrawn"
+        elif last[_about(each)] is not each:
+            state, note = "replaced", "a later one replaces it"
+        else:
+            state, note = "counts", explain.next_training(each)
+        found.append(Use(correction=each, state=state, learned_by=by, note="" if by else note))
+    return found
+
+
+class Explainer:
+    """Says whether the next retraining learns from a correction; it reads the champion's dataset once."""
+
+    def __init__(self, store: Bucket) -> None:
+        champion = find_champion(store)
+        self._dataset = load_metadata(champion.version, store).dataset if champion else ""
+        self._held_out = dataset.held_out_pictures(self._dataset, store) if champion else set()
+
+    def is_held_out(self, correction: Correction) -> bool:
+        """Whether the picture is one by which models are judged."""
+        return PurePosixPath(correction.picture).stem in self._held_out
+
+    def next_training(self, correction: Correction) -> str:
+        """A clause about a correction from which no model has learned yet."""
+        if self.is_held_out(correction):
+            return f"no retraining learns from it: the photograph is in dev or test of {self._dataset}"
+        return WAITS
+
+
+def withdraw(image_key: str, *, by: str, store: Bucket) -> Correction:
+    """Withdraw what counts about the newest corrected version of an image, by its key, or an upload, by ``picture``.
+
+    Raises:
+        PipelineError: there is no such correction.
+    """
+    counting = corrections.by_image(corrections.latest(corrections.read(store)))
+    versions = [(key, etag) for key, etag in counting if (key or etag) == image_key]
+    if not versions:
+        raise PipelineError(
+            f"There is no correction of {image_key!r} to withdraw: `captioning corrections` lists them."
+        )
+    newest = max(versions, key=lambda version: counting[version].corrected_at)
+    return corrections.withdraw(*newest, by=by, store=store)
+
+
+def _about(correction: Correction) -> tuple[str, str]:
+    return corrections.identity(correction.image_key, correction.image_etag, correction.picture)
+
+
+def _learned(store: Bucket) -> defaultdict[tuple[str, str | None], tuple[str, ...]]:
+    """The newest models that have learned a caption of a corrected picture, by the key of its copy and the caption."""
+    source = source_name(corrections.pictures(store), store)
+    by_dataset: defaultdict[str, list[str]] = defaultdict(list)
+    for model in list_models(store, limit=MODELS):
+        by_dataset[model.dataset].append(model.version)
+    learned: defaultdict[tuple[str, str | None], tuple[str, ...]] = defaultdict(tuple)
+    for dataset_id, versions in by_dataset.items():
+        try:
+            table = dataset.load(dataset_id, store).table
+        except PipelineError as error:
+            log.warning("it is not known what %s have learned from: %s", ", ".join(versions), error)
+            continue
+        for row in table.filter(pc.field("source") == source).to_pylist():
+            for caption in row["captions"]:
+                learned[row["image_key"], caption] += tuple(versions)
+    return learned
