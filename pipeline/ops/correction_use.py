@@ -33,7 +33,7 @@ class Use(BaseModel):
         description="counts; or replaced by a later one about the same version of the image, or withdrawn"
     )
     learned_by: tuple[str, ...] = Field(description="models that have learned from it, the newest first")
-    note: str = Field(description="why no model has learned from it; empty if one has")
+    reason: str = Field(description="why no model has learned from it; empty if one has")
 
 
 def list_corrections(store: Bucket, *, limit: int, damaged: list[str] | None = None) -> list[Use]:
@@ -51,12 +51,12 @@ def list_corrections(store: Bucket, *, limit: int, damaged: list[str] | None = N
     for each in reversed(every[-limit:]):
         by = learned[each.picture, each.caption]
         if last[_about(each)].action == WITHDRAWN:
-            state, note = "withdrawn", "it was withdrawn"
+            state, reason = "withdrawn", "it was withdrawn"
         elif last[_about(each)] is not each:
-            state, note = "replaced", "a later one replaces it"
+            state, reason = "replaced", "a later one replaces it"
         else:
-            state, note = "counts", explain.next_training(each)
-        found.append(Use(correction=each, state=state, learned_by=by, note="" if by else note))
+            state, reason = "counts", explain.next_training(each)
+        found.append(Use(correction=each, state=state, learned_by=by, reason="" if by else reason))
     return found
 
 

@@ -38,14 +38,14 @@ def train(version, source, store):
 def found(store):
     """State, models and note of each correction by its caption, the newest first."""
     listed = correction_use.list_corrections(store, limit=10)
-    return [(each.correction.caption, each.state, each.learned_by, each.note) for each in listed]
+    return [(each.correction.caption, each.state, each.learned_by, each.reason) for each in listed]
 
 
 def test_each_correction_says_what_became_of_it(source, bucket):
     """Learned by which models, held out, replaced, withdrawn, or waiting: the truth about each, the newest first."""
     correct(bucket, toy.picture("red", 99), "a.jpg", "a red square")
     correct(bucket, source.get("pictures/red-5.jpg"), "held out.jpg")
-    assert [note for *_, note in found(bucket)] == [correction_use.WAITS] * 2
+    assert [reason for *_, reason in found(bucket)] == [correction_use.WAITS] * 2
     train("m1", source, bucket)
     train("m2", source, bucket)
     dataset_id = load_metadata("m1", bucket).dataset
