@@ -76,7 +76,7 @@ ATTEMPT = pa.schema(
 )
 """The columns of captions from which the current ones are chosen."""
 
-ROW_GROUP = 20_000
+ROW_GROUP = 30_000
 """Rows of a row group, which is what is read to find one image."""
 
 TRIES = 20
