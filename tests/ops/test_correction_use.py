@@ -36,7 +36,7 @@ def train(version, source, store):
 
 
 def found(store):
-    """State, models and note of each correction by its caption, the newest first."""
+    """State, models and reason of each correction by its caption, the newest first."""
     listed = correction_use.list_corrections(store, limit=10)
     return [(each.correction.caption, each.state, each.learned_by, each.reason) for each in listed]
 
