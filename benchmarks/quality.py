@@ -18,6 +18,7 @@ from pipeline.captioner.captioner import Captioner
 from pipeline.captioner.metadata import ModelMetadata
 from pipeline.config import DecodingConfig, TrainingConfig
 from pipeline.data import dataset as datasets
+from pipeline.data.ingest import ingest
 from pipeline.errors import exit_on_error
 from pipeline.features import encoder as encoders
 from pipeline.features import extraction, quantization
@@ -87,7 +88,7 @@ def prepare(data: str, encoder: str, *, crops: bool, int8: bool, store: Bucket) 
     Returns:
         The id of the dataset, the key of the vocabulary, and the id of the encoder.
     """
-    dataset_id = datasets.ingest(data, store, name=Path(data).name).dataset
+    dataset_id = ingest([data], store, name=Path(data).name).dataset
     vocabulary_key, _ = datasets.build_vocabulary(dataset_id, store, min_count=MIN_COUNT)
     encoder_id = encoders.register(encoder, store, crops=crops)
     if int8:

@@ -73,18 +73,19 @@ with DAG(
         "dataset": Param(
             "",
             type=["string", "null"],
+            format="multiline",
             title="Dataset",
             description="Captioned photographs, by the path or URI of their folder or of the file of captions: "
             "Flickr8k, Flickr30k, Karpathy's JSON, COCO, a CSV, TSV or Parquet table, or .txt files beside the "
-            "pictures; or the id of a dataset in the store. Empty: the champion's dataset, or CAPTION_DATASET if "
-            "there is no champion",
+            "pictures; or the id of a dataset in the store. Several sources, one per line, are merged. Empty: the "
+            "champion's dataset, or CAPTION_DATASET if there is no champion",
             section="Data",
         ),
         "language": Param(
             "",
             type=["string", "null"],
             title="Language",
-            description="Language of the captions, such as en, de, pt-BR or zh. Empty: that of the dataset in the "
+            description="Language of the captions, such as en, de, pt-BR or zh. Empty: that of the datasets in the "
             "store, or en. METEOR and the error analysis are computed for English only",
             section="Data",
         ),
@@ -176,7 +177,7 @@ with DAG(
         task_id="ingest",
         arguments=[
             "ingest",
-            resolve_inputs.result("dataset"),
+            resolve_inputs.result("sources"),
             "--language={{ params.language or '' }}",
             "{{ '--corrections' if params.corrections else '--no-corrections' }}",
         ],

@@ -123,7 +123,8 @@ def resolve_inputs(
     dataset: Annotated[
         str,
         typer.Option(
-            help="captioned photographs, as for `ingest`; by default the champion's dataset, or CAPTION_DATASET"
+            help="captioned photographs, as for `ingest`, one source per line; by default the champion's dataset, or "
+            "CAPTION_DATASET"
         ),
     ] = "",
     encoder: Annotated[
@@ -148,17 +149,17 @@ def resolve_inputs(
 
 @app.command()
 def ingest(
-    source: Annotated[
-        str,
+    sources: Annotated[
+        list[str],
         typer.Argument(
             help="captioned photographs, by the path or URI of their folder or of the file of captions: Flickr8k, "
             "Flickr30k, Karpathy's JSON, COCO, a CSV, TSV or Parquet table, or .txt files beside the pictures; or the "
-            "id of a dataset in the store"
+            "id of a dataset in the store. Several sources are merged: a picture that is in two of them is in one split"
         ),
     ],
     name: Annotated[
         str | None,
-        typer.Option(help="name of the dataset; by default that of the source", callback=_check(names.DATASET_NAME)),
+        typer.Option(help="name of the dataset; by default those of the sources", callback=_check(names.DATASET_NAME)),
     ] = None,
     language: Annotated[
         str,
@@ -166,21 +167,21 @@ def ingest(
             metavar="CODE",
             # The DAG passes an empty code where none was given.
             callback=_check(names.LANGUAGE, empty=True),
-            help="language of the captions, such as en, de or zh; by default that of the dataset in the store, or en",
+            help="language of the captions, such as en, de or zh; by default that of the datasets in the store, or en",
         ),
     ] = "",
     max_dropped_fraction: Annotated[
-        float, typer.Option(min=0, max=1, help="share of the captions that may be dropped")
+        float, typer.Option(min=0, max=1, help="share of the captions of each source that may be dropped")
     ] = 0.05,
     corrections: Annotated[
         bool, typer.Option(help="add the corrected captions in the store to the training split")
     ] = False,
 ) -> None:
     """Read captioned photographs into a validated dataset in the store."""
-    from pipeline.data import dataset
+    from pipeline.data import ingest as ingestion
 
-    report = dataset.ingest(
-        source,
+    report = ingestion.ingest(
+        sources,
         _store(),
         name=name,
         language=language,

@@ -52,7 +52,8 @@ class Settings(BaseSettings):
     )
     dataset: str = Field(
         (DATA / "demo").as_uri(),
-        description="captioned photographs for the first retraining; later ones default to the champion's dataset",
+        description="captioned photographs for the first retraining, one source per line; later ones default to the "
+        "champion's dataset",
     )
     encoder: str = Field(
         "imagenet", description="encoder for the first retraining; later ones default to the champion's encoder"

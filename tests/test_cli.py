@@ -32,7 +32,7 @@ NIGHT_STEPS = ("list", "plan-extraction", "plan-captions", "reconcile")
 
 COMMANDS = {
     "resolve-inputs": {"run", "--dataset", "--encoder"},
-    "ingest": {"source", "--name", "--language", "--max-dropped-fraction", "--corrections", "--no-corrections"},
+    "ingest": {"sources", "--name", "--language", "--max-dropped-fraction", "--corrections", "--no-corrections"},
     "datasets": {"--limit"},
     "vocabulary": {"dataset_id", "--min-count"},
     "register-encoder": {"spec", "--crops", "--no-crops", "--int8"},
@@ -226,9 +226,9 @@ def test_encoders(result, source, toy_encoder):
 def test_a_retraining(store, source, result, toy_encoder):
     """Each command takes the results of earlier ones, from captioned pictures to a champion."""
     inputs = result("resolve-inputs", "r1", "--dataset", source, "--encoder", str(toy_encoder))
-    assert (inputs["dataset"], inputs["encoder"]) == (source, str(toy_encoder))
+    assert (inputs["sources"], inputs["encoder"]) == ([source], str(toy_encoder))
     assert runs.read_record(runs.RETRAINING, "r1", store).status == "running"
-    report = result("ingest", inputs["dataset"], "--name", "toy")
+    report = result("ingest", *inputs["sources"], "--name", "toy")
     dataset = report["dataset"]
     assert report["summary"] == "24 images (16 train, 4 dev, 4 test), 48 captions"
     assert result("datasets") == [dataset]
@@ -319,7 +319,10 @@ def test_a_dataset_with_corrections(environment, store, source, result, toy_enco
     assert result("ingest", plain["dataset"]) == plain
     report = result("ingest", plain["dataset"], "--corrections")
     assert report["dataset"] != plain["dataset"]
-    assert report["sources"] == {(environment / "toy").as_uri(): 24, "store:corrections": 1}
+    assert report["sources"] == {
+        (environment / "toy" / "captions.csv").as_uri(): {"images": 24, "captions": 48, "dropped": 0},
+        "store:corrections": {"images": 1, "captions": 1, "dropped": 0},
+    }
     assert sorted(result("datasets")) == sorted([plain["dataset"], report["dataset"]])
     assert len(result("datasets", "--limit", "1")) == 1
     encoder_id = result("register-encoder", str(toy_encoder))["encoder_id"]
@@ -340,7 +343,7 @@ def test_inputs_of_the_settings(store, result, monkeypatch):
     found = result("resolve-inputs", "r1")
     origin = "from the settings, because there is no champion yet"
     assert found == {
-        "dataset": "s3://photos/captions.csv",
+        "sources": ["s3://photos/captions.csv"],
         "encoder": "random",
         "origin": origin,
         "summary": f"dataset s3://photos/captions.csv, encoder random ({origin})",
@@ -364,7 +367,7 @@ def test_inputs_as_the_champion(store, result, trained):
         (["--dataset", "d.csv", "--encoder", "random"], ("d.csv", "random", "")),
     ]:
         found = result("resolve-inputs", "r1", *options)
-        assert (found["dataset"], found["encoder"], found["origin"]) == expected
+        assert (*found["sources"], found["encoder"], found["origin"]) == expected
     assert found["summary"] == "dataset d.csv, encoder random"
     # The commands that follow accept the champion's own.
     assert result("ingest", dataset)["dataset"] == dataset
@@ -526,6 +529,7 @@ def test_a_missing_package_is_named(environment, store, trained, monkeypatch):
         (["register-encoder", "/nowhere/vgg.h5"], "There is no file /nowhere/vgg.h5: check the path"),
         (["extract", SHARD], f"There is no shard '{SHARD}' in file://"),
         (["ingest", ""], "Not a bucket"),
+        (["ingest", "toy/captions.csv", "nowhere"], "nowhere does not exist. Check the address"),
         (["backup", ""], "Not a bucket"),
         (["demo-data", ""], "Received: ''"),
         (["install-dags", ""], "Received: ''"),

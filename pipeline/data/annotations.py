@@ -12,7 +12,7 @@ import posixpath
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -46,6 +46,7 @@ class Dropped(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    source: str = ""
     file: str
     line: int
     reason: str
@@ -73,7 +74,7 @@ class Annotations:
         rows: the captions that were parsed.
         splits: the splits of each image, by key.
         undecided: the splits between which the bytes of an image decide, by key.
-        hashes: the hashes of the images whose bytes decided, by key; None if the image could not be read.
+        hashes: the hashes of the images that were read, by key; None if the image could not be read.
         dropped: the rows that could not be parsed, and errors in the splits.
     """
 
@@ -93,9 +94,9 @@ class Annotations:
     def decide_splits(self, hashes: dict[str, str | None]) -> None:
         """Choose the splits of the undecided images by the hashes of their bytes, so that copies share a split."""
         self.hashes = hashes
-        for key, value in hashes.items():
-            if value is not None:
-                self.splits[key].add(split_by_hash(value, self.undecided[key]))
+        for key, splits in self.undecided.items():
+            if (value := hashes.get(key)) is not None:
+                self.splits[key].add(split_by_hash(value, splits))
 
 
 class Photographs:
@@ -232,7 +233,8 @@ def dataset_schema() -> "pa.Schema":
             column(
                 "image_id",
                 pa.string(),
-                "id of the image in the dataset: the name of its file, or its key if names repeat",
+                "id of the image in the dataset: the name of its file; its key if names repeat; source and key if "
+                "keys repeat",
             ),
             column("source", pa.string(), "bucket of the image: a URI, or `store:` and a folder of the store"),
             column("image_key", pa.string(), "key of the image in this bucket"),
@@ -240,7 +242,8 @@ def dataset_schema() -> "pa.Schema":
             column(
                 "content_hash",
                 pa.string(),
-                "hash of the content; null if the image could not be read, or in train if the split was given",
+                "hash of the content; null if the image could not be read, or in train if the split was given and there "
+                "was only one source",
             ),
             column("split", pa.string(), "train, dev or test"),
             column("captions", pa.list_(pa.string()), "the human captions of the image as they were read, in order"),
@@ -289,18 +292,29 @@ def assemble(annotations: Annotations, source: str) -> "tuple[pa.Table, list[Dro
         annotations.drop(row.file, row.line, reason, row.text)
 
     photographs = [photograph for photograph, texts in captions.items() if texts]
-    names = Counter(posixpath.basename(photograph.key) for photograph in photographs)
+    ids = image_ids([(source, photograph.key) for photograph in photographs])
     rows = []
-    for photograph in photographs:
-        key, name = photograph.key, posixpath.basename(photograph.key)
+    for image_id, photograph in zip(ids, photographs, strict=True):
+        key = photograph.key
         (split,) = annotations.splits[key]
         texts = [text for _, text in sorted(captions[photograph].items())]
-        image_id = name if names[name] == 1 else key
         rows.append((image_id, source, key, photograph.etag, annotations.hashes.get(key), split, texts))
     schema = dataset_schema()
     columns = zip(*sorted(rows, key=lambda row: row[0]), strict=True) if rows else [[]] * len(schema)
     dropped = sorted(annotations.dropped, key=lambda row: (row.file, row.line))
     return pa.table(list(map(list, columns)), schema=schema), dropped
+
+
+def image_ids(images: Sequence[tuple[str, str]]) -> list[str]:
+    """The ids of images, given by source and key: the name, or the key if names repeat, or both if keys repeat."""
+    names = Counter(posixpath.basename(key) for _, key in images)
+    keys = Counter(key for _, key in images)
+
+    def image_id(source: str, key: str) -> str:
+        name = posixpath.basename(key)
+        return name if names[name] == 1 else key if keys[key] == 1 else f"{source}/{key}"
+
+    return [image_id(source, key) for source, key in images]
 
 
 def ambiguous(name: str, keys: list[str]) -> PipelineError:
@@ -311,22 +325,28 @@ def ambiguous(name: str, keys: list[str]) -> PipelineError:
     )
 
 
-def check_dropped(files: list[str], dropped: list[Dropped], kept: int, bucket: Bucket, allowed: float) -> None:
-    """Raise ``PipelineError`` if more than the allowed share of the captions in these files was dropped."""
-    place = bucket.url(files[0]) if len(files) == 1 else bucket.uri
-    held = set(files)
-    rows = [row for row in dropped if row.file in held]
+def check_dropped(rows: list[Dropped], kept: int, *, place: str, folder: str, allowed: float) -> None:
+    """Check how many captions of a source were dropped.
+
+    Args:
+        rows: the dropped captions.
+        kept: number of captions that were not dropped.
+        place: where the captions are, for the error.
+        folder: where the image files belong, for the error.
+        allowed: share of the captions that may be dropped.
+
+    Raises:
+        PipelineError: more were dropped, or there are no captions.
+    """
     total = kept + len(rows)
     if not total:
         raise PipelineError(f"{place} holds no captions.")
     if len(rows) / total <= allowed:
         return
     reasons = Counter(row.reason for row in rows).most_common()
-    shown = "; ".join(
-        f"{f'{row.file}, ' if len(files) > 1 else ''}line {row.line}, {row.reason}: {row.text}" for row in rows[:_SHOWN]
-    )
+    shown = "; ".join(f"{row.file}, line {row.line}, {row.reason}: {row.text}" for row in rows[:_SHOWN])
     raise PipelineError(
         f"{len(rows)} of the {total} captions in {place} can't be used ({len(rows) / total:.1%}, allowed "
         f"{allowed:.1%}): {', '.join(f'{reason} {count}' for reason, count in reasons)}. Fix these rows, put "
-        f"the missing image files into {bucket.uri}, or raise --max-dropped-fraction. The first rows: {shown}"
+        f"the missing image files into {folder}, or raise --max-dropped-fraction. The first rows: {shown}"
     )

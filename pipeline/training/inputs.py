@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.captioner.metadata import load_metadata
 from pipeline.captioner.registry import find_champion
+from pipeline.errors import PipelineError
 from pipeline.storage import Bucket
 from pipeline.work import runs
 
@@ -18,12 +19,17 @@ class Inputs(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    dataset: str = Field(description="source of the captioned photographs, or the id of a dataset")
+    sources: tuple[str, ...] = Field(description="sources of the captioned photographs, or ids of datasets")
     encoder: str = Field(description="the encoder, as ``encoder.register`` takes it")
     origin: str = Field(description="where the defaults came from; empty if both were given")
 
     def __str__(self) -> str:
         return f"dataset {self.dataset}, encoder {self.encoder}{self.origin and f' ({self.origin})'}"
+
+    @property
+    def dataset(self) -> str:
+        """The sources in one line, for people to read."""
+        return ", ".join(self.sources)
 
 
 def resolve(
@@ -33,12 +39,16 @@ def resolve(
 
     Args:
         run: the run.
-        dataset: source or id of a dataset; empty for that of the champion.
+        dataset: sources or ids of datasets, one per line; empty for that of the champion.
         encoder: the encoder; empty for that of the champion.
-        default_dataset: used if there is no champion.
+        default_dataset: used if there is no champion, in the same form.
         default_encoder: used if there is no champion.
         store: the store.
+
+    Raises:
+        PipelineError: no source is given.
     """
+    dataset = dataset.strip()
     origin = ""
     if not dataset or not encoder:
         champion = find_champion(store)
@@ -48,7 +58,10 @@ def resolve(
             model = load_metadata(champion.version, store)
             default_dataset, default_encoder = model.dataset, model.encoder_id
             origin = f"as the champion {champion.version}"
-    inputs = Inputs(dataset=dataset or default_dataset, encoder=encoder or default_encoder, origin=origin)
+    lines = map(str.strip, (dataset or default_dataset).split("\n"))
+    inputs = Inputs(sources=tuple(filter(None, lines)), encoder=encoder or default_encoder, origin=origin)
+    if not inputs.sources:
+        raise PipelineError("No captioned photographs are given: fill in the field Dataset, or set CAPTION_DATASET.")
     record = runs.RetrainingRecord(
         run=run, started_at=datetime.now(UTC), dataset=inputs.dataset, encoder=inputs.encoder
     )

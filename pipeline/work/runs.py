@@ -88,7 +88,7 @@ class RetrainingRecord(RunRecord):
     """The record of a retraining."""
 
     kind: Literal["retraining"] = "retraining"
-    dataset: str = Field("", description="the source of its captioned photographs, then the id of the dataset")
+    dataset: str = Field("", description="the sources of its captioned photographs, then the id of the dataset")
     encoder: str = Field("", description="the requested encoder")
     version: str = Field("", description="the model that it trained")
     promoted: bool = False

@@ -1,5 +1,6 @@
 """The operators of both DAGs: tasks that run a command of ``python -m pipeline`` in a child process."""
 
+import itertools
 import json
 import os
 import sys
@@ -46,7 +47,8 @@ class PipelineOperator(BaseOperator):
     If the result is a dictionary, each key is also pushed as an XCom, and the dictionary becomes the extra of the
     outlets' asset events. If the command fails, the last line of its output is pushed as the XCom ``error``.
 
-    :param arguments: the command and its options, templated; a mapped task may get ``shard`` in addition
+    :param arguments: the command and its options, templated; a list among them stands for its items; a mapped task may
+        get ``shard`` in addition
     :param shard: the last argument, which also names a mapped task in the UI
     :param pages: the pages that the task links to, as paths on Airflow's server by label, templated
     """
@@ -72,7 +74,8 @@ class PipelineOperator(BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Run the command and copy its output to the task's log."""
-        arguments = [str(argument) for argument in self.arguments] + ([self.shard] if self.shard else [])
+        lists = (argument if isinstance(argument, list) else [argument] for argument in self.arguments)
+        arguments = [*map(str, itertools.chain(*lists)), *([self.shard] if self.shard else [])]
         command = [sys.executable, "-m", "pipeline", *arguments]
         with private_folder() as folder:
             environment = {**self._environment(folder, arguments, context), "PYTHONUNBUFFERED": "1"}

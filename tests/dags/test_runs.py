@@ -9,7 +9,11 @@ from airflow.sdk.exceptions import AirflowFailException
 from tests.support.paths import PROJECT
 
 RESULTS = {
-    "resolve-inputs": {"dataset": "photos", "encoder": "random", "summary": "the champion's dataset and encoder"},
+    "resolve-inputs": {
+        "sources": ["photos", "s3://more/a b"],
+        "encoder": "random",
+        "summary": "the champion's dataset and encoder",
+    },
     "ingest": {"dataset": "photos/0123456789abcdef"},
     "vocabulary": {"vocabulary": "datasets/photos/0123456789abcdef/vocabulary-10.json"},
     "register-encoder": {"encoder_id": "resnet50-1"},
@@ -87,7 +91,7 @@ def test_a_retraining_succeeds(runs):
     dataset = RESULTS["ingest"]["dataset"]
     decoding = ["--beam-width=5", "--mbr-samples=0"]
     assert commands["resolve-inputs"][1:] == ["--dataset=", "--encoder="]
-    assert commands["ingest"] == ["photos", "--language=", "--corrections"]
+    assert commands["ingest"] == ["photos", "s3://more/a b", "--language=", "--corrections"]
     assert commands["register-encoder"] == ["random", "--no-crops", "--int8="]
     assert commands["plan-extraction"][:2] == [dataset, "resnet50-1"]
     assert commands["train"][:3] == [dataset, RESULTS["vocabulary"]["vocabulary"], "resnet50-1"]

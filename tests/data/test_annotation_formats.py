@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.annotation_formats import read_annotations
-from pipeline.data.dataset import Dataset, IngestReport, ingest, load
+from pipeline.data.dataset import Dataset, load
+from pipeline.data.ingest import IngestReport, ingest
 from pipeline.errors import PipelineError
 from pipeline.storage import Bucket, LocalBucket, parquet
 from tests.support.effort import random_inputs
@@ -29,7 +30,7 @@ CAPTIONS = {name: [f"a dog , number {name}", f'the "dog" {name} runs'] for name 
 @pytest.fixture(autouse=True)
 def _info(caplog: pytest.LogCaptureFixture) -> None:
     """Lines of the log are captured from the level of those that say what is read."""
-    caplog.set_level("INFO", "pipeline.data.dataset")
+    caplog.set_level("INFO", "pipeline.data.sources")
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ def captions_of(report: IngestReport, store: Bucket) -> dict[str, list[str]]:
 
 def check_all(uri: str, store: Bucket) -> Dataset:
     """Check that all captions are read and nothing is dropped."""
-    report = ingest(uri, store)
+    report = ingest([uri], store)
     assert (captions_of(report, store), report.dropped) == (CAPTIONS, {})
     return load(report.dataset, store)
 
@@ -125,7 +126,7 @@ def test_flickr30k(source: LocalBucket, store: LocalBucket) -> None:
     lines = ["image_name| comment_number| comment", *rows[:7], broken, *rows[7:]]
     table = put_lines(source, "flickr30k_images/results.csv", lines)
     for uri in (source.uri, table.rpartition("/")[0], table):
-        report = ingest(uri, store)
+        report = ingest([uri], store)
         assert captions_of(report, store) == CAPTIONS
         assert [(row.line, row.reason, row.text) for row in report.dropped_rows] == [(9, "malformed", broken)]
 
@@ -146,10 +147,10 @@ def test_a_caption_in_the_last_column_may_hold_the_delimiter(
     put_images(source)
     lines = csv_lines(delimiter=delimiter)
     bare = delimiter.join(["0.jpg", "a dog ", " a cat"])
-    report = ingest(put_lines(source, "table.csv", [*lines, bare]), store)
+    report = ingest([put_lines(source, "table.csv", [*lines, bare])], store)
     assert captions_of(report, store)["0.jpg"][2] == f"a dog {delimiter} a cat"
     turned = [delimiter.join(reversed(line.split(delimiter, 1))) for line in [*lines, bare]]
-    report = ingest(put_lines(source, "table.csv", turned), store)
+    report = ingest([put_lines(source, "table.csv", turned)], store)
     assert (captions_of(report, store), report.dropped) == (CAPTIONS, {"malformed": 1})
 
 
@@ -183,7 +184,7 @@ def test_lists_of_captions_in_a_table(source: LocalBucket, store: LocalBucket) -
         rows = [f"{image},{quoted(written(texts))}" for image, texts in CAPTIONS.items()]
         check_all(put_lines(source, "lists.csv", ["image,caption", *rows]), store)
     rows = [f"{image},[dog] and [cat]" for image in CAPTIONS]
-    report = ingest(put_lines(source, "lists.csv", ["image,caption", *rows]), store)
+    report = ingest([put_lines(source, "lists.csv", ["image,caption", *rows])], store)
     assert captions_of(report, store) == {image: ["[dog] and [cat]"] for image in CAPTIONS}
 
 
@@ -192,7 +193,7 @@ def test_empty_captions_of_a_list(source: LocalBucket, store: LocalBucket) -> No
     put_images(source)
     columns = {"image": [*CAPTIONS, "0.jpg", "0.jpg"], "caption": [*CAPTIONS.values(), [None, "a cat"], []]}
     parquet.write(pa.table(columns), "lists.parquet", source)
-    report = ingest(source.url("lists.parquet"), store)
+    report = ingest([source.url("lists.parquet")], store)
     assert captions_of(report, store)["0.jpg"] == [*CAPTIONS["0.jpg"], "a cat"]
     assert [(row.line, row.reason) for row in report.dropped_rows] == [(61, "empty caption"), (62, "empty caption")]
 
@@ -208,7 +209,7 @@ def test_pictures_inside_parquet_are_refused(source: LocalBucket, store: LocalBu
     ):
         parquet.write(pa.table({"image": image, "caption": ["a dog"]}), "data.parquet", source)
         with pytest.raises(PipelineError, match=message):
-            ingest(source.url("data.parquet"), store)
+            ingest([source.url("data.parquet")], store)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +226,7 @@ def test_a_quotation_mark_costs_its_row(source: LocalBucket, store: LocalBucket,
     """One that is not closed or not doubled drops its row, wherever it is, and no other."""
     put_images(source)
     lines = csv_lines()
-    report = ingest(put_lines(source, "table.csv", [*lines[:place], bad, *lines[place:]]), store)
+    report = ingest([put_lines(source, "table.csv", [*lines[:place], bad, *lines[place:]])], store)
     assert captions_of(report, store) == CAPTIONS
     assert [(row.line, row.reason, row.text) for row in report.dropped_rows] == [(place + 1, "malformed", bad)]
 
@@ -234,7 +235,7 @@ def test_a_quotation_mark_that_a_later_row_closes(source: LocalBucket, store: Lo
     """What is between the two would be read as one caption; but it holds rows with images."""
     put_images(source)
     lines = [*csv_lines(), '0.jpg,"a dog', "1.jpg,a cat", '2.jpg,it is 5"']
-    report = ingest(put_lines(source, "table.csv", lines), store)
+    report = ingest([put_lines(source, "table.csv", lines)], store)
     assert [(row.line, row.text) for row in report.dropped_rows] == [(122, '0.jpg,"a dog')]
     found = captions_of(report, store)
     assert (found["0.jpg"], found["1.jpg"][2:], found["2.jpg"][2:]) == (CAPTIONS["0.jpg"], ["a cat"], ['it is 5"'])
@@ -266,7 +267,7 @@ def test_one_of_several_tables_must_be_passed(source: LocalBucket, store: LocalB
     check_all(source.uri, store)
     put_lines(source, "yours.csv", csv_lines())
     with pytest.raises(PipelineError, match=r"holds 2 files of captions: mine\.csv, yours\.csv\. Pass the one"):
-        ingest(source.uri, store)
+        ingest([source.uri], store)
 
 
 # --- JSON ------------------------------------------------------------------------------------------------------------
@@ -337,7 +338,7 @@ def test_karpathys_unusable_images(
     put_images(source)
     images = karpathy(**change)
     images[5]["split"] = "val"  # so that dev is not empty without the second
-    report = ingest(put_json(source, "dataset.json", {"images": images}), store)
+    report = ingest([put_json(source, "dataset.json", {"images": images})], store)
     assert [(row.line, row.reason) for row in report.dropped_rows] == expected
 
 
@@ -371,18 +372,18 @@ def test_coco_with_its_folders(new_bucket: NewBucket) -> None:
     file = put_json(source, "annotations/captions_train2017.json", coco(train))
     put_json(source, "annotations/captions_val2017.json", coco(val))
     put_json(source, "annotations/instances_val2017.json", {})
-    report = ingest(source.uri, store)
+    report = ingest([source.uri], store)
     splits = split_of(load(report.dataset, store))
     assert {name for name, split in splits.items() if split == "train"} == {*train[1:], "train2017/0.jpg"}
     assert {splits[name] for name in NAMES[40:]} == {"dev", "test"}
     assert splits["val2017/0.jpg"] in {"dev", "test"}
     assert (report.split_by_hash, report.captions, report.dropped) == (21, 122, {})
     # By a file in the folder of annotations, whose images are beside this folder.
-    assert set(split_of(load(ingest(file, store).dataset, store))) == set(train)
+    assert set(split_of(load(ingest([file], store).dataset, store))) == set(train)
 
     put_json(source, "annotations/captions_val2014.json", coco(val))
     with pytest.raises(PipelineError, match=r"holds 2 files of captions: \S+val2014\.json, \S+val2017\.json\. Pass"):
-        ingest(source.uri, store)
+        ingest([source.uri], store)
 
 
 def test_an_image_in_both_files_of_coco_is_in_neither(source: LocalBucket, store: LocalBucket) -> None:
@@ -390,7 +391,7 @@ def test_an_image_in_both_files_of_coco_is_in_neither(source: LocalBucket, store
     put_images(source)
     put_json(source, "captions_train2017.json", coco(NAMES[:31]))
     put_json(source, "captions_val2017.json", coco(NAMES[30:]))
-    report = ingest(source.uri, store)
+    report = ingest([source.uri], store)
     assert "30.jpg" not in captions_of(report, store)
     assert report.dropped == {"image in two splits": 4}
 
@@ -406,7 +407,7 @@ def test_unusable_captions_of_coco(source: LocalBucket, store: LocalBucket) -> N
         {"image_id": 1000, "caption": None},
         {"image_id": 1000, "caption": "half a character: \ud83d"},
     ]
-    report = ingest(put_json(source, "captions_val2017.json", content), store)
+    report = ingest([put_json(source, "captions_val2017.json", content)], store)
     assert [(row.line, row.reason, row.text) for row in report.dropped_rows] == [
         (121, "image missing", "z.jpg, gone"),
         (122, "image missing", "image 8, a cat"),
@@ -430,7 +431,7 @@ def test_other_json_is_refused(source: LocalBucket, store: LocalBucket, content:
     """The error says what was looked for, and what was found."""
     source.put("x.json", content)
     with pytest.raises(PipelineError, match=message):
-        ingest(source.url("x.json"), store)
+        ingest([source.url("x.json")], store)
 
 
 # --- text files beside images ----------------------------------------------------------------------------------------
@@ -457,7 +458,7 @@ def test_unusable_text_files(source: LocalBucket, store: LocalBucket) -> None:
     put_lines(source, "1.txt", [""])
     put_lines(source, "readme.txt", ["These are", "my pictures"])
     source.put("2.txt", b"caf\xe9\na cat\n")
-    report = ingest(source.uri, store)
+    report = ingest([source.uri], store)
     assert [(row.file, row.line, row.reason) for row in report.dropped_rows] == [
         ("1.txt", 1, "empty caption"),
         ("2.txt", 1, "not UTF-8"),
@@ -488,7 +489,7 @@ def test_absolute_paths_of_images(new_bucket: NewBucket, tmp_path: Path) -> None
         roots = [str(source.root), str(tmp_path / "link")]
     for root in roots:
         check_all(put_lines(source, "table.csv", csv_lines(root + "/Images/{}")), store)
-    report = ingest(put_lines(source, "table.csv", [*csv_lines(), "/elsewhere/0.jpg,a dog"]), store)
+    report = ingest([put_lines(source, "table.csv", [*csv_lines(), "/elsewhere/0.jpg,a dog"])], store)
     assert report.dropped == {"image missing": 1}
 
 
@@ -497,7 +498,7 @@ def test_unicode_forms_of_names(source: LocalBucket, store: LocalBucket, in_tabl
     """macOS writes an accent as a character of its own."""
     put_images(source, unicodedata.normalize(on_disk, "Bilder/café-"))
     table = put_lines(source, "table.csv", csv_lines(unicodedata.normalize(in_table, "café-{}")))
-    report = ingest(table, store)
+    report = ingest([table], store)
     assert (report.captions, report.dropped) == (120, {})
 
 
@@ -505,13 +506,13 @@ def test_names_that_differ_in_case(source: LocalBucket, store: LocalBucket) -> N
     """They are found where they are unique; a name that exists exactly is that image; others are ambiguous."""
     put_images(source, names=[name.upper() for name in NAMES])
     table = put_lines(source, "table.csv", csv_lines())
-    assert ingest(table, store).captions == 120
+    assert ingest([table], store).captions == 120
     put_images(source, names=["0.jpg"])
-    assert ingest(table, store).captions == 120
+    assert ingest([table], store).captions == 120
     put_images(source, names=["0.Jpg"])
     (source.root / "Images/0.jpg").unlink()
     with pytest.raises(PipelineError, match=r"2 files are named 0\.jpg: Images/0\.JPG, Images/0\.Jpg\. Rename"):
-        ingest(table, store)
+        ingest([table], store)
 
 
 def test_names_that_repeat_in_several_folders(source: LocalBucket, store: LocalBucket) -> None:
@@ -521,14 +522,14 @@ def test_names_that_repeat_in_several_folders(source: LocalBucket, store: LocalB
     lines = [*csv_lines("class0/{}"), *csv_lines("class1/{}")[1:]]
     table = put_lines(source, "data/table.csv", lines)
     for uri in (source.uri, table):
-        data = load(ingest(uri, store).dataset, store)
+        data = load(ingest([uri], store).dataset, store)
         folder = "data/" if uri == source.uri else ""
         assert set(data.table["image_id"].to_pylist()) == {
             f"{folder}class{number}/{name}" for number in range(2) for name in NAMES
         }
         assert data.table["image_id"].to_pylist() == data.table["image_key"].to_pylist()
     with pytest.raises(PipelineError, match=r"3 files are named 0\.jpg: .* or name the one that is meant by its path"):
-        ingest(put_lines(source, "data/table.csv", csv_lines()), store)
+        ingest([put_lines(source, "data/table.csv", csv_lines())], store)
 
 
 # --- sources and their names -----------------------------------------------------------------------------------------
@@ -568,7 +569,7 @@ def test_a_name_is_made_for_each_source(
     source = LocalBucket(folder.parent if folder.suffix else folder)
     put_images(source)
     put_lines(source, folder.name if folder.suffix else "captions.txt", csv_lines())
-    assert ingest(path.format(tmp_path), store).dataset.partition("/")[0] == name
+    assert ingest([path.format(tmp_path)], store).dataset.partition("/")[0] == name
 
 
 def test_an_unknown_format_says_what_was_found(source: LocalBucket, store: LocalBucket) -> None:
@@ -576,7 +577,7 @@ def test_an_unknown_format_says_what_was_found(source: LocalBucket, store: Local
     put_images(source, names=["1.jpg", "2.png"])
     put_lines(source, "readme.md", [])
     with pytest.raises(PipelineError) as error:
-        ingest(source.uri, store)
+        ingest([source.uri], store)
     message = str(error.value)
     assert message.startswith(f"{source.uri} holds no captions in a known format. Looked for ")
     for text in (
@@ -594,14 +595,14 @@ def test_an_unknown_format_says_what_was_found(source: LocalBucket, store: Local
 def test_a_source_that_is_missing_or_of_the_wrong_kind(source: LocalBucket, store: LocalBucket) -> None:
     """The error says whether it does not exist, or is a file of another kind."""
     with pytest.raises(PipelineError, match=r"does not exist\. Check the address"):
-        ingest(source.uri, store)
+        ingest([source.uri], store)
     with pytest.raises(PipelineError, match=r"captions\.txt does not exist. Check the address"):
-        ingest(source.url("captions.txt"), store)
+        ingest([source.url("captions.txt")], store)
     put_lines(source, "captions.xlsx", csv_lines())
     with pytest.raises(
         PipelineError, match=r"captions\.xlsx is a file, not a folder, and its name does not end in \.csv"
     ):
-        ingest(source.url("captions.xlsx"), store)
+        ingest([source.url("captions.xlsx")], store)
 
 
 def test_a_folder_may_have_the_name_of_a_file(new_bucket: NewBucket) -> None:

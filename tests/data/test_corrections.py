@@ -20,7 +20,9 @@ from pydantic import ValidationError
 
 from pipeline.config import DecodingConfig
 from pipeline.data import corrections, dataset, images
-from pipeline.data.dataset import build_vocabulary, ingest, load
+from pipeline.data.dataset import build_vocabulary, load
+from pipeline.data.ingest import ingest
+from pipeline.data.sources import SourceCounts
 from pipeline.errors import PipelineError
 from pipeline.features import encoder, extraction
 from pipeline.features import store as feature_store
@@ -413,7 +415,7 @@ def captions_of(report, source_name, store):
 
 def ingest_toy(source, store, **options):
     """Ingest the toy world."""
-    return ingest(source.url("captions.csv"), store, name="toy", **options)
+    return ingest([source.url("captions.csv")], store, name="toy", **options)
 
 
 def test_corrections_are_added_to_the_training_split(source, store):
@@ -428,7 +430,10 @@ def test_corrections_are_added_to_the_training_split(source, store):
     assert ingest_toy(source, store) == plain
     report = ingest_toy(source, store, corrections=True)
     assert report.dataset != plain.dataset
-    assert report.sources == {source.uri: 24, SOURCE: 2}
+    assert report.sources == {
+        source.url("captions.csv"): SourceCounts(images=24, captions=48, dropped=0),
+        SOURCE: SourceCounts(images=2, captions=3, dropped=1),
+    }
     assert report.images == {"train": 18, "dev": 4, "test": 4}
     assert (report.captions, report.dropped) == (51, {"duplicate": 1})
     [dropped] = report.dropped_rows
@@ -473,7 +478,7 @@ def test_every_correction_of_a_held_out_picture_is_dropped(source, store):
     for key, caption in [("a.jpg", "a red square"), ("b.jpg", "a red square"), ("c.jpg", "a lovely red square")]:
         correct(store, source.get("pictures/red-5.jpg"), caption=caption, image_key=key)
     plain = ingest_toy(source, store)
-    report = ingest(plain.dataset, store, corrections=True)
+    report = ingest([plain.dataset], store, corrections=True)
     assert report.dropped == {"image in dev or test": 3}
     assert report.dataset == plain.dataset
     assert load(report.dataset, store).table == load(plain.dataset, store).table
@@ -485,7 +490,7 @@ def test_a_held_out_picture_is_recognized_after_its_bucket_is_gone(source, store
     correct(store, source.get("pictures/red-5.jpg"))
     for item in list(source.list()):
         source.delete(item.key)
-    assert ingest(plain.dataset, store, corrections=True).dropped == {"image in dev or test": 1}
+    assert ingest([plain.dataset], store, corrections=True).dropped == {"image in dev or test": 1}
 
 
 def test_a_held_out_picture_that_cannot_be_read_is_no_obstacle(source, store, monkeypatch, caplog):
@@ -511,7 +516,7 @@ def test_a_correction_without_its_picture_is_listed(source, store):
     store.delete(picture_key(correct(store)))
     report = ingest_toy(source, store, corrections=True)
     assert report.dropped == {"image missing": 1}
-    assert report.sources == {source.uri: 24}
+    assert report.sources[SOURCE] == SourceCounts(images=0, captions=0, dropped=1)
 
 
 def test_a_dataset_is_a_source(source, store):
@@ -521,12 +526,12 @@ def test_a_dataset_is_a_source(source, store):
     assert report.dropped == {"image missing": 1}
     correct(store)
     before = toy.etags(store, "")
-    assert ingest(report.dataset, store) == report
+    assert ingest([report.dataset], store) == report
     assert toy.etags(store, "") == before
 
     corrected = ingest_toy(source, store, corrections=True)
     correct(store, caption="another caption")
-    assert ingest(corrected.dataset, store) == corrected
+    assert ingest([corrected.dataset], store) == corrected
 
 
 def test_corrections_are_added_to_a_dataset(source, store):
@@ -535,18 +540,18 @@ def test_corrections_are_added_to_a_dataset(source, store):
     correct(store, image_key="a.jpg")
     correct(store, image_key="b.jpg")
     corrected = ingest_toy(source, store, corrections=True)
-    assert ingest(plain.dataset, store, corrections=True) == corrected
-    assert ingest(corrected.dataset, store, corrections=True) == corrected
+    assert ingest([plain.dataset], store, corrections=True) == corrected
+    assert ingest([corrected.dataset], store, corrections=True) == corrected
     correct(store, caption="another caption")
     with_more = ingest_toy(source, store, corrections=True)
     assert with_more != corrected
-    assert ingest(corrected.dataset, store, corrections=True) == with_more
+    assert ingest([corrected.dataset], store, corrections=True) == with_more
 
 
 def test_a_dataset_gets_another_name(source, store):
     """The same rows under a new name are another dataset of the same fingerprint."""
     report = ingest_toy(source, store)
-    renamed = ingest(report.dataset, store, name="other")
+    renamed = ingest([report.dataset], store, name="other")
     assert renamed.dataset == report.dataset.replace("toy/", "other/")
     assert load(renamed.dataset, store).name == "other"
     assert load(renamed.dataset, store).table == load(report.dataset, store).table
@@ -557,7 +562,7 @@ def test_a_dataset_without_its_report_is_refused(source, store):
     report = ingest_toy(source, store)
     store.delete(layout.ingest_report(report.dataset))
     with pytest.raises(PipelineError, match=rf"There is no object .*{report.dataset}/ingest\.json"):
-        ingest(report.dataset, store)
+        ingest([report.dataset], store)
 
 
 # --- a copied store --------------------------------------------------------------------------------------------------
@@ -575,13 +580,13 @@ def test_a_copied_store_works_elsewhere(source, new_bucket, toy_encoder):
     here, there = new_bucket(), new_bucket()
     plain = ingest_toy(source, here)
     correct(here)
-    report = ingest(plain.dataset, here, corrections=True)
+    report = ingest([plain.dataset], here, corrections=True)
     toy.copy(here, there, "")
     for item in list(here.list()):
         here.delete(item.key)
 
-    assert ingest(report.dataset, there) == report
-    assert ingest(plain.dataset, there, corrections=True) == report
+    assert ingest([report.dataset], there) == report
+    assert ingest([plain.dataset], there, corrections=True) == report
     assert extract_all(report.dataset, encoder.register(str(toy_encoder), there), there) == {"ok": 25}
 
 

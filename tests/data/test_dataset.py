@@ -21,8 +21,10 @@ from hypothesis import strategies as st
 
 from pipeline.data import corrections
 from pipeline.data.annotation_formats.flickr8k import SPLIT_FILES, TOKEN_FILE
-from pipeline.data.dataset import Dataset, IngestReport, ingest, list_datasets, load
+from pipeline.data.dataset import Dataset, list_datasets, load
 from pipeline.data.images import content_hash
+from pipeline.data.ingest import IngestReport, ingest
+from pipeline.data.sources import SourceCounts
 from pipeline.errors import PipelineError
 from pipeline.storage import Bucket, LocalBucket, ObjectDeniedError, ObjectNotFoundError, layout, parquet
 from tests.support import toy
@@ -99,7 +101,7 @@ def store(tmp_path: Path) -> LocalBucket:
 def ingest_all(source: Bucket | str, store: Bucket) -> IngestReport:
     """Ingest however much is dropped."""
     uri = source if isinstance(source, str) else source.uri
-    return ingest(uri, store, name="photos", max_dropped_fraction=1)
+    return ingest([uri], store, name="photos", max_dropped_fraction=1)
 
 
 def dropped(report: IngestReport) -> list[tuple[str, int, str]]:
@@ -135,7 +137,8 @@ def check_ingested(report: IngestReport, source: Bucket, store: Bucket, folder: 
     assert (data.id, data.name) == (report.dataset, "photos")
     assert re.fullmatch("photos/[0-9a-f]{16}", report.dataset)
     assert store.exists(f"datasets/{report.dataset}/dataset.parquet")
-    assert (report.sources, report.images) == ({source.uri: 5}, {"train": 3, "dev": 1, "test": 1})
+    assert list(report.sources.values()) == [SourceCounts(images=5, captions=10, dropped=0)]
+    assert report.images == {"train": 3, "dev": 1, "test": 1}
     assert (report.captions, report.dropped, report.dropped_rows) == (10, {}, ())
 
 
@@ -143,13 +146,13 @@ def test_the_flickr8k_layout_is_read(new_bucket: NewBucket) -> None:
     """Token file, split lists and images give one row an image, in a store of either kind."""
     source, store = new_bucket(), new_bucket()
     put_flickr8k(source)
-    check_ingested(ingest(source.uri, store, name="photos"), source, store, "images")
+    check_ingested(ingest([source.uri], store, name="photos"), source, store, "images")
 
 
 def test_a_csv_table_is_read(new_bucket: NewBucket) -> None:
     """One row a caption gives one row an image, in a store of either kind."""
     source, store = new_bucket(), new_bucket()
-    check_ingested(ingest(put_csv(source, table_rows()), store, name="photos"), source, store, "photos")
+    check_ingested(ingest([put_csv(source, table_rows())], store, name="photos"), source, store, "photos")
 
 
 def test_a_parquet_table_is_read(new_bucket: NewBucket) -> None:
@@ -157,7 +160,7 @@ def test_a_parquet_table_is_read(new_bucket: NewBucket) -> None:
     source, store = new_bucket(), new_bucket()
     image, caption, split = map(list, zip(*table_rows(), strict=True))
     uri = put_parquet(source, {"id": list(range(10)), "caption": caption, "image": image, "split": split})
-    check_ingested(ingest(uri, store, name="photos"), source, store, "photos")
+    check_ingested(ingest([uri], store, name="photos"), source, store, "photos")
 
 
 def test_a_parquet_table_of_pandas_is_read(source: LocalBucket, store: LocalBucket) -> None:
@@ -168,7 +171,7 @@ def test_a_parquet_table_of_pandas_is_read(source: LocalBucket, store: LocalBuck
     frame.to_parquet(file)
     source.put("table.parquet", file.getvalue())
     put_images(source)
-    check_ingested(ingest(source.url("table.parquet"), store, name="photos"), source, store, "photos")
+    check_ingested(ingest([source.url("table.parquet")], store, name="photos"), source, store, "photos")
 
 
 @pytest.mark.parametrize("folder", ["", "Flicker8k_Dataset/", "Flickr_Data/Images/"])
@@ -254,10 +257,10 @@ def test_images_without_split_are_assigned_by_their_bytes(source: LocalBucket, s
         source.put(f"copies/copy-{name}", name.encode())
 
     def splits(names: list[str]) -> dict[str, str]:
-        report = ingest(put_csv(source, [[n, "a dog"] for n in names], ("image", "caption")), store, name="photos")
+        report = ingest([put_csv(source, [[n, "a dog"] for n in names], ("image", "caption"))], store, name="photos")
         assert report.split_by_hash == len(names)
         assert f"; a hash of the bytes chose the split of {len(names):,})" in str(report)
-        assert ingest(report.dataset, store).split_by_hash == len(names)
+        assert ingest([report.dataset], store).split_by_hash == len(names)
         table = load(report.dataset, store).table
         contents = [content_hash(source.get(key)) for key in table["image_key"].to_pylist()]
         assert table["content_hash"].to_pylist() == contents
@@ -456,7 +459,7 @@ def test_too_many_dropped_captions_are_an_error(source: LocalBucket, store: Loca
     """The error has the share, the counts by reason, the first of them, and what to do; nothing is written."""
     put_flickr8k(source, [*token_lines(), *[f"z.jpg#{number}\tGone ." for number in range(9)], "a.jpg#7\t"])
     with pytest.raises(PipelineError) as error:
-        ingest(source.uri, store, name="photos", max_dropped_fraction=0.25)
+        ingest([source.uri], store, name="photos", max_dropped_fraction=0.25)
     message = str(error.value)
     assert f"10 of the 20 captions in {source.url(TOKEN_FILE)}" in message
     assert "can't be used (50.0%, allowed 25.0%)" in message
@@ -474,22 +477,22 @@ def test_the_budget_is_inclusive(source: LocalBucket, store: LocalBucket) -> Non
     put_flickr8k(
         source, [*token_lines(), "z.jpg#0\tGone .", "z.jpg#1\tGone ."], splits=SPLITS | {"dev": ["d.jpg", "z.jpg"]}
     )
-    assert ingest(source.uri, store, name="photos", max_dropped_fraction=2 / 12).dropped == {
+    assert ingest([source.uri], store, name="photos", max_dropped_fraction=2 / 12).dropped == {
         "image missing": 2,
         "split names a missing image": 1,
     }
     with pytest.raises(PipelineError, match="2 of the 12"):
-        ingest(source.uri, store, name="photos", max_dropped_fraction=0.16)
+        ingest([source.uri], store, name="photos", max_dropped_fraction=0.16)
 
 
 def test_by_default_a_twentieth_may_be_dropped(source: LocalBucket, store: LocalBucket) -> None:
     """One caption of twenty passes, one of nineteen does not."""
     more = [f"b.jpg#{number}\tMore ." for number in range(2, 11)]
     put_flickr8k(source, [*token_lines(), *more, "z.jpg#0\tGone ."])
-    assert ingest(source.uri, store, name="photos").dropped == {"image missing": 1}
+    assert ingest([source.uri], store, name="photos").dropped == {"image missing": 1}
     put_flickr8k(source, [*token_lines(), *more[1:], "z.jpg#0\tGone ."])
     with pytest.raises(PipelineError, match="1 of the 19"):
-        ingest(source.uri, store, name="photos")
+        ingest([source.uri], store, name="photos")
 
 
 def test_the_summary_has_the_reasons(source: LocalBucket, store: LocalBucket) -> None:
@@ -504,21 +507,21 @@ def test_a_missing_list_of_a_split_is_named(source: LocalBucket, store: LocalBuc
     put_flickr8k(source)
     (source.root / missing).unlink()
     with pytest.raises(PipelineError, match=rf"has {TOKEN_FILE}, but not {missing}\. Add the lists of the splits"):
-        ingest(source.uri, store, name="photos")
+        ingest([source.uri], store, name="photos")
 
 
 def test_an_empty_source_is_refused(bucket: Bucket, store: LocalBucket) -> None:
     """A folder that is missing, as the local one is, or a prefix without objects is no dataset."""
     message = "does not exist. Check" if isinstance(bucket, LocalBucket) else "holds 0 files"
     with pytest.raises(PipelineError, match=message):
-        ingest(bucket.uri, store, name="photos")
+        ingest([bucket.uri], store, name="photos")
 
 
 def test_a_missing_table_is_named(bucket: Bucket, store: LocalBucket) -> None:
     """The error for a missing table has its URI."""
     for name in ("table.csv", "table.parquet"):
         with pytest.raises(ObjectNotFoundError, match=name):
-            ingest(bucket.url(name), store, name="photos")
+            ingest([bucket.url(name)], store, name="photos")
 
 
 @pytest.mark.parametrize("split", ["train", "dev", "test"])
@@ -528,7 +531,7 @@ def test_an_empty_split_is_refused(source: LocalBucket, store: LocalBucket, spli
     lines = [line for line in token_lines() if line.partition("#")[0] not in names]
     put_flickr8k(source, lines, splits=SPLITS | {split: []})
     with pytest.raises(PipelineError, match=rf"the split {split} has no image with captions .*{SPLIT_FILES[split]}"):
-        ingest(source.uri, store, name="photos")
+        ingest([source.uri], store, name="photos")
 
 
 def test_no_captions_are_refused(source: LocalBucket, store: LocalBucket) -> None:
@@ -537,7 +540,7 @@ def test_no_captions_are_refused(source: LocalBucket, store: LocalBucket) -> Non
     other = LocalBucket(store.root / "other")
     for uri in (source.uri, put_csv(other, []), put_parquet(other, {"image": [], "caption": []})):
         with pytest.raises(PipelineError, match="holds no captions"):
-            ingest(uri, store, name="photos")
+            ingest([uri], store, name="photos")
 
 
 def test_two_image_files_of_one_name_are_refused(source: LocalBucket, store: LocalBucket) -> None:
@@ -545,7 +548,7 @@ def test_two_image_files_of_one_name_are_refused(source: LocalBucket, store: Loc
     put_flickr8k(source)
     source.put("thumbnails/b.jpg", b"")
     with pytest.raises(PipelineError, match=r"2 files are named b\.jpg: images/b\.jpg, thumbnails/b\.jpg\. Rename"):
-        ingest(source.uri, store, name="photos")
+        ingest([source.uri], store, name="photos")
 
 
 def test_unused_files_may_share_a_name(source: LocalBucket, store: LocalBucket) -> None:
@@ -559,7 +562,7 @@ def test_two_token_files_are_refused(source: LocalBucket, store: LocalBucket) ->
     put_flickr8k(source)
     source.put(f"old/{TOKEN_FILE}", b"")
     with pytest.raises(PipelineError, match=rf"2 files are named {TOKEN_FILE}"):
-        ingest(source.uri, store, name="photos")
+        ingest([source.uri], store, name="photos")
 
 
 def test_images_of_one_name_have_their_keys_as_ids(source: LocalBucket, store: LocalBucket) -> None:
@@ -587,7 +590,7 @@ def test_missing_columns_are_named(
     uris = [put_csv(source, table_rows(), header), put_parquet(source, {name: ["a"] for name in header})]
     for uri in uris:
         with pytest.raises(PipelineError) as error:
-            ingest(uri, store, name="photos")
+            ingest([uri], store, name="photos")
         assert message in str(error.value)
         assert f"Received: {', '.join(header)}" in str(error.value)
 
@@ -597,7 +600,7 @@ def test_a_file_that_is_no_csv_table_is_refused(source: LocalBucket, store: Loca
     """An empty file and one of another encoding have no such columns, and the error can be printed."""
     source.put("table.csv", data)
     with pytest.raises(PipelineError, match="no column image") as error:
-        ingest(source.url("table.csv"), store, name="photos")
+        ingest([source.url("table.csv")], store, name="photos")
     str(error.value).encode()
 
 
@@ -605,7 +608,7 @@ def test_a_file_that_is_no_parquet_table_is_refused(source: LocalBucket, store: 
     """A file with the suffix but another content is refused with its URI."""
     source.put("table.parquet", b"image,caption\n")
     with pytest.raises(PipelineError, match=r"table\.parquet is damaged"):
-        ingest(source.url("table.parquet"), store, name="photos")
+        ingest([source.url("table.parquet")], store, name="photos")
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../a", "a b", ".hidden", "é"])
@@ -613,7 +616,7 @@ def test_a_name_that_is_no_folder_name_is_refused(source: LocalBucket, store: Lo
     """The name of a dataset is part of keys."""
     put_flickr8k(source)
     with pytest.raises(PipelineError, match="Not the name of a dataset") as error:
-        ingest(source.uri, store, name=name)
+        ingest([source.uri], store, name=name)
     assert repr(name) in str(error.value)
 
 
@@ -624,9 +627,9 @@ def test_the_same_data_is_not_written_again(new_bucket: NewBucket) -> None:
     """A second ingest gives the same id and leaves the objects as they are."""
     source, store = new_bucket(), new_bucket()
     put_flickr8k(source)
-    first = ingest(source.uri, store, name="photos")
+    first = ingest([source.uri], store, name="photos")
     before = list(store.list())
-    assert ingest(source.uri, store, name="photos") == first
+    assert ingest([source.uri], store, name="photos") == first
     assert list(store.list()) == before
 
 
@@ -743,7 +746,7 @@ def put_dataset(columns: dict[str, list[object]], store: Bucket) -> None:
     """Put a table, which need not be valid, and a report, as those of a dataset."""
     parquet.write(pa.table(columns), layout.dataset_table(BY_HAND), store)
     report = IngestReport(
-        dataset=BY_HAND, sources={}, images={}, captions=0, split_by_hash=0, dropped={}, dropped_rows=()
+        dataset=BY_HAND, sources={}, merged=0, images={}, captions=0, split_by_hash=0, dropped={}, dropped_rows=()
     )
     store.put(layout.ingest_report(BY_HAND), report.model_dump_json().encode())
 
@@ -751,12 +754,12 @@ def put_dataset(columns: dict[str, list[object]], store: Bucket) -> None:
 def test_the_language_belongs_to_the_dataset(tmp_path: Path) -> None:
     """It is English unless given, is part of the id, and is kept where the dataset is ingested by its id."""
     store, table = LocalBucket(tmp_path / "store"), toy.draw(LocalBucket(tmp_path / "source"))
-    english, german = ingest(table, store, name="toy"), ingest(table, store, name="toy", language="de")
+    english, german = ingest([table], store, name="toy"), ingest([table], store, name="toy", language="de")
     assert (english.language, german.language) == ("en", "de")
     assert (load(english.dataset, store).language, load(german.dataset, store).language) == ("en", "de")
     assert english.dataset != german.dataset
-    assert ingest(german.dataset, store) == german
-    assert ingest(german.dataset, store, language="en") == english
+    assert ingest([german.dataset], store) == german
+    assert ingest([german.dataset], store, language="en") == english
 
 
 @pytest.mark.parametrize("language", ["German", "d", "de_DE", "de-", "../x"])
@@ -764,13 +767,13 @@ def test_a_language_is_a_code(tmp_path: Path, language: str) -> None:
     """Anything else is refused, with examples of codes."""
     table = toy.draw(LocalBucket(tmp_path / "source"))
     with pytest.raises(PipelineError, match=r"Not the code of a language: expected .* en, de"):
-        ingest(table, LocalBucket(tmp_path / "store"), language=language)
+        ingest([table], LocalBucket(tmp_path / "store"), language=language)
 
 
 def test_ingest_accepts_a_valid_table(bucket: Bucket) -> None:
     """It becomes a dataset with these rows."""
     put_dataset(valid(), bucket)
-    report = ingest(BY_HAND, bucket)
+    report = ingest([BY_HAND], bucket)
     assert report.images == {"train": 0, "dev": 0, "test": 1}
     assert load(report.dataset, bucket).table.to_pydict() == valid()
 
@@ -799,7 +802,7 @@ def test_ingest_refuses_an_invalid_table(store: LocalBucket, change: dict[str, l
     put_dataset(valid() | change, store)
     message = f"{BY_HAND} does not give a valid dataset.*(?s:.*){next(iter(change))}"
     with pytest.raises(PipelineError, match=message):
-        ingest(BY_HAND, store)
+        ingest([BY_HAND], store)
     assert list_datasets(store, limit=10) == [BY_HAND]
 
 
@@ -809,7 +812,7 @@ def test_ingest_refuses_a_table_without_a_column(store: LocalBucket) -> None:
     del columns["image_etag"]
     put_dataset(columns, store)
     with pytest.raises(PipelineError, match="image_etag"):
-        ingest(BY_HAND, store)
+        ingest([BY_HAND], store)
 
 
 # --- load and list ---------------------------------------------------------------------------------------------------
@@ -869,21 +872,21 @@ def test_load_refuses_other_files(bucket: Bucket) -> None:
 def test_an_id_without_a_dataset_is_refused(store: LocalBucket) -> None:
     """A source that looks like an id, and is neither a dataset of the store nor a folder, is a mistyped id."""
     with pytest.raises(PipelineError, match=f"There is no dataset {BY_HAND} in .*: `captioning datasets` lists"):
-        ingest(BY_HAND, store)
+        ingest([BY_HAND], store)
 
 
 def test_a_folder_that_looks_like_an_id_is_read(store: LocalBucket, tmp_path: Path, monkeypatch) -> None:
     """A relative path of this form is a path, if there is such a folder."""
     monkeypatch.chdir(tmp_path)
     put_flickr8k(LocalBucket(tmp_path / BY_HAND))
-    assert ingest(BY_HAND, store).dataset.startswith("0000000000000000/")
+    assert ingest([BY_HAND], store).dataset.startswith("0000000000000000/")
 
 
 def test_whether_an_image_can_be_read_does_not_change_the_dataset(source: LocalBucket, store: LocalBucket) -> None:
     """A held-out image that is denied has no hash, which is added as soon as the image can be read."""
     put_flickr8k(source)
     source.put(f"images/{SPLITS['dev'][0]}", toy.png(1, 2, 3))
-    readable = ingest(source.uri, store, name="a")
+    readable = ingest([source.uri], store, name="a")
     held_out = next(row for row in load(readable.dataset, store).table.to_pylist() if row["split"] == "dev")
     get = LocalBucket.get
 
@@ -894,7 +897,7 @@ def test_whether_an_image_can_be_read_does_not_change_the_dataset(source: LocalB
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LocalBucket, "get", deny)
-        denied = ingest(source.uri, store, name="b")
+        denied = ingest([source.uri], store, name="b")
     assert denied.dataset.partition("/")[2] == readable.dataset.partition("/")[2]
     hashes = {row["image_id"]: row["content_hash"] for row in load(denied.dataset, store).table.to_pylist()}
     assert hashes[held_out["image_id"]] is None
@@ -908,7 +911,7 @@ def test_whether_an_image_can_be_read_does_not_change_the_dataset(source: LocalB
         corrected_by="somebody",
         store=store,
     )
-    assert ingest(denied.dataset, store, corrections=True).dropped == {**denied.dropped, "image in dev or test": 1}
+    assert ingest([denied.dataset], store, corrections=True).dropped == {**denied.dropped, "image in dev or test": 1}
 
 
 def test_a_correction_of_a_training_image_that_a_hash_chose(source: LocalBucket, store: LocalBucket) -> None:
@@ -916,7 +919,7 @@ def test_a_correction_of_a_training_image_that_a_hash_chose(source: LocalBucket,
     names = [f"{number}.png" for number in range(60)]
     for number, name in enumerate(names):
         source.put(f"photos/{name}", toy.png(number, 2, 3))
-    plain = ingest(put_csv(source, [[name, "a dog"] for name in names], ("image", "caption")), store)
+    plain = ingest([put_csv(source, [[name, "a dog"] for name in names], ("image", "caption"))], store)
     rows = load(plain.dataset, store).table.to_pylist()
     for split in ("train", "test"):
         corrections.add(
@@ -927,7 +930,7 @@ def test_a_correction_of_a_training_image_that_a_hash_chose(source: LocalBucket,
             corrected_by="somebody",
             store=store,
         )
-    report = ingest(plain.dataset, store, corrections=True)
+    report = ingest([plain.dataset], store, corrections=True)
     assert (report.captions, report.dropped) == (61, {"image in dev or test": 1})
     assert report.split_by_hash == 60
 
@@ -936,7 +939,7 @@ def test_datasets_are_listed_from_the_newest(source: LocalBucket, store: LocalBu
     """By the time of their tables; the other objects beside these are not listed."""
     assert list_datasets(store, limit=5) == []
     put_flickr8k(source)
-    ids = [ingest(source.uri, store, name=name).dataset for name in ("b", "a", "c")]
+    ids = [ingest([source.uri], store, name=name).dataset for name in ("b", "a", "c")]
     for age, dataset_id in enumerate(ids):
         os.utime(store.root / layout.dataset_table(dataset_id), (1e9 - age, 1e9 - age))
     store.put(layout.vocabulary(ids[0], 5), b"")
@@ -1012,7 +1015,7 @@ def test_captions_survive_csv_and_parquet(rows: list[tuple[str, str]]) -> None:
 
 def test_the_real_flickr8k_is_read(flickr8k: Path, store: LocalBucket) -> None:
     """Of the real captions only the official release's five without image are dropped."""
-    report = ingest(str(flickr8k), store, name="flickr8k")
+    report = ingest([str(flickr8k)], store, name="flickr8k")
     assert report.images == {"train": 6000, "dev": 500, "test": 500}
     assert report.captions == 35_000
     assert report.dropped == {"image missing": 5}

@@ -11,7 +11,7 @@ from pipeline import progress
 from pipeline.captioner.captioner import Caption, Captioner
 from pipeline.captioner.metadata import load_metadata
 from pipeline.config import GREEDY, DecodingConfig
-from pipeline.data import dataset as datasets
+from pipeline.data.ingest import ingest
 from pipeline.errors import PipelineError
 from pipeline.evaluation.drift import Profile
 from pipeline.evaluation.error_analysis import ErrorCount, LengthGroup, Rate
@@ -72,7 +72,7 @@ def copy_as(version, dataset_id, source, target):
 def other_dataset(tmp_path, store, seed=50):
     """The id of another dataset of coloured squares in the store; its features have not been extracted."""
     source = open_bucket(str(tmp_path / f"source-{seed}"))
-    return datasets.ingest(toy.draw(source, seed=seed), store, name="other").dataset
+    return ingest([toy.draw(source, seed=seed)], store, name="other").dataset
 
 
 def test_metrics_and_report_are_written(trained, store):
@@ -235,7 +235,7 @@ def test_too_many_failed_test_images_are_an_error(tmp_path, trained, local_store
     """Images whose features can't be extracted count: too many are an error, and fewer are left out of the scores."""
     source = open_bucket(str(tmp_path / "source"))
     table = toy.draw(source, seed=50, broken=("red-5.jpg",))
-    other = datasets.ingest(table, local_store, name="other").dataset
+    other = ingest([table], local_store, name="other").dataset
     version = trained.model.version
     with pytest.raises(PipelineError, match=r"1 of 4 images failed, more than the allowed 0%.*red-5\.jpg"):
         evaluate(version, local_store, dataset_id=other)

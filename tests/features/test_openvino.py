@@ -13,6 +13,7 @@ from pipeline.config import DecodingConfig, TrainingConfig
 from pipeline.data import corrections, dataset
 from pipeline.data.decoders import Decoders
 from pipeline.data.images import decode
+from pipeline.data.ingest import ingest
 from pipeline.data.vocabulary import Vocabulary
 from pipeline.errors import PipelineError
 from pipeline.features import encoder, extraction, openvino, quantization
@@ -130,7 +131,7 @@ def eight_bits(new_bucket, tmp_path):
     store, source = new_bucket(), new_bucket()
     convolutions().save(tmp_path / "convolutions.keras")
     encoder_id = encoder.register(str(tmp_path / "convolutions.keras"), store)
-    dataset_id = dataset.ingest(toy.draw(source, broken=("red-0.jpg",)), store, name="toy").dataset
+    dataset_id = ingest([toy.draw(source, broken=("red-0.jpg",))], store, name="toy").dataset
     return store, encoder_id, dataset_id, source
 
 
@@ -181,7 +182,7 @@ def test_corrected_pictures_calibrate_too(eight_bits, new_bucket):
     for bucket in (source, store):
         for item in [*bucket.list("pictures/"), *bucket.list("corrections/")]:
             bucket.delete(item.key)
-    corrected = dataset.ingest(dataset_id, copy, corrections=True).dataset
+    corrected = ingest([dataset_id], copy, corrections=True).dataset
     assert quantization.quantize(encoder_id, corrected, copy) == f"{encoder_id}-int8"
 
 

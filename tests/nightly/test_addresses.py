@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.data import dataset
+from pipeline.data.ingest import ingest
 from pipeline.features import encoder as encoders
 from pipeline.features import extraction
 from pipeline.nightly import night as nights
@@ -57,7 +58,7 @@ def test_a_dataset_that_is_moved_is_not_extracted_again(tmp_path, toy_encoder):
     encoder_id = encoders.register(str(toy_encoder), store)
 
     def plan(folder: Path, run: str) -> list[str]:
-        report = dataset.ingest(str(folder / "captions.csv"), store, name="toy")
+        report = ingest([str(folder / "captions.csv")], store, name="toy")
         table = dataset.load(report.dataset, store).table
         [(source, images)] = dataset.listings_by_source(table).items()
         return extraction.plan_extraction(

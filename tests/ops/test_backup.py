@@ -10,6 +10,7 @@ from pipeline.captioner import bundle, registry
 from pipeline.config import GREEDY
 from pipeline.data import corrections
 from pipeline.data import dataset as datasets
+from pipeline.data.ingest import ingest
 from pipeline.errors import PipelineError
 from pipeline.evaluation.evaluate import evaluate_model
 from pipeline.evaluation.promotion_gate import GateConfig, run_gate
@@ -80,7 +81,7 @@ def correct(store, inbox):
         store=store,
     )
     dataset_id = bundle.load_metadata(version, store).dataset
-    return datasets.ingest(dataset_id, store, corrections=True).dataset
+    return ingest([dataset_id], store, corrections=True).dataset
 
 
 def extract_all(dataset_id, encoder_id, store, run):
@@ -121,7 +122,7 @@ def test_a_backup_works_at_another_address(worked_on, new_bucket, trained):
     assert toy.etags(elsewhere, "features/") == features
 
     # The copies of corrected pictures may have other etags here; ingested again, they can be read.
-    again = datasets.ingest(corrected, elsewhere, corrections=True).dataset
+    again = ingest([corrected], elsewhere, corrections=True).dataset
     extract_all(again, trained.inputs.encoder_id, elsewhere, "r2")
     dataset = datasets.load(again, elsewhere)
     train = read_split(dataset, "train", encoder_id=trained.inputs.encoder_id, store=elsewhere, max_failed_fraction=0)

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.captioner import registry
 from pipeline.data import dataset
+from pipeline.data import ingest as ingestion
 from pipeline.data.dataset import build_vocabulary
 from pipeline.evaluation.promotion_gate import GateConfig, run_gate
 from pipeline.features import extraction
@@ -48,7 +49,7 @@ def resolve(trained, store):
 
 def ingest(trained, store):
     """The same captions under another name."""
-    dataset.ingest(trained.inputs.source.url("captions.csv"), store, name="again")
+    ingestion.ingest([trained.inputs.source.url("captions.csv")], store, name="again")
 
 
 def vocabulary(trained, store):

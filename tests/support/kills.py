@@ -51,7 +51,7 @@ PROCESSES.set_forkserver_preload(
         "openvino",
         "tensorflow",
         "pipeline.cli",
-        "pipeline.data.dataset",
+        "pipeline.data.ingest",
         "pipeline.evaluation.promotion_gate",
         "pipeline.features.quantization",
         "pipeline.nightly.reconcile",

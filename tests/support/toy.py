@@ -11,6 +11,7 @@ from pipeline.captioner.metadata import ModelMetadata
 from pipeline.config import TrainingConfig
 from pipeline.data import dataset
 from pipeline.data.dataset import build_vocabulary
+from pipeline.data.ingest import ingest
 from pipeline.features import encoder, extraction
 from pipeline.storage import Bucket
 from pipeline.training.train import train_captioner
@@ -120,7 +121,7 @@ def prepare(
 ) -> Inputs:
     """Draw pictures, ingest them and extract their features: all that comes before a training."""
     table = draw(source, broken=broken, language=language)
-    dataset_id = dataset.ingest(table, store, name="toy", language=language).dataset
+    dataset_id = ingest([table], store, name="toy", language=language).dataset
     vocabulary, _ = build_vocabulary(dataset_id, store, min_count=1)
     encoder_id = encoder.register(str(encoder_file), store, crops=crops)
     for name, images in dataset.listings_by_source(dataset.load(dataset_id, store).table).items():

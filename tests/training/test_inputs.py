@@ -3,18 +3,19 @@
 import pytest
 
 from pipeline.captioner.registry import promote
+from pipeline.errors import PipelineError
 from pipeline.training import inputs
 from pipeline.work import runs
 from tests.support.models import DATASET, write_model
 
 
-def resolve(store, *, dataset="", encoder="", run="r1"):
+def resolve(store, *, dataset="", encoder="", default_dataset="file:///data/demo", run="r1"):
     """The inputs, with defaults as from the settings."""
     return inputs.resolve(
         run,
         dataset=dataset,
         encoder=encoder,
-        default_dataset="file:///data/demo",
+        default_dataset=default_dataset,
         default_encoder="imagenet",
         store=store,
     )
@@ -34,7 +35,7 @@ def test_the_champion_comes_before_the_settings(bucket):
     write_model("v1", bucket)
     promote("v1", bucket)
     found = resolve(bucket)
-    assert (found.dataset, found.encoder) == (DATASET, "encoder-1")
+    assert (found.sources, found.encoder) == ((DATASET,), "encoder-1")
     assert str(found) == f"dataset {DATASET}, encoder encoder-1 (as the champion v1)"
 
 
@@ -68,3 +69,20 @@ def test_the_record_begins(bucket):
     assert record.run == "manual__2026-01-02T03:04:05+00:00"
     assert (record.status, record.dataset, record.encoder) == ("running", "s3://photos/a", "imagenet")
     assert (record.version, record.promoted, record.finished_at) == ("", False, None)
+
+
+@pytest.mark.parametrize("place", ["dataset", "default_dataset"])
+def test_several_sources_are_lines(bucket, place):
+    """A path may have any other character; spaces around a line and empty lines are ignored."""
+    found = resolve(bucket, **{place: " /data/Flickr 8k \r\n\n s3://photos/a,b;c|d\n"})
+    assert found.sources == ("/data/Flickr 8k", "s3://photos/a,b;c|d")
+    assert str(found).startswith("dataset /data/Flickr 8k, s3://photos/a,b;c|d, encoder imagenet")
+    [record] = runs.list_records(runs.RETRAINING, bucket)
+    assert record.dataset == "/data/Flickr 8k, s3://photos/a,b;c|d"
+
+
+def test_without_any_source_no_run_begins(bucket):
+    """An empty setting is an error that says what to fill in, before the run has a record."""
+    with pytest.raises(PipelineError, match=r"the field Dataset, or set CAPTION_DATASET"):
+        resolve(bucket, dataset=" \n", default_dataset="")
+    assert list(runs.list_records(runs.RETRAINING, bucket)) == []
