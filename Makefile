@@ -8,6 +8,9 @@ BIN := $(ROOT)/.venv/bin
 
 # Captioned photographs for the demo (docs/data.md); without any, it generates its own.
 DATA ?=
+# The language of their captions. Not ?=, because desktops set this variable of gettext in the environment.
+LANGUAGE =
+unexport LANGUAGE
 ENCODER ?= random
 
 # Without bytecode each start of TensorFlow or Airflow takes three times as long.
@@ -44,8 +47,8 @@ export MLFLOW_SERVER_ENABLE_JOB_EXECUTION ?= false
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
 
-demo: .venv/installed $(AIRFLOW_HOME)/ready  ## train a captioner and caption photographs in Airflow; DATA=folder|file|URI ENCODER=imagenet|random|file for your own
-	@$(BIN)/python scripts/demo.py --data "$(DATA)" --encoder "$(ENCODER)"
+demo: .venv/installed $(AIRFLOW_HOME)/ready  ## train a captioner and caption photographs in Airflow; DATA=folder|file|URI LANGUAGE=de ENCODER=imagenet|random|file for your own
+	@$(BIN)/python scripts/demo.py --data "$(DATA)" --language "$(LANGUAGE)" --encoder "$(ENCODER)"
 
 up: .venv/installed $(AIRFLOW_HOME)/ready  ## start Airflow on 127.0.0.1:8080 with both DAGs; Ctrl-C stops it
 	@$(BIN)/python scripts/up.py

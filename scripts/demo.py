@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.config import ENGLISH
 from pipeline.settings import DATA
 
 BIN = Path(sys.executable).parent
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument(
         "--data", default="", help="captioned photographs, as for `ingest`; by default, pictures are drawn"
     )
+    parser.add_argument("--language", default="", help="language of the captions, such as de; by default en")
     parser.add_argument("--encoder", default="random", help="imagenet, random, or a .keras or .h5 file")
     options = parser.parse_args()
     # The path is relative to this working directory; the tasks have another one.
@@ -39,9 +41,9 @@ def main() -> None:
         data = options.data if "://" in options.data else str(Path(options.data).expanduser().resolve())
     else:
         data = str(DRAWN)
-        pipeline("demo-data", data)
+        pipeline("demo-data", data, f"--language={options.language or ENGLISH}")
     training = {} if options.data else DRAWN_TRAINING
-    run_dag("retrain_captioner", {"dataset": data, "encoder": encoder, **training})
+    run_dag("retrain_captioner", {"dataset": data, "language": options.language, "encoder": encoder, **training})
     inbox = pipeline("demo-inbox")
     run_dag("caption_new_images", {})
     show_captions(inbox["under"])

@@ -353,6 +353,22 @@ def test_inputs_of_the_settings(store, result, monkeypatch):
     assert (record.dataset, record.encoder) == ("s3://photos/captions.csv", "random")
 
 
+def test_several_sources(environment, store, result, monkeypatch):
+    """Lines of the setting or of the option are the arguments of the ingest, which merges them."""
+    lines = [str(environment / name) for name in ("one", "more colours")]
+    for seed, folder in enumerate(lines):
+        toy.draw(open_bucket(folder), seed=seed)
+    monkeypatch.setenv("CAPTION_DATASET", "\n".join(lines))
+    found = result("resolve-inputs", "r1")
+    assert found["sources"] == result("resolve-inputs", "r1", "--dataset", "\n".join(lines))["sources"] == lines
+    assert runs.read_record(runs.RETRAINING, "r1", store).dataset == ", ".join(lines)
+    report = result("ingest", *found["sources"])
+    assert report["dataset"].startswith("more-colours-and-one/")
+    given = sum(counts["images"] for counts in report["sources"].values())
+    assert given == 48 == sum(report["images"].values()) + report["merged"]
+    assert report["merged"] > 0
+
+
 def test_inputs_as_the_champion(store, result, trained):
     """Each input that is not given is that of the champion, and one that is given counts."""
     toy.copy(trained.store, store, layout.DATASETS, layout.ENCODERS, layout.MODELS)
@@ -529,7 +545,6 @@ def test_a_missing_package_is_named(environment, store, trained, monkeypatch):
         (["register-encoder", "/nowhere/vgg.h5"], "There is no file /nowhere/vgg.h5: check the path"),
         (["extract", SHARD], f"There is no shard '{SHARD}' in file://"),
         (["ingest", ""], "Not a bucket"),
-        (["ingest", "toy/captions.csv", "nowhere"], "nowhere does not exist. Check the address"),
         (["backup", ""], "Not a bucket"),
         (["demo-data", ""], "Received: ''"),
         (["install-dags", ""], "Received: ''"),

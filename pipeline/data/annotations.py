@@ -242,8 +242,7 @@ def dataset_schema() -> "pa.Schema":
             column(
                 "content_hash",
                 pa.string(),
-                "hash of the content; null if the image could not be read, or in train if the split was given and there "
-                "was only one source",
+                "hash of the content; null if the image could not be read, and in train also where it was not needed",
             ),
             column("split", pa.string(), "train, dev or test"),
             column("captions", pa.list_(pa.string()), "the human captions of the image as they were read, in order"),

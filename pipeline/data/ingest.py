@@ -119,13 +119,14 @@ def ingest(
         PipelineError: a source is given twice, the sources have different languages, the format or the columns of one
             are unknown, a name means several image files, too many captions were dropped, or a split is empty.
     """
+    # In an order of their own; captions first, because the etags of a dataset may be old.
     opened = [_open(source, store) for source in sources]
+    opened.sort(key=lambda each: (isinstance(each, Dataset), _name(each)))
     language = _common_language(opened, language)
     part = _read(opened, max_dropped_fraction, store)
     name = names.DATASET_NAME.check(part.title if name is None else name)
-    part = replace(
-        part, table=_fill_content_hashes(part.table, store, HELD_OUT, "so corrections of it can't be recognized")
-    )
+    table = _fill_content_hashes(part.table, store, HELD_OUT, "so corrections of it can't be recognized")
+    part = replace(part, table=table)
     if corrections:
         part = _add_corrections(part, store)
 

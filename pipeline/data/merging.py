@@ -1,6 +1,6 @@
 """Sources merged into one: each picture is in one row, with the captions of all sources, and so in one split.
 
-Pictures are compared by their bytes. The order of the sources does not matter.
+Pictures are compared by their bytes.
 """
 
 from collections import defaultdict
@@ -24,15 +24,14 @@ Row = dict[str, Any]
 def merge(parts: Sequence[Part]) -> Part:
     """Merge the rows of several sources, of which all images must have been hashed.
 
-    Of copies of a picture, the row that is first by source and key stays. It gets the captions of the others that it
-    does not have, and the split that takes precedence.
+    Of copies of a picture, the row that is first by source and key stays, and of the same file, that of the first part.
+    It gets the captions of the others that it does not have, and the split that takes precedence.
 
     Raises:
         PipelineError: an image was replaced after one of the sources was read.
     """
     import pyarrow as pa
 
-    parts = sorted(parts, key=lambda part: sorted(part.sources))
     copies, choices = defaultdict[str, list[Row]](list), defaultdict[str, set[tuple[str, ...]]](set)
     for part in parts:
         for row in part.table.to_pylist():
@@ -58,7 +57,7 @@ def merge(parts: Sequence[Part]) -> Part:
 
 def _with_all_captions(copies: list[Row]) -> Row:
     """The first of the rows of a picture, with the captions of the others that it does not have."""
-    first, *others = sorted(copies, key=lambda row: (row["source"], row["image_key"], row["captions"]))
+    first, *others = sorted(copies, key=lambda row: (row["source"], row["image_key"]))
     more = dict.fromkeys(caption for row in others for caption in row["captions"])
     return {**first, "captions": [*first["captions"], *(text for text in more if text not in first["captions"])]}
 

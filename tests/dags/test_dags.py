@@ -178,6 +178,16 @@ def test_dataset_and_encoder_may_be_empty(dag, empty):
 
 
 @pytest.mark.parametrize("dag", ["retrain_captioner"], indirect=True)
+def test_the_dataset_may_be_several_lines(dag):
+    """The field has several lines, one for each source, and `resolve-inputs` gets them as they are."""
+    lines = "/data/Flickr 8k\ns3://photos/a,b.csv"
+    param = dag.params.get_param("dataset")
+    assert (param.schema["format"], param.resolve(lines)) == ("multiline", lines)
+    template = dag.get_template_env().from_string(dag.task_dict["resolve_inputs"].arguments[-2])
+    assert template.render(params={"dataset": lines}) == f"--dataset={lines}"
+
+
+@pytest.mark.parametrize("dag", ["retrain_captioner"], indirect=True)
 @pytest.mark.parametrize(
     ("language", "argument"), [("", "--language="), (None, "--language="), ("de", "--language=de")]
 )

@@ -1,10 +1,12 @@
 """The demo's commands and what it shows of them, with programs in the place of Airflow and the pipeline."""
 
 import json
+import subprocess
 
 import pytest
 
 from scripts import demo
+from tests.support.paths import PROJECT
 
 LONG = 150 * "a"
 LOG = [
@@ -78,7 +80,27 @@ def test_photographs_of_ones_own_train_as_the_form_does(airflow, tmp_path, monke
     monkeypatch.setattr("sys.argv", ["demo", "--data", data, "--encoder", "imagenet"])
     demo.main()
     conf = json.loads(arguments.read_text().splitlines()[0].partition("--conf ")[2])
-    assert conf == {"dataset": dataset.format(tmp_path), "encoder": "imagenet"}
+    assert conf == {"dataset": dataset.format(tmp_path), "language": "", "encoder": "imagenet"}
+
+
+@pytest.mark.parametrize(("options", "drawn"), [([], "en"), (["--language", "de"], "de")])
+def test_the_language_of_the_captions(airflow, monkeypatch, options, drawn):
+    """It is that of the form, and of captions that are drawn; empty, both have their default."""
+    arguments, commands = airflow(0), []
+    monkeypatch.setattr(demo, "pipeline", lambda *command: commands.append(command) or {"under": "demo/"})
+    monkeypatch.setattr("sys.argv", ["demo", *options])
+    demo.main()
+    assert commands[0] == ("demo-data", str(demo.DRAWN), f"--language={drawn}")
+    conf = json.loads(arguments.read_text().splitlines()[0].partition("--conf ")[2])
+    assert conf["language"] == (options[1] if options else "")
+
+
+@pytest.mark.parametrize(("given", "language"), [([], ""), (["LANGUAGE=de"], "de")])
+def test_the_language_of_the_desktop_is_not_that_of_the_captions(monkeypatch, given, language):
+    """Only after the target, LANGUAGE is that of the captions: in the environment it is a variable of gettext."""
+    monkeypatch.setenv("LANGUAGE", "fr_FR:en")
+    done = subprocess.run(["make", "-n", "demo", *given], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert f'--language "{language}"' in done.stdout
 
 
 FAILED = [
