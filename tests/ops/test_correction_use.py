@@ -4,7 +4,8 @@ import pytest
 
 from pipeline.captioner import registry
 from pipeline.captioner.metadata import load_metadata
-from pipeline.data import corrections, dataset
+from pipeline.data import corrections
+from pipeline.data.ingest import ingest
 from pipeline.errors import PipelineError
 from pipeline.ops import correction_use
 from pipeline.storage import json, layout, open_bucket
@@ -28,7 +29,7 @@ def correct(store, data, key, caption="a lovely square"):
 
 def train(version, source, store):
     """A champion that was trained on the toy world and the corrections."""
-    report = dataset.ingest(source.url("captions.csv"), store, name="toy", corrections=True)
+    report = ingest([source.url("captions.csv")], store, name="toy", corrections=True)
     write_model(version, store)
     metadata = load_metadata(version, store).model_copy(update={"dataset": report.dataset})
     json.write(metadata, layout.model_metadata(version), store)
