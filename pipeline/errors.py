@@ -12,6 +12,7 @@ EXTRAS = {
     "nncf": "training",
     "openvino": "inference",
     "pycocoevalcap": "training",
+    "pyiceberg": "iceberg",
     "tensorflow": "inference",
 }
 """The optional packages that the pipeline imports, each with the extra that installs it."""

@@ -263,14 +263,22 @@ def _row_filter(filters: Filters) -> tuple[pc.Expression, list[str]]:
     if filters.unsure is not None:
         passing &= pc.exp(pc.field("log_prob")) < filters.unsure
         needed |= {"log_prob"}
-    for word in filters.words.split():
+    if filters.words:
+        passing &= contains_words(filters.words)
+        needed |= set(SEARCHED)
+    return passing, sorted(needed)
+
+
+def contains_words(words: str) -> pc.Expression:
+    """Whether each word occurs in one of the columns ``SEARCHED``, in upper or lower case, even as part of another."""
+    passing = pc.scalar(True)
+    for word in words.split():
         anywhere = pc.scalar(False)
         for column in SEARCHED:
             occurs = pc.match_substring(pc.field(column), word, ignore_case=True)
             anywhere |= pc.coalesce(occurs, pc.scalar(False))
         passing &= anywhere
-        needed |= set(SEARCHED)
-    return passing, sorted(needed)
+    return passing
 
 
 def _growing_batches(items: Sequence[Shard]) -> Iterator[Sequence[Shard]]:

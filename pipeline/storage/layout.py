@@ -121,6 +121,7 @@ _UNSAFE = re.compile(
     r"|%(?=[0-9A-Fa-f]{2})"  # what would be read as an escape
     r"|\.(?=xmp/)"  # a folder with the name of a file beside it
 )
+_UNSAFE_OR_DOT = re.compile(rf"{_UNSAFE.pattern}|\.")
 
 
 def dataset_folder(dataset_id: str) -> str:
@@ -385,13 +386,14 @@ MUTABLE_PREFIXES = (CHAMPION, CURRENT_CAPTIONS, CORRECTION_LOG, OPEN_SHARDS, ENC
 """Listing these prefixes finds all mutable objects."""
 
 
-def safe_name(key: str) -> str:
+def safe_name(key: str, *, dotless: bool = False) -> str:
     """The key of an image as part of another key, with everything that some bucket would refuse percent-encoded.
 
-    ``unquote`` gives the key back, and no two keys share a name. A key that is too long becomes its SHA-256 after
-    ``%23``, which no other key does. ``f"{name}.xmp"`` is not a folder in any other such name.
+    With ``dotless`` dots are, too, so that the first dot of a file name ends the key. ``unquote`` gives the key back,
+    and no two keys share a name. A key that is too long becomes its SHA-256 after ``%23``, which no other key does.
+    ``f"{name}.xmp"`` is not a folder in any other such name.
     """
-    name = _UNSAFE.sub(lambda match: f"%{ord(match[0]):02X}", key)
+    name = (_UNSAFE_OR_DOT if dotless else _UNSAFE).sub(lambda match: f"%{ord(match[0]):02X}", key)
     if len(name.encode()) > NAME_BYTES or any(len(part.encode()) > PART_BYTES for part in name.split("/")):
         return f"%23{hashlib.sha256(key.encode()).hexdigest()}"
     return name

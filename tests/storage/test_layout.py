@@ -144,10 +144,12 @@ def test_all_short_keys_have_names_of_their_own() -> None:
     assert all(unquote(safe_name(key)) == key for key in keys)
 
 
-@given(KEYS)
-def test_the_key_can_be_read_from_the_name(key: str) -> None:
+@given(KEYS, st.booleans())
+@example("." * PART_BYTES, True)
+def test_the_key_can_be_read_from_the_name(key: str, dotless: bool) -> None:
     """Decoding gives the key back, so that no two keys share a name; one too long gives a hash, which no key gives."""
-    name = safe_name(key)
+    name = safe_name(key, dotless=dotless)
+    assert not (dotless and "." in name)
     assert len(name.encode()) <= NAME_BYTES
     assert max(len(part.encode()) for part in name.split("/")) <= PART_BYTES
     if name.startswith("%23"):
