@@ -112,7 +112,8 @@ def evaluate_model(
     log.info("writing the report")
     album = _Album(test, written["chosen"], datasets.sources(test.table, store))
     page = render(_report(metrics, metadata, dataset, album))
-    table = pa.table([list(references), list(written["chosen"].values()), list(references.values())], schema=CAPTIONS)
+    images = [test.table[name] for name in ("image_id", "image_key", "image_etag")]
+    table = pa.table([*images, list(written["chosen"].values()), test.table["captions"]], schema=CAPTIONS)
     keys = layout.evaluation(version, dataset.id, decoding)
     json.write(profile, keys.profile, store)
     parquet.write(table, keys.captions, store)

@@ -18,6 +18,8 @@ CAPTIONS = pa.schema(
         column(
             "image_id", pa.string(), "id of the image in the dataset: the name of its file, or its key if names repeat"
         ),
+        column("image_key", pa.string(), "key of the image in its bucket, which the dataset names"),
+        column("image_etag", pa.string(), "etag of the image; for a corrected picture, the hash of its content"),
         column("caption", pa.string(), "the caption, by the decoding of the evaluation"),
         column("references", pa.list_(pa.string()), "the human captions of the image"),
     ]
@@ -79,7 +81,7 @@ def latest_metrics(model: ModelMetadata, store: Bucket) -> Metrics | None:
 
 
 def read_captions(metrics: Metrics, store: Bucket) -> list[dict[str, Any]]:
-    """The captions that got the scores: rows of ``image_id``, ``caption`` and ``references``."""
+    """The captions that got the scores: rows of schema ``CAPTIONS``."""
     key = layout.evaluation(metrics.version, metrics.dataset, metrics.decoding).captions
     advice = f"Delete the metrics.json beside it, and run `captioning evaluate {metrics.version}` again."
     rows: list[dict[str, Any]] = parquet.read(key, store, columns=CAPTIONS, advice=advice).to_pylist()

@@ -106,6 +106,9 @@ def test_metrics_and_report_are_written(trained, store):
 
     rows = read_captions(metrics, store)
     assert {row["image_id"] for row in rows} == images
+    identity = ("image_id", "image_key", "image_etag")
+    known = {tuple(row[name] for name in identity) for row in datasets.load(metrics.dataset, store).table.to_pylist()}
+    assert {tuple(row[name] for name in identity) for row in rows} < known
     for row in rows:
         colour = row["image_id"].partition("-")[0]
         assert colour in row["caption"]

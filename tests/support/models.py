@@ -84,7 +84,9 @@ def write_evaluation(
     profile = Profile(decoding=decoding, captioned=4, failed=0, features=[0.0], words=moments, log_prob=moments)
     keys = layout.evaluation(version, dataset, decoding)
     references = [["a human caption"]] * len(captions)
-    parquet.write(pa.table([[*captions], [*captions.values()], references], schema=CAPTIONS), keys.captions, store)
+    etags = [f"etag of {image}" for image in captions]
+    table = pa.table([[*captions], [*captions], etags, [*captions.values()], references], schema=CAPTIONS)
+    parquet.write(table, keys.captions, store)
     json.write(profile, keys.profile, store)
     json.write(metrics, keys.metrics, store)
     return metrics
