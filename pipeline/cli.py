@@ -537,6 +537,59 @@ def caption(
 
 
 @app.command()
+def export(
+    destination: Annotated[
+        str,
+        typer.Argument(
+            help="path or URI of a file (csv, jsonl, coco), of a folder for shards (webdataset), or of a warehouse "
+            "(iceberg), outside the store"
+        ),
+    ],
+    *,
+    form: Annotated[
+        Literal["csv", "jsonl", "coco", "webdataset", "iceberg"] | None,
+        typer.Option("--format", help="by default csv for .csv, jsonl for .jsonl and coco for .json"),
+    ] = None,
+    words: Annotated[str, typer.Option(help="only if each word occurs in the caption, the key or the error")] = "",
+    under: Annotated[str, typer.Option(help="only images whose key begins with this")] = "",
+    status: Annotated[
+        Literal["ok", "failed", "waiting"] | None,
+        typer.Option(help="only images with a caption (ok), or with none because they failed or were not tried yet"),
+    ] = None,
+    version: Annotated[str, typer.Option(help="only captions by this version of a model")] = "",
+    source: Annotated[
+        Literal["model", "person"] | None, typer.Option(help="only captions by a model, or by a person")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace what is at the destination")] = False,
+    table: Annotated[str, typer.Option(metavar="NAMESPACE.NAME", help="the table of Iceberg")] = "captioning.captions",
+    catalog: Annotated[
+        str,
+        typer.Option(
+            metavar="URL",
+            help="SQLAlchemy URL of the catalogue of Iceberg; by default a file of SQLite in a local warehouse",
+        ),
+    ] = "",
+) -> None:
+    """Write the current captions, one row an image, to a file or a table for other programs."""
+    from pipeline import export as exports
+    from pipeline.nightly import current
+
+    store = _store()
+    filters = exports.Filters(words=words, under=under, status=status or "", version=version, source=source or "")
+    exported = exports.export(
+        exports.select(current.read(store), filters),
+        destination,
+        form=exports.choose_format(destination, form),
+        store=store,
+        inbox=_inbox(),
+        overwrite=overwrite,
+        iceberg_table=table,
+        iceberg_catalog=catalog,
+    )
+    _print(exported)
+
+
+@app.command()
 def status(
     captions: Annotated[int, typer.Option(min=0, help="number of captions to show")] = 0,
     under: Annotated[str, typer.Option(help="show only captions of images whose key begins with this")] = "",

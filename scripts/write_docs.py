@@ -1,10 +1,10 @@
-"""Write the reference documents from the code: docs/cli.md, docs/configuration.md and docs/store.md.
+"""Write the reference documents from the code: docs/cli.md, docs/configuration.md, docs/sql.md and docs/store.md.
 
 `make docs` runs it. A test fails if a document differs from what this script renders.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -23,7 +23,7 @@ from pipeline.evaluation import results
 from pipeline.evaluation.promotion_gate import GateConfig
 from pipeline.features import encoder as encoders
 from pipeline.features import store as feature_store
-from pipeline.nightly import captions
+from pipeline.nightly import captions, current
 from pipeline.settings import PROJECT, Settings
 from pipeline.storage import artifacts, layout
 
@@ -42,6 +42,12 @@ PLACEHOLDERS = {"dataset_id": "NAME/FINGERPRINT", "date": "YYYY-MM-DD"}
 
 STORE = "data/store"
 """The address of the store in queries: that of the default store, from the root of the checkout."""
+
+S3_STORE = "s3://my-bucket/captioning"
+"""The address of a store in the definitions of tables for SQL engines, which read S3."""
+
+MODEL = "20261125T032416-8c652ad7"
+"""The version of a model in queries."""
 
 
 @dataclass(frozen=True)
@@ -65,16 +71,23 @@ class Table:
 
 TABLES = (
     Table(
+        "Current captions",
+        layout.CURRENT_CAPTIONS,
+        "Every image in the inbox has a row: with the caption that counts, with the error because of which it has "
+        "none, or with neither if no night has tried it yet. The query counts the images by who wrote the caption, "
+        "null if nobody did.",
+        current.SCHEMA,
+        "select source, count(*) as images\nfrom {files}\ngroup by source\norder by images desc",
+    ),
+    Table(
         "Captions",
         layout.shard_result(layout.captions_folder("*", "*"), "*"),
-        "Every image that a night lists has a row, whether it was captioned or failed. It gets a further row whenever "
-        "it is tried again or captioned by a new champion. The partitions are two more columns: `model` is the version "
-        "of the model, and `date` the date of the night. The query returns the newest caption of every image.",
+        "The history. Every image that a night lists has a row, whether it was captioned or failed. It gets a further "
+        "row whenever it is tried again or captioned by a new champion. The partitions are two more columns: `model` "
+        "is the version of the model, and `date` the date of the night. The query returns all captions that an image "
+        "has had.",
         captions.SCHEMA,
-        "select image_key, caption, model, date\n"
-        "from {files}\n"
-        "where status = 'ok'\n"
-        "qualify row_number() over (partition by image_key order by captioned_at desc) = 1",
+        "select image_key, captioned_at, model, caption, error\nfrom {files}\norder by image_key, captioned_at",
     ),
     Table(
         "Features",
@@ -129,6 +142,18 @@ TABLES = (
         "order by images desc",
     ),
 )
+
+
+TIME = pa.timestamp("us", tz="UTC")
+ATHENA = {pa.string(): "string", pa.float32(): "float", pa.int32(): "int", pa.int64(): "bigint", TIME: "timestamp"}
+TRINO = {
+    pa.string(): "varchar",
+    pa.float32(): "real",
+    pa.int32(): "integer",
+    pa.int64(): "bigint",
+    TIME: "timestamp(3)",
+}
+"""The types of SQL engines for those of the columns of captions."""
 
 
 def main() -> None:
@@ -263,6 +288,73 @@ def render_store() -> str:
     return _document("The store", blocks)
 
 
+def render_sql() -> str:
+    """The definitions of the tables of captions for SQL engines that read S3, with queries."""
+    current_folder, history = f"{S3_STORE}/{layout.CURRENT}", f"{S3_STORE}/{layout.CAPTIONS}"
+    partitions = f"{S3_STORE}/{layout.captions_folder('${model}', '${date}')}"
+    blocks = [
+        "These statements define the tables of captions where a table is a folder on S3. Replace "
+        f"`{S3_STORE}` by the address of the store. [The store](store.md#tables) describes the columns; "
+        "[Reading captions](captions.md) shows other ways to read them, and how to export an Iceberg table.",
+        f"`{layout.CURRENT}` holds one file, which a night replaces in one step. A query that was reading the old one "
+        "at this moment fails: repeat it.",
+        "## Athena",
+        "Athena runs one statement at a time.",
+        "### Current captions",
+        _code(
+            f"CREATE EXTERNAL TABLE current_captions (\n{_definitions(current.SCHEMA, ATHENA)}\n)\n"
+            f"STORED AS PARQUET\nLOCATION '{current_folder}'"
+        ),
+        _code(
+            "SELECT image_key, caption, source\nFROM current_captions\nWHERE caption IS NOT NULL\nORDER BY image_key"
+        ),
+        "### History",
+        "Athena computes the partitions from the query, so that a new night needs no statement. A query must therefore "
+        "name the models that it is about: `WHERE model = '…'` or `WHERE model IN ('…', '…')`. Let the range begin at "
+        "your first night.",
+        _code(
+            f"CREATE EXTERNAL TABLE captions (\n{_definitions(captions.SCHEMA, ATHENA)}\n)\n"
+            "PARTITIONED BY (model string, `date` string)\n"
+            f"STORED AS PARQUET\nLOCATION '{history}'\n"
+            "TBLPROPERTIES (\n"
+            "    'projection.enabled' = 'true',\n"
+            "    'projection.model.type' = 'injected',\n"
+            "    'projection.date.type' = 'date',\n"
+            "    'projection.date.format' = 'yyyy-MM-dd',\n"
+            "    'projection.date.range' = '2026-01-01,NOW',\n"
+            f"    'storage.location.template' = '{partitions}'\n)"
+        ),
+        _code(
+            'SELECT "date", status, count(*) AS images\nFROM captions\n'
+            f'WHERE model = \'{MODEL}\'\nGROUP BY "date", status\nORDER BY "date", status'
+        ),
+        "## Trino",
+        "The catalogue `hive` stands for one with the Hive connector, and `captioning` for a schema in it.",
+        "### Current captions",
+        _code(
+            f"CREATE TABLE hive.captioning.current_captions (\n{_definitions(current.SCHEMA, TRINO)}\n)\n"
+            f"WITH (format = 'PARQUET', external_location = '{current_folder}')"
+        ),
+        _code(
+            "SELECT image_key, caption, source\nFROM hive.captioning.current_captions\n"
+            "WHERE caption IS NOT NULL\nORDER BY image_key"
+        ),
+        "### History",
+        _code(
+            f"CREATE TABLE hive.captioning.captions (\n{_definitions(captions.SCHEMA, TRINO)},\n"
+            '    model varchar,\n    "date" varchar\n)\n'
+            f"WITH (format = 'PARQUET', external_location = '{history}', partitioned_by = ARRAY['model', 'date'])"
+        ),
+        "After each night, let it find the new partitions:",
+        _code("CALL hive.system.sync_partition_metadata('captioning', 'captions', 'ADD')"),
+        _code(
+            'SELECT model, "date", status, count(*) AS images\nFROM hive.captioning.captions\n'
+            'GROUP BY model, "date", status\nORDER BY model, "date", status'
+        ),
+    ]
+    return _document("SQL engines", blocks)
+
+
 def describe(column: pa.Field) -> str:
     """The description of a column of a schema."""
     return str(column.metadata[b"description"].decode())
@@ -271,6 +363,7 @@ def describe(column: pa.Field) -> str:
 DOCUMENTS: dict[str, Callable[[], str]] = {
     "cli.md": render_cli,
     "configuration.md": render_configuration,
+    "sql.md": render_sql,
     "store.md": render_store,
 }
 """The functions that render the documents, by file."""
@@ -307,7 +400,8 @@ def _keys() -> dict[str, str]:
     for function in filter(inspect.isfunction, vars(layout).values()):
         signature = inspect.signature(function)
         if signature.return_annotation is str:
-            arguments = [PLACEHOLDERS.get(name, name.upper()) for name in signature.parameters]
+            required = [name for name, each in signature.parameters.items() if each.default is each.empty]
+            arguments = [PLACEHOLDERS.get(name, name.upper()) for name in required]
             found[function(*arguments)] = _paragraph(inspect.getdoc(function), 0)
     evaluation = layout.EvaluationKeys(f"{layout.evaluations_on('VERSION', PLACEHOLDERS['dataset_id'])}DECODING")
     for name, member in vars(layout.EvaluationKeys).items():
@@ -323,6 +417,8 @@ def _keys() -> dict[str, str]:
     ):
         found[artifacts.artifact_key(folder, name, {name: "CHECKSUM"})] = text
     found[layout.CHAMPION] = "The pointer to the model that captions the nights, and its history."
+    found[layout.CURRENT_CAPTIONS] = "The captions that count: one row for each image in the inbox."
+    found[layout.CORRECTION_LOG] = "All corrections in one table, as of the last fold."
     picture = layout.correction_picture("CONTENT_HASH", ".jpg")
     found[f"{layout.CORRECTIONS}{picture}"] = "The copy of a corrected picture, with the suffix of its format."
     # A text with which another key begins is a folder or a prefix. A text outside of all folders is a part of a key.
@@ -336,6 +432,16 @@ def _keys() -> dict[str, str]:
 def _paragraph(docstring: str | None, number: int) -> str:
     """A paragraph of a docstring as one line of Markdown."""
     return " ".join(str(docstring).split("\n\n")[number].split()).replace("``", "`")
+
+
+def _definitions(schema: pa.Schema, types: Mapping[pa.DataType, str]) -> str:
+    """The columns of a table as lines of its definition in an SQL engine with these types."""
+    return ",\n".join(f"    {field.name} {types[field.type]}" for field in schema)
+
+
+def _code(statement: str) -> str:
+    """A statement in SQL as a block of Markdown."""
+    return f"```sql\n{statement};\n```"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
