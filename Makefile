@@ -89,7 +89,7 @@ pictures: .venv/installed-dev  ## take the screenshots of docs/airflow.md again,
 	@mkdir -p docs/pictures
 	@CAPTION_PICTURES=docs/pictures $(PYTEST) -m browser
 
-docs: .venv/installed  ## write docs/cli.md, docs/configuration.md and docs/store.md from the code
+docs: .venv/installed  ## write docs/cli.md, configuration.md, sql.md and store.md from the code
 	@PYTHONPATH=$(ROOT):$(ROOT)/plugins $(BIN)/python scripts/write_docs.py
 
 lint: .venv/installed-dev  ## check style, words, imports and types, and the locked packages for known vulnerabilities

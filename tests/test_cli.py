@@ -7,12 +7,14 @@ import shlex
 import subprocess
 import sys
 
+import pyarrow as pa
 import pytest
 
 from pipeline import cli
 from pipeline.captioner import registry
 from pipeline.config import DecodingConfig
 from pipeline.data import corrections
+from pipeline.nightly import current
 from pipeline.storage import layout, names, open_bucket, parquet
 from pipeline.work import runs
 from tests.support import toy
@@ -49,6 +51,18 @@ COMMANDS = {
     "prune": {"--keep", "--older-than", "--remove"},
     "backup": {"target"},
     "caption": {"pictures", "--alternatives", "--json", "--model", *DECODING},
+    "export": {
+        "destination",
+        "--format",
+        "--words",
+        "--under",
+        "--status",
+        "--version",
+        "--source",
+        "--overwrite",
+        "--table",
+        "--catalog",
+    },
     "status": {"--captions", "--under"},
     "install-dags": {"folder"},
     "demo-data": {"directory", "--images", "--seed", "--language"},
@@ -303,6 +317,60 @@ def test_a_night(store, result, command, trained):
     status, line, _ = command("status", "--captions", "3")
     assert status == 0
     assert "captioning night preview" in line
+
+
+def test_exports(environment, store, result, command):
+    """The option or the suffix chooses the format, and each filter leaves out the rows that do not pass it."""
+    photographs = open_bucket(str(environment / "inbox"))
+    rows = [
+        {"image_key": "a/ok.jpg", "caption": "a dog", "source": "model", "model_version": "v1"},
+        {"image_key": "b/ok.jpg", "caption": "a bird", "source": "model", "model_version": "v0"},
+        {"image_key": "a/failed.jpg", "error": "no dog"},
+        {"image_key": "a/waiting.jpg"},
+    ]
+    for row in rows:
+        row["image_etag"] = photographs.put(row["image_key"], toy.picture("red", 1))
+    parquet.write(pa.Table.from_pylist(rows, schema=current.SCHEMA), layout.CURRENT_CAPTIONS, store)
+    # Newer than the table, and exported all the same.
+    corrections.add(
+        toy.picture("red", 1),
+        caption="a cat",
+        model_caption="a bird",
+        model_version="v0",
+        corrected_by="somebody",
+        store=store,
+        image_key="b/ok.jpg",
+        image_etag=rows[1]["image_etag"],
+    )
+    target = environment / "out.jsonl"
+    for option, keys in (
+        ("--words=DOG", {"a/ok.jpg", "a/failed.jpg"}),
+        ("--under=a/", {"a/ok.jpg", "a/failed.jpg", "a/waiting.jpg"}),
+        ("--status=ok", {"a/ok.jpg", "b/ok.jpg"}),
+        ("--status=failed", {"a/failed.jpg"}),
+        ("--status=waiting", {"a/waiting.jpg"}),
+        ("--version=v1", {"a/ok.jpg"}),
+        ("--source=person", {"b/ok.jpg"}),
+    ):
+        assert result("export", str(target), option, "--overwrite")["rows"] == len(keys)
+        assert {json.loads(line)["image_key"] for line in target.read_text().splitlines()} == keys
+    folder = environment / "shards"
+    done = result("export", str(folder), "--format=webdataset", "--under=a/")
+    assert done == {
+        "format": "webdataset",
+        "without_caption": 2,
+        "rows": 1,
+        "destination": folder.as_uri(),
+        "shards": 1,
+        "pictures": 1,
+        "changed": 0,
+        "unreadable": 0,
+        "summary": "webdataset: 2 without caption, 1 rows, 1 shards, 1 pictures, 0 changed, 0 unreadable",
+    }
+    catalog = f"--catalog=sqlite:///{environment}/other.db"
+    done = result("export", str(environment / "w"), "--format=iceberg", "--table=a.b", catalog)
+    assert (done["rows"], done["table"]) == (4, "a.b")
+    assert command("export", str(target))[0] == 2
 
 
 def test_a_dataset_with_corrections(environment, store, source, result, toy_encoder):

@@ -101,9 +101,11 @@ class _Shard:
         name = layout.safe_name(row["image_key"], dotless=True)
         suffix = FORMATS[str(format_of(picture))][0]
         described = json.dumps(json_row(row), ensure_ascii=False).encode()
+        # Not known of a caption to which a person's withdrawal has gone back.
+        written = int(row["captioned_at"].timestamp()) if row["captioned_at"] else 0
         for ending, data in ((suffix, picture), (".txt", row["caption"].encode()), (".json", described)):
             member = tarfile.TarInfo(f"{name}{ending}")
-            member.size, member.mtime = len(data), int(row["captioned_at"].timestamp())
+            member.size, member.mtime = len(data), written
             self._tar.addfile(member, io.BytesIO(data))
 
     def close(self) -> bytes:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import tarfile
 from datetime import UTC, datetime
 from urllib.parse import unquote
@@ -19,6 +20,7 @@ from pipeline.export import Filters, choose_format, coco, export, iceberg, jsonl
 from pipeline.export import csv as csv_format
 from pipeline.nightly import current
 from tests.support import toy
+from tests.support.paths import PROJECT
 
 TEXTS = {
     '2026/01/déjà vu, "1".JPG': 'a "red" dog,\nand another; 狗 🐕',
@@ -69,9 +71,10 @@ CURRENT = tabulate(
         captioned("person.jpg", "Max’s dog", source="person"),
         captioned("a/old.jpg", "an old dog", version="v0"),
         row("broken.jpg", error="not a picture, it begins with dog"),
-        # The newest attempt failed, and a person's caption stays.
-        {**captioned("both.jpg", "a word of a person", source="person"), "error": "archived"},
+        captioned("both.jpg", "a word of a person", source="person", version="v0"),
         row("waiting.jpg"),
+        # A person's word was withdrawn, and no night has ended since.
+        {**captioned("withdrawn.jpg", "a bird", version="v2"), "captioned_at": None},
     ]
 )
 
@@ -117,7 +120,7 @@ def run(store, inbox):
         ({"source": "model", "under": "a/"}, {"a/plain.jpg", "a/old.jpg"}),
         ({"words": "%"}, set()),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else "keys",
 )
 def test_filters(filters, keys):
     """As in the gallery: each word occurs somewhere, keys begin alike; each photograph has one status."""
@@ -239,6 +242,7 @@ def test_webdataset(run, inbox, photographed, new_bucket, monkeypatch):
         row("waiting.jpg"),
     ]
     inbox_rows[0]["image_etag"] = "another"
+    inbox_rows[1]["captioned_at"] = None
     done = run(folder.uri, "webdataset", tabulate([*inbox_rows, *others]))
     shards = [item.key for item in folder.list() if item.key.endswith(".tar")]
     assert shards == [f"captions-{number:06d}.tar" for number in range(done["shards"])]
@@ -257,7 +261,8 @@ def test_webdataset(run, inbox, photographed, new_bucket, monkeypatch):
         assert files["txt"].decode() == expected["caption"]
         described = json.loads(files["json"])
         assert described["image_key"] == expected["image_key"]
-        assert datetime.fromisoformat(described["captioned_at"]) == expected["captioned_at"]
+        at = described["captioned_at"]
+        assert (at and datetime.fromisoformat(at)) == expected["captioned_at"]
 
 
 def test_a_sample_stays_in_its_folder(store, inbox, run, new_bucket, monkeypatch):
@@ -376,6 +381,19 @@ def test_the_table_of_iceberg_grows_with_the_schema(run, catalogue):
     with pytest.raises(PipelineError, match=r"captioning\.captions has other columns.*--table"):
         run(warehouse.uri, "iceberg", other, overwrite=True, **options)
     assert len(read().snapshots()) == 3
+
+
+def test_the_documented_code_reads_the_table(run, tmp_path, monkeypatch):
+    """From the default place of the catalogue, under the default names."""
+    [snippet] = re.findall(
+        r"```python\n(from pathlib .*?)```", (PROJECT / "docs" / "captions.md").read_text(), re.DOTALL
+    )
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run(str(tmp_path / "warehouse"), "iceberg")
+    names = {}
+    exec(snippet, names)  # noqa: S102 - the document's own lines
+    names["catalog"].close()
+    assert names["captions"].to_pylist() == select(CURRENT, Filters(source="person")).to_pylist()
 
 
 @pytest.mark.parametrize(

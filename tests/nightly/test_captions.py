@@ -5,12 +5,13 @@ from collections import Counter
 
 import duckdb
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from pipeline.config import DecodingConfig
 from pipeline.data.images import is_image
 from pipeline.errors import PipelineError
-from pipeline.nightly import captions
+from pipeline.nightly import captions, current
 from pipeline.nightly import night as nights
 from pipeline.storage import layout, parquet
 from pipeline.work import runs, shards
@@ -76,31 +77,65 @@ def archive(inbox, store):
     return store
 
 
-def snippets():
-    """The code of the README and of docs/captions.md that reads the newest captions."""
-    [chapter] = re.findall(r"## Read the captions\n(.*?)\n## ", (PROJECT / "README.md").read_text(), re.DOTALL)
-    text = chapter + (PROJECT / "docs" / "captions.md").read_text()
-    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+PAGES = {name: (PROJECT / name).read_text() for name in ("README.md", "docs/captions.md")}
+LINES = sorted(
+    {line for page in PAGES.values() for line in re.findall(r"^\| \w+ \| `(.*current.*)` \|$", page, re.MULTILINE)}
+)
+"""The lines of the documents that read the current captions."""
+
+SNIPPETS = re.findall(r"```python\n(.*?)```", PAGES["docs/captions.md"], re.DOTALL)
+
+
+def value(line, store):
+    """What a line gives, with another address of the store."""
+    module = line.partition("(")[0].rpartition(".")[0]
+    names = {module.partition(".")[0]: __import__(module)}
+    return eval(line.replace("data/store", store), names)  # noqa: S307 - the documents' own lines
+
+
+def test_every_reader_has_one_line():
+    """The README has three of them, and docs/captions.md all."""
+    assert [line.partition(".")[0] for line in LINES] == ["duckdb", "pandas", "polars", "pyarrow"]
+    assert [line in PAGES["README.md"] for line in LINES] == [True, True, True, False]
+    assert all(line in PAGES["docs/captions.md"] for line in LINES)
 
 
 @pytest.mark.parametrize("new_bucket", ["file"], indirect=True)
-@pytest.mark.parametrize("snippet", snippets(), ids=["pandas", "duckdb", "pyarrow"])
-def test_the_documented_code_reads_the_newest_captions(archive, inbox, snippet, capfd):
-    """pandas, DuckDB and pyarrow alone print exactly one newest caption of each photograph that could be read."""
+def test_the_documented_lines_read_the_current_captions(archive, inbox):
+    """pandas, polars, DuckDB and pyarrow alone give one row of each photograph, with the caption that counts."""
+    keys = {item.key for item in inbox.list() if is_image(item.key)}
+    for line in LINES:
+        found = value(line, str(archive.root))
+        table = found.to_arrow_table() if isinstance(found, duckdb.DuckDBPyRelation) else found
+        table = pa.table(table.to_dict("list") if isinstance(table, pd.DataFrame) else table)
+        assert table.column_names == current.SCHEMA.names
+        rows = {row["image_key"]: row for row in table.to_pylist()}
+        assert len(rows) == len(table)
+        assert rows.keys() == keys
+        assert "cannot be decoded" in rows.pop("broken.jpg")["error"]
+        colours = {key: colour_in(row["caption"]) for key, row in rows.items()}
+        assert colours == {key: "green" if key == "red.jpg" else colour_in(key) for key in rows}
+        assert {row["model_version"] for row in rows.values()} == {"v2"}
+
+
+@pytest.mark.parametrize("new_bucket", ["s3"], indirect=True)
+@pytest.mark.parametrize("line", [line for line in LINES if "duckdb" not in line])  # its extension for S3 is a download
+def test_the_documented_lines_read_from_s3(bucket, line, monkeypatch):
+    """With the address of the store on S3, and credentials from the environment."""
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")  # polars asks for this where a service has no TLS
+    parquet.write(current.SCHEMA.empty_table(), layout.CURRENT_CAPTIONS, bucket)
+    assert len(value(line, bucket.uri)) == 0
+
+
+@pytest.mark.parametrize("new_bucket", ["file"], indirect=True)
+def test_the_documented_code_reads_the_history(archive, trained):
+    """Every caption that an image has had, in order."""
+    [snippet] = [each for each in SNIPPETS if "history" in each]
     names = {}
     exec(snippet.replace("data/store", str(archive.root)), names)  # noqa: S102 - the documents' own lines
-    printed = capfd.readouterr().out
-    found = names["newest"]
-    if isinstance(found, duckdb.DuckDBPyRelation):
-        found = found.to_arrow_table()
-    frame = found if isinstance(found, pd.DataFrame) else found.to_pandas()
-    frame = frame.rename(columns=lambda name: name.removesuffix("_first"))
-    expected = {item.key for item in inbox.list() if is_image(item.key)} - {"broken.jpg"}
-    assert sorted(frame["image_key"]) == sorted(expected)
-    assert set(frame["model"].astype(str)) == {"v2"}
-    colours = {key: colour_in(text) for key, text in zip(frame["image_key"], frame["caption"], strict=True)}
-    assert colours == {key: "green" if key == "red.jpg" else colour_in(key) for key in expected}
-    assert all(text in printed for text in [*frame["image_key"], *frame["caption"]])
+    history = names["history"].to_arrow_table().to_pylist()
+    assert len(history) == len(rows_in(archive))
+    assert [row["model"] for row in history if row["image_key"] == "red.jpg"] == [trained.model.version] * 2 + ["v2"]
 
 
 @pytest.mark.parametrize("new_bucket", ["file"], indirect=True)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import duckdb
 import pyarrow as pa
 import pytest
+import sqlglot
 
 from pipeline.storage import layout, open_bucket, parquet
 from scripts import write_docs
@@ -63,7 +64,9 @@ def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("store")
     bucket = open_bucket(str(folder))
     crops = write_docs.feature_store.schema((6, 2048))
-    files = {table.files.replace("*", "1"): table.schema for table in write_docs.TABLES}
+    files = {
+        table.files.replace("date=*", "date=2026-01-01").replace("*", "1"): table.schema for table in write_docs.TABLES
+    }
     files[layout.shard_result(layout.features_folder("2"), "1")] = crops
     for key, schema in files.items():
         rows = [
@@ -87,3 +90,54 @@ def test_queries_run(query, store):
     """DuckDB runs the queries as they are in the document, but for the address of the store."""
     assert query.count(write_docs.STORE) == 1
     assert duckdb.sql(query.replace(write_docs.STORE, str(store))).fetchall()
+
+
+TABLES_OF_CAPTIONS = {"current_captions": layout.CURRENT_CAPTIONS, "captions": f"{layout.CAPTIONS}*/*/*.parquet"}
+"""The files of the tables that SQL engines read, by name."""
+
+
+def statements(engine):
+    """The statements of docs/sql.md for an engine, as they are and parsed."""
+    [chapter] = re.findall(rf"^## {engine}\n(.*?)(?=^## |\Z)", (DOCS / "sql.md").read_text(), re.DOTALL | re.MULTILINE)
+    found = re.findall(r"```sql\n(.*?)```", chapter, re.DOTALL)
+    return [(text, sqlglot.parse_one(text, read=engine.lower())) for text in found]
+
+
+@pytest.mark.parametrize("engine", ["Athena", "Trino"])
+def test_the_tables_of_sql_engines_are_those_of_the_store(engine, store):
+    """Each has the columns of the files, with types that hold them; its folder has no other objects."""
+    defined = {}
+    for text, statement in statements(engine):
+        if isinstance(statement, sqlglot.exp.Create):
+            columns = {each.name: each.kind.sql("duckdb") for each in statement.find_all(sqlglot.exp.ColumnDef)}
+            [place] = re.findall(f"'{write_docs.S3_STORE}/([a-z]+/)'", text)
+            defined[statement.find(sqlglot.exp.Table).name] = (place, columns)
+    assert defined.keys() == TABLES_OF_CAPTIONS.keys()
+    for name, (place, columns) in defined.items():
+        keys = {key for key in write_docs._keys() if key.startswith(place)}
+        assert keys == {
+            layout.CURRENT_CAPTIONS if place == layout.CURRENT else layout.captions_folder("VERSION", "YYYY-MM-DD")
+        }
+        read = duckdb.sql(
+            f"describe from read_parquet('{store}/{TABLES_OF_CAPTIONS[name]}', hive_types_autocast = false)"
+        )
+        expected = {column: kind for column, kind, *_ in read.fetchall()}
+        types = {"TEXT": "VARCHAR", "REAL": "FLOAT", "INT": "INTEGER"}
+        found = {column: types.get(kind, kind) for column, kind in columns.items()}
+        times = {"TIMESTAMP", "TIMESTAMP(3)"}  # in UTC
+        assert found.pop("captioned_at") in times
+        assert expected.pop("captioned_at") == "TIMESTAMP WITH TIME ZONE"
+        assert found == expected
+
+
+@pytest.mark.parametrize("engine", ["Athena", "Trino"])
+def test_the_queries_of_sql_engines_run(engine, store):
+    """Translated to the SQL of DuckDB, where the tables have the columns of the files."""
+    queries = [statement for _, statement in statements(engine) if isinstance(statement, sqlglot.exp.Select)]
+    assert len(queries) == 2
+    for query in queries:
+        [table] = query.find_all(sqlglot.exp.Table)
+        files = f"read_parquet('{store}/{TABLES_OF_CAPTIONS[table.name]}', hive_types_autocast = false)"
+        table.replace(sqlglot.select("*").from_(files, dialect="duckdb").subquery())
+        text = query.sql("duckdb").replace(write_docs.MODEL, "1")
+        assert duckdb.sql(text).fetchall()
