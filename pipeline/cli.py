@@ -734,8 +734,8 @@ def fold() -> None:
     from pipeline.nightly import current
 
     damaged: list[str] = []
-    events = current.fold(_store(), place=read_settings().sidecars, damaged=damaged)
-    _print({"corrections": len(events), "damaged": damaged, "summary": f"{len(events):,} corrections"})
+    count = current.fold(_store(), place=read_settings().sidecars, damaged=damaged)
+    _print({"corrections": count, "damaged": damaged, "summary": f"{count:,} corrections"})
 
 
 @app.command()

@@ -5,14 +5,11 @@ Pictures are compared by their bytes.
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.data.annotations import SPLITS, dataset_schema, image_ids, split_by_hash
 from pipeline.data.sources import Part
 from pipeline.errors import PipelineError
-
-if TYPE_CHECKING:
-    pass
 
 PRECEDENCE = (("test",), ("dev",), ("dev", "test"), ("train",), SPLITS)
 """The splits between which a source leaves the choice to a hash, or the one that it gives, for a picture. Of those of

@@ -20,6 +20,7 @@ from pipeline.config import SidecarPlace
 from pipeline.data import corrections
 from pipeline.data.corrections import WITHDRAWN, Correction
 from pipeline.data.text import alt_text
+from pipeline.errors import PipelineError
 from pipeline.nightly import captions, sidecars
 from pipeline.storage import (
     ABSENT,
@@ -81,6 +82,9 @@ ROW_GROUP = 30_000
 
 TRIES = 20
 """How often the table is written again if others write it at the same time."""
+
+_TEXTS = ["image_key", "caption", "alt_text"]
+"""The columns that a sidecar depends on."""
 
 ADVICE = "Delete it: the next night writes it again."
 
@@ -161,34 +165,41 @@ def refresh(
     Returns:
         Whether it was replaced; not if it is that of a later night.
     """
-    events = corrections.fold(store, damaged=damaged)
 
     def renew(old: pa.Table) -> tuple[pa.Table, dict[str, str]] | None:
         last = parquet.metadata(old).get("listed_at", night["listed_at"])
         if datetime.fromisoformat(last) > datetime.fromisoformat(night["listed_at"]):
             log.warning("the current captions are those of a later night, and stay as they are")
             return None
-        return overlay(_choose(listing, attempts, old, store, damaged), events), night
+        chosen = _choose(listing, attempts, old, store, damaged)
+        return overlay(chosen, corrections.fold(store, damaged=damaged)), night
 
     return _replace(store, place, renew)
 
 
-def fold(store: Bucket, *, place: SidecarPlace, damaged: list[str]) -> pa.Table:
-    """Put all corrections into the table, and return them; arguments as for ``refresh``."""
-    events = corrections.fold(store, damaged=damaged)
+def fold(store: Bucket, *, place: SidecarPlace, damaged: list[str]) -> int:
+    """Put all corrections into the table, and return their number; arguments as for ``refresh``."""
+    count = 0
 
     def renew(old: pa.Table) -> tuple[pa.Table, dict[str, str]] | None:
+        nonlocal count
+        events = corrections.fold(store, damaged=damaged)
+        count = len(events)
         # Before the first night there is no table.
         return (overlay(old, events), night) if (night := parquet.metadata(old)) else None
 
     _replace(store, place, renew)
-    return events
+    return count
 
 
 def _replace(
     store: Bucket, place: SidecarPlace, renew: Callable[[pa.Table], tuple[pa.Table, dict[str, str]] | None]
 ) -> bool:
-    """Replace the table by what ``renew`` makes of it, its rows and its metadata, again if others have replaced it."""
+    """Replace the table by what ``renew`` makes of it, its rows and its metadata, again if others have replaced it.
+
+    ``renew`` must read the corrections itself: those that another writer has put into the table are then among them.
+    """
+    touched = pa.table({"image_key": pa.array([], pa.string())})
     for attempt in range(1, TRIES + 1):
         try:
             old, etag = _read(store)
@@ -200,38 +211,44 @@ def _replace(
         table, metadata = renewed[0], {**renewed[1], "sidecars": place}
         if etag != ABSENT and metadata == parquet.metadata(old) and table.equals(old):
             return True
-        # The table goes last, so that an interrupted step writes the sidecars again.
-        _write_sidecars(old, table, metadata, store)
+        # The table goes last, so that an interrupted step writes the sidecars again. What an attempt has written that
+        # came too late is written again, too.
+        trouble = None
+        try:
+            known = old.join(touched, keys="image_key", join_type="left anti")
+            _write_sidecars(known, parquet.metadata(old), table, metadata, store)
+        except PipelineError as error:
+            # The table does not wait for them: the next night writes them all.
+            trouble, metadata = error, {**metadata, "sidecars": ""}
         try:
             parquet.write(
-                table,
-                layout.CURRENT_CAPTIONS,
-                store,
-                metadata=metadata,
-                row_group_size=ROW_GROUP,
-                if_match=etag,
+                table, layout.CURRENT_CAPTIONS, store, metadata=metadata, row_group_size=ROW_GROUP, if_match=etag
             )
         except ObjectChangedError:
             if attempt == TRIES:
                 raise
+            changed = table.join(old.select(_TEXTS), keys=_TEXTS, join_type="left anti").select(["image_key"])
+            touched = pa.concat_tables([touched, changed])
         else:
             break
+    if trouble is not None:
+        raise trouble
     return True
 
 
-def _write_sidecars(old: pa.Table, new: pa.Table, metadata: dict[str, str], store: Bucket) -> None:
+def _write_sidecars(
+    old: pa.Table, before: dict[str, str], new: pa.Table, metadata: dict[str, str], store: Bucket
+) -> None:
     """Write the sidecars of the images whose row has changed, or of all if their place or language has changed."""
     place = TypeAdapter(SidecarPlace).validate_python(metadata["sidecars"])
     if place == "none":
         return
-    before = parquet.metadata(old)
     gone = old.join(new.select(["image_key"]), keys="image_key", join_type="left anti")["image_key"].to_pylist()
     if any(before.get(name) != metadata.get(name) for name in ("sidecars", "language", "inbox")):
         old = SCHEMA.empty_table()
-    texts = ["image_key", "caption", "alt_text"]
-    had = old.filter(pc.field("caption").is_valid()).select(texts)
-    have = new.filter(pc.field("caption").is_valid()).select(texts)
-    written = have.join(had, keys=texts, join_type="left anti")
+    had = old.filter(pc.field("caption").is_valid()).select(_TEXTS)
+    have = new.filter(pc.field("caption").is_valid()).select(_TEXTS)
+    written = have.join(had, keys=_TEXTS, join_type="left anti")
     without = new.filter(pc.field("caption").is_null()).select(["image_key"])
     emptied = had.join(without, keys="image_key", join_type="left semi")
     emptied = emptied.set_column(1, "caption", pa.nulls(len(emptied), pa.string()))

@@ -9,8 +9,9 @@ import pytest
 
 from pipeline.captioner import registry
 from pipeline.data import corrections
+from pipeline.errors import PipelineError
 from pipeline.nightly import captions, current, sidecars
-from pipeline.storage import ObjectChangedError, layout, parquet
+from pipeline.storage import ObjectChangedError, ObjectDeniedError, layout, parquet
 from pipeline.work.outcomes import GONE
 from tests.conftest import KINDS_OF_BUCKETS
 from tests.support import caption_tables, toy
@@ -217,7 +218,7 @@ def test_a_withdrawn_word_gives_the_caption_of_the_model_back(bucket):
 def test_a_fold_before_the_first_night_writes_no_table(bucket):
     """There is nothing to correct yet; the corrections themselves are folded."""
     correct(bucket, "a.jpg")
-    assert len(current.fold(bucket, place="none", damaged=[])) == 1
+    assert current.fold(bucket, place="none", damaged=[]) == 1
     assert not bucket.exists(layout.CURRENT_CAPTIONS)
     assert bucket.exists(layout.CORRECTION_LOG)
 
@@ -303,6 +304,51 @@ def test_an_interrupted_refresh_is_repeated(bucket, monkeypatch, die_at):
         "b.jpg": "a person's words",
     }
     assert descriptions(bucket) == {"a.jpg": "a dog", "b.jpg": "a person's words"}
+
+
+def test_a_read_only_inbox_does_not_keep_the_table_old(new_bucket, monkeypatch):
+    """The table is renewed, the step fails with the error of the sidecars, and the next one writes them all."""
+    store, inbox = new_bucket(), new_bucket()
+    inbox.put("a.jpg", b"")
+    night = {**facts(), "inbox": inbox.uri}
+    refreshed = {"night": night, "store": store, "place": "inbox", "damaged": []}
+    put = type(inbox).put
+
+    def refuse(self, key, data, **options):
+        if self.uri == inbox.uri:
+            raise ObjectDeniedError(f"{self.url(key)}: read-only.")
+        return put(self, key, data, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(inbox), "put", refuse)
+        with pytest.raises(PipelineError, match="No sidecar could be written"):
+            current.refresh(listing("a.jpg"), attempts(caption_tables.row("a.jpg")), **refreshed)
+    assert stored(store)["a.jpg"]["caption"] == "a dog"
+    assert descriptions(store, inbox, "") == {}
+    current.fold(store, place="inbox", damaged=[])
+    assert descriptions(store, inbox, "") == {"a.jpg": "a dog"}
+
+
+@pytest.mark.parametrize("place", ["none", "store"])
+def test_a_writer_that_comes_too_late_begins_again(bucket, monkeypatch, place):
+    """Another one has put a newer correction into the table meanwhile: it stays, in the sidecar, too."""
+    tried = attempts(caption_tables.row("a.jpg"))
+    refresh(bucket, listing("a.jpg"), tried, place=place)
+    put = type(bucket).put
+    others = [lambda: current.fold(bucket, place=place, damaged=[])]
+
+    def interrupted(self, key, data, **options):
+        if key == layout.CURRENT_CAPTIONS and others:
+            correct(bucket, "a.jpg", "a newer word")
+            others.pop()()
+        return put(self, key, data, **options)
+
+    correct(bucket, "a.jpg", "a word")
+    monkeypatch.setattr(type(bucket), "put", interrupted)
+    refresh(bucket, listing("a.jpg"), tried, hours=24, place=place)
+    assert not others
+    assert stored(bucket)["a.jpg"]["caption"] == "a newer word"
+    assert descriptions(bucket) == ({"a.jpg": "a newer word"} if place == "store" else {})
 
 
 @BOTH
