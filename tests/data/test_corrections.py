@@ -2,6 +2,7 @@
 
 import glob
 import io
+import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -29,6 +30,7 @@ from pipeline.features import store as feature_store
 from pipeline.serving import on_demand
 from pipeline.storage import layout, open_bucket, parquet
 from tests.support import toy
+from tests.support.paths import PROJECT
 
 WORDS = {"caption": "a red square", "model_caption": "a dog", "model_version": "v1", "corrected_by": "ann"}
 
@@ -270,6 +272,16 @@ def test_other_programs_read_corrections(tmp_path):
     assert frame.astype(object).where(frame.notna(), None).to_dict("records") == rows
     found = duckdb.sql(f"from read_parquet('{pattern}') order by corrected_at")
     assert [dict(zip(found.columns, row, strict=True)) for row in found.fetchall()] == rows
+
+
+@pytest.mark.parametrize("new_bucket", ["file"], indirect=True)
+def test_the_documented_code_shows_the_corrections(store, capfd):
+    """The lines of docs/data.md."""
+    correct(store, corrected_by="bea")
+    text = (PROJECT / "docs" / "data.md").read_text()
+    [snippet] = [each for each in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "corrections" in each]
+    exec(snippet.replace("data/store", str(store.root)), {})  # noqa: S102 - the document's own lines
+    assert "bea" in capfd.readouterr().out
 
 
 # --- what counts -----------------------------------------------------------------------------------------------------

@@ -305,6 +305,27 @@ def test_fewer_shards_replace_more(run, photographed, new_bucket, monkeypatch):
     assert [item.key for item in folder.list()] == ["captions-000000.tar", "captions-of-mine.txt", "captions.json"]
 
 
+def test_an_interrupted_export_has_no_summary(run, photographed, new_bucket, monkeypatch):
+    """Not even that of an earlier export, which was complete."""
+    monkeypatch.setattr(webdataset, "SHARD_BYTES", 1)
+    folder = new_bucket()
+    run(folder.uri, "webdataset", tabulate(photographed))
+    put = type(folder).put
+
+    def fail(self, key, *arguments, **options):
+        if key == "captions-000002.tar":
+            raise OSError("disk full")
+        return put(self, key, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(folder), "put", fail)
+        with pytest.raises(OSError, match="disk full"):
+            run(folder.uri, "webdataset", tabulate(photographed), overwrite=True)
+    assert [item.key for item in folder.list()] == ["captions-000000.tar", "captions-000001.tar"]
+    run(folder.uri, "webdataset", tabulate(photographed), overwrite=True)
+    assert folder.exists("captions.json")
+
+
 def _recorded(method, keys):
     def call(self, key, *arguments, **options):
         keys.append(key)
@@ -346,6 +367,7 @@ def test_iceberg(run, catalogue, monkeypatch):
     done = run(warehouse.uri, "iceberg", **options)
     assert (done["rows"], done["table"], done["destination"]) == (len(CURRENT), "captioning.captions", warehouse.uri)
     table = read()
+    assert table.properties == {}  # no credentials, for one
     found = table.scan().to_arrow()
     if not options:  # on S3 this reader has no credentials
         monkeypatch.setenv("POLARS_ICEBERG_PLANNER", "pyiceberg")

@@ -49,6 +49,15 @@ def test_every_column_is_described(table):
     assert all(write_docs.describe(column) for column in table.schema)
 
 
+def test_tables_agree_on_the_names_of_columns():
+    """Each names an image by ``image_key`` and ``image_etag``, and a column of one name has one type everywhere."""
+    types = {}
+    for table in write_docs.TABLES:
+        assert {"image_key", "image_etag"} < set(table.schema.names), table.title
+        for column in table.schema:
+            assert types.setdefault(column.name, column.type) == column.type, (table.title, column.name)
+
+
 def test_every_folder_is_described():
     """The layout describes each folder at the top of the store, and has keys in each."""
     folders = {value for name, value in vars(layout).items() if name.isupper() and str(value).endswith("/")}
