@@ -103,9 +103,9 @@ class Photographs:
     """The image files of a bucket, and the one that a name in a file of captions means."""
 
     def __init__(self, files: Iterable[StoredObject], bucket: Bucket) -> None:
-        from pipeline.data.images import is_image
+        from pipeline.data.recognition import recognize
 
-        self.by_key = {item.key: item for item in files if is_image(item.key)}
+        self.by_key = {item.key: item for page in recognize(files, bucket) for item, is_image in page if is_image}
         self._by_name: defaultdict[str, list[str]] = defaultdict(list)
         for key in self.by_key:
             self._by_name[_folded(posixpath.basename(key))].append(key)

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import posixpath
 import re
 import struct
 import zlib
@@ -36,7 +37,7 @@ FORMATS = {
 }
 """The formats that are decoded, by the beginning of the file, and the suffixes of their keys, the usual one first."""
 
-SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 """Keys that end in one of these, in upper or lower case, are photographs."""
 
 _PLUGINS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
@@ -134,9 +135,10 @@ def content_hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
 
 
-def is_image(key: str) -> bool:
-    """Whether the key's suffix is that of a photograph."""
-    return key.lower().endswith(SUFFIXES)
+def is_image(key: str) -> bool | None:
+    """Whether a key is that of a photograph by its suffix; ``None`` if the suffix is unknown, or there is none."""
+    suffix = posixpath.splitext(key)[1].lower()
+    return True if suffix in SUFFIXES else False if suffix in OTHER_SUFFIXES else None
 
 
 def format_of(start: bytes) -> str | None:

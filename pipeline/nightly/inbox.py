@@ -3,27 +3,25 @@
 import fnmatch
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.images import OTHER_SUFFIXES, START_BYTES, content_hash, format_of, is_image
+from pipeline.data.images import content_hash, is_image
+from pipeline.data.recognition import PAGE, identity, recognize
 from pipeline.errors import PipelineError
 from pipeline.storage import (
     Bucket,
-    ObjectDeniedError,
-    ObjectNotFoundError,
     StoredObject,
     layout,
     parquet,
     source_name,
 )
 from pipeline.work import runs
-from pipeline.work.listing import IMAGES, PAGE, tabulate
+from pipeline.work.listing import IMAGES, tabulate
 from pipeline.work.runs import NightRecord
 
 ARCHIVED, EXCLUDED, OTHERS = "archived", "excluded", "other files"
@@ -31,9 +29,6 @@ ARCHIVED, EXCLUDED, OTHERS = "archived", "excluded", "other files"
 
 LOOKED_AT = pa.schema([*IMAGES, parquet.column("is_photograph", pa.bool_(), "whether its first bytes are a picture's")])
 """Files whose suffix says nothing."""
-
-READERS = 32
-"""Files that are looked at at once."""
 
 KINDS = 12
 """Suffixes that are counted one by one, the most frequent ones."""
@@ -60,25 +55,19 @@ class Patterns:
 
 
 def list_photographs(
-    inbox: Bucket,
-    patterns: Patterns,
-    looked_at: MutableMapping[tuple[str, str], bool],
-    *,
-    has_sidecars: bool = False,
-) -> tuple[pa.Table, dict[str, int]]:
-    """List the photographs of an inbox.
-
-    A key with an unknown suffix, or none, is a photograph if the first bytes of the object are those of a picture.
+    inbox: Bucket, patterns: Patterns, looked_at: pa.Table, *, has_sidecars: bool = False
+) -> tuple[pa.Table, dict[str, int], pa.Table]:
+    """List the photographs of an inbox, as ``recognize`` finds them.
 
     Args:
         inbox: the inbox.
         patterns: which keys are captioned.
-        looked_at: whether objects that earlier listings have looked at are photographs, by key and etag, as
-            ``read_looked_at`` gives it; afterwards, that of all objects that this listing would have looked at.
+        looked_at: what earlier listings have found out by looking at objects, of schema ``LOOKED_AT``.
         has_sidecars: whether the sidecars of listed photographs belong to the inbox, and are not counted.
 
     Returns:
-        A listing of schema ``LISTING``, and what was passed over, by kind, the most frequent first.
+        A listing of schema ``LISTING``; what was passed over, by kind, the most frequent first; and ``looked_at`` with
+        all objects that this listing had to look at, or had to know.
 
     Raises:
         PipelineError: there is no such bucket or folder, or it may not be listed.
@@ -86,18 +75,19 @@ def list_photographs(
     inbox.require()
     passed_over: Counter[str] = Counter()
     suffixes: Counter[str] = Counter()
-
     of_sidecars: list[str] = []
-
-    known: dict[tuple[str, str], bool | None] = {**looked_at}
-    looked_at.clear()
+    known: dict[int, bool] = {}
+    for batch in looked_at.to_batches(PAGE):
+        keys, etags, answers = (column.to_pylist() for column in batch.columns)
+        known.update(zip(map(identity, keys, etags), answers, strict=True))
+    pages = [LOOKED_AT.empty_table()]
 
     def candidates() -> Iterator[StoredObject]:
         for item in inbox.list(passed_over=passed_over):
             if has_sidecars and (photograph := layout.photograph_of(item.key)) is not None:
                 of_sidecars.append(photograph)
-            elif (suffix := _suffix(item.key)) in OTHER_SUFFIXES:
-                suffixes[suffix] += 1
+            elif is_image(item.key) is False:
+                suffixes[_suffix(item.key)] += 1
             elif not patterns.match(item.key):
                 passed_over[EXCLUDED] += 1
             elif item.archived:
@@ -106,22 +96,15 @@ def list_photographs(
                 yield item
 
     def photographs() -> Iterator[StoredObject]:
-        items = candidates()
-        with ThreadPoolExecutor(READERS) as threads:
-            while page := list(islice(items, PAGE)):
-                unclear = [item for item in page if not is_image(item.key)]
-                new = [item for item in unclear if _identity(item) not in known]
-                known.update(
-                    zip(map(_identity, new), threads.map(lambda item: _look_at(item, inbox), new), strict=True)
-                )
-                for item in unclear:
-                    if (found := known[_identity(item)]) is not None:
-                        looked_at[_identity(item)] = found
-                for item in page:
-                    if is_image(item.key) or known[_identity(item)]:
-                        yield item
-                    else:
-                        suffixes[_suffix(item.key)] += 1
+        for page in recognize(candidates(), inbox, known):
+            answered = [(item, found) for item, found in page if found is not None and is_image(item.key) is None]
+            columns = [[item.key for item, _ in answered], [item.etag for item, _ in answered]]
+            pages.append(pa.table([*columns, [found for _, found in answered]], schema=LOOKED_AT))
+            for item, found in page:
+                if found:
+                    yield item
+                else:
+                    suffixes[_suffix(item.key)] += 1
 
     table = tabulate(photographs())
     are_listed = pc.is_in(pa.array(of_sidecars, pa.string()), table["image_key"])
@@ -130,35 +113,19 @@ def list_photographs(
     frequent = dict(suffixes.most_common(KINDS))
     passed_over.update(frequent)
     passed_over[OTHERS] += suffixes.total() - sum(frequent.values())
-    return table, {kind: count for kind, count in passed_over.most_common() if count}
+    counts = {kind: count for kind, count in passed_over.most_common() if count}
+    return table, counts, pa.concat_tables(pages)
 
 
-def _identity(item: StoredObject) -> tuple[str, str]:
-    return item.key, item.etag
+def read_looked_at(inbox: Bucket, store: Bucket) -> pa.Table:
+    """What earlier nights have found out about the files of an inbox, of schema ``LOOKED_AT``."""
+    found = parquet.read_all([_looked_at_key(inbox, store)], store, columns=LOOKED_AT)
+    return next((table for _, table in found), LOOKED_AT.empty_table())
 
 
-def _look_at(item: StoredObject, inbox: Bucket) -> bool | None:
-    """Whether an object is a photograph; ``None`` if it can't be read, which may be different another time."""
-    try:
-        return item.size > 0 and format_of(inbox.first_bytes(item.key, START_BYTES)) is not None
-    except (ObjectDeniedError, ObjectNotFoundError):
-        return None
-
-
-def read_looked_at(inbox: Bucket, store: Bucket) -> dict[tuple[str, str], bool]:
-    """What earlier nights have found out about the files of an inbox, by key and etag: whether they are photographs."""
-    found = {}
-    for _, table in parquet.read_all([_looked_at_key(inbox, store)], store, columns=LOOKED_AT):
-        keys, etags, are_photographs = (table[name].to_pylist() for name in LOOKED_AT.names)
-        found = dict(zip(zip(keys, etags, strict=True), are_photographs, strict=True))
-    return found
-
-
-def write_looked_at(looked_at: Mapping[tuple[str, str], bool], inbox: Bucket, store: Bucket) -> None:
+def write_looked_at(looked_at: pa.Table, inbox: Bucket, store: Bucket) -> None:
     """Write it for the nights to come. Of two nights at once, one only forgets what the other has found out."""
-    keys, etags = [key for key, _ in looked_at], [etag for _, etag in looked_at]
-    table = pa.table([keys, etags, list(looked_at.values())], schema=LOOKED_AT)
-    parquet.write(table, _looked_at_key(inbox, store), store)
+    parquet.write(looked_at, _looked_at_key(inbox, store), store)
 
 
 def _looked_at_key(inbox: Bucket, store: Bucket) -> str:
@@ -208,5 +175,5 @@ def _matches(key: str, patterns: str) -> bool:
 
 def _suffix(key: str) -> str:
     """The suffix of a file, in lower case; other names are of one kind."""
-    match = re.search(r"[^/](\.[A-Za-z0-9]{1,8})\Z", key)
+    match = re.search(r"[^/](\.[A-Za-z0-9]{1,12})\Z", key)
     return match[1].lower() if match else OTHERS

@@ -101,8 +101,7 @@ def list_inbox(run: str, *, inbox: Bucket, store: Bucket, options: NightOptions)
             than allowed.
     """
     known = read_looked_at(inbox, store)
-    looked_at = dict(known)
-    night, listing = choose_images(inbox, store, options, looked_at)
+    night, listing, looked_at = choose_images(inbox, store, options, known)
     listed = len(listing)
     if looked_at != known:
         write_looked_at(looked_at, inbox, store)
@@ -122,14 +121,16 @@ def list_inbox(run: str, *, inbox: Bucket, store: Bucket, options: NightOptions)
 
 
 def choose_images(
-    inbox: Bucket, store: Bucket, options: NightOptions, looked_at: dict[tuple[str, str], bool]
-) -> tuple[Night, pa.Table]:
-    """The facts of a night, and its listing of schema ``NIGHT_LISTING``, by key.
+    inbox: Bucket, store: Bucket, options: NightOptions, looked_at: pa.Table
+) -> tuple[Night, pa.Table, pa.Table]:
+    """The facts of a night, its listing of schema ``NIGHT_LISTING``, by key, and ``looked_at``.
 
     ``looked_at`` is that of ``list_photographs``.
     """
     version = read_champion(store).version
-    listing, passed_over = list_photographs(inbox, options.patterns, looked_at, has_sidecars=options.has_sidecars)
+    listing, passed_over, looked_at = list_photographs(
+        inbox, options.patterns, looked_at, has_sidecars=options.has_sidecars
+    )
     night = Night(
         inbox=source_name(inbox, store),
         version=version,
@@ -149,7 +150,7 @@ def choose_images(
     listing = listing.join(marked, keys=IDENTITY, join_type="left outer").sort_by("image_key")
     column = listing.schema.get_field_index("postponed")
     listing = listing.set_column(column, "postponed", pc.fill_null(listing["postponed"], False))
-    return night, listing.select(NIGHT_LISTING.names).cast(NIGHT_LISTING)
+    return night, listing.select(NIGHT_LISTING.names).cast(NIGHT_LISTING), looked_at
 
 
 def plan_extraction(run: str, *, store: Bucket, shard_size: int) -> list[str]:

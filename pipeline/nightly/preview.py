@@ -64,7 +64,7 @@ def preview(*, inbox: Bucket, store: Bucket, options: NightOptions, shard_size: 
     Raises:
         PipelineError: there is no champion yet, or the inbox does not exist or may not be listed.
     """
-    night, listing = choose_images(inbox, store, options, read_looked_at(inbox, store))
+    night, listing, _ = choose_images(inbox, store, options, read_looked_at(inbox, store))
     images, listed = worked_on(listing), len(listing)
     attempts = outcomes(night, store)
     waiting = pending(images, attempts, retry_failed=night.retry_failed)

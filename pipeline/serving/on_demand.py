@@ -12,7 +12,8 @@ from pipeline.captioner.captioner import Caption, Captioner
 from pipeline.captioner.registry import read_champion
 from pipeline.config import DecodingConfig
 from pipeline.data.decoders import Decoders
-from pipeline.data.images import MAX_BYTES, SUFFIXES, Picture, is_image
+from pipeline.data.images import FORMATS, MAX_BYTES, Picture
+from pipeline.data.recognition import recognize
 from pipeline.errors import PipelineError, printable
 from pipeline.features import encoder as encoders
 from pipeline.features import extraction
@@ -20,7 +21,7 @@ from pipeline.features.encoder import Encoder
 from pipeline.storage import Bucket, LocalBucket, ObjectNotFoundError, open_bucket, open_object
 from pipeline.timing import Stopwatch
 
-NO_PICTURE = f"there is no picture in this folder, that is, no file that ends in {', '.join(SUFFIXES)}"
+NO_PICTURE = f"there is no picture in this folder, that is, no file in one of the formats {', '.join(FORMATS)}"
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def _find(picture: str) -> list[_Source]:
     try:
         if (folder := _folder(picture)) is None:
             return [_Source(picture, *open_object(picture))]
-        keys = [item.key for item in folder.list() if is_image(item.key)]
+        keys = [item.key for page in recognize(folder.list(), folder) for item, is_image in page if is_image]
     except (PipelineError, OSError, ValueError, RuntimeError) as error:  # the last two: impossible file names
         return [_Source(picture, error=str(error))]
     if not keys:

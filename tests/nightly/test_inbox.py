@@ -10,7 +10,7 @@ from pipeline.errors import PipelineError
 from pipeline.nightly import captions
 from pipeline.nightly import inbox as inboxes
 from pipeline.nightly import night as nights
-from pipeline.nightly.inbox import Patterns, list_photographs
+from pipeline.nightly.inbox import LOOKED_AT, Patterns, list_photographs
 from pipeline.nightly.preview import preview
 from pipeline.storage import ObjectDeniedError, ObjectNotFoundError, StoredObject, layout, parquet
 from pipeline.work import runs
@@ -37,6 +37,10 @@ def inbox():
     return inbox
 
 
+NOTHING = LOOKED_AT.empty_table()
+"""No object has been looked at."""
+
+
 def worked_on(run, store):
     """The images that a night works on."""
     return nights.worked_on(nights.read_listing(run, store)[0])
@@ -49,7 +53,7 @@ def begin(run, inbox, store, **options):
 
 def keys(inbox, *patterns):
     """The keys that are captioned."""
-    return list_photographs(inbox, Patterns(*patterns), {})[0]["image_key"].to_pylist()
+    return list_photographs(inbox, Patterns(*patterns), NOTHING)[0]["image_key"].to_pylist()
 
 
 # --- what is captioned -----------------------------------------------------------------------------------------------
@@ -59,7 +63,7 @@ def test_every_object_is_listed_or_counted(inbox):
     """By its suffix, in lower case, or as another file."""
     for key in ("a.MOV", "b.mov", "film.mp4", "README", "notes.txt", "2026.01.02", "x/.jpeg2000only"):
         inbox.put(key, b"")
-    table, passed_over = list_photographs(inbox, Patterns(), {})
+    table, passed_over, _ = list_photographs(inbox, Patterns(), NOTHING)
     assert len(table) == 10
     assert passed_over == {".mov": 2, ".mp4": 1, ".txt": 1, ".02": 1, "other files": 2}
     assert len(table) + sum(passed_over.values()) == len(inbox.objects)
@@ -90,7 +94,7 @@ def test_an_unknown_suffix_is_looked_at(inbox, read):
         inbox.put(key, b"no picture")
     for key in ("a.mov", "b.txt", "c.json", "d.NEF"):
         inbox.put(key, PNG)
-    table, passed_over = list_photographs(inbox, Patterns(exclude="*.xyz"), {})
+    table, passed_over, _ = list_photographs(inbox, Patterns(exclude="*.xyz"), NOTHING)
     expected = ["2026.01.02", "IMG_0001", "a.jpg_original", "b.unknown"]
     assert [key for key in table["image_key"].to_pylist() if not key.endswith(".jpg")] == expected
     suffixes = dict.fromkeys([".mov", ".txt", ".json", ".nef", ".unknown"], 1)
@@ -149,7 +153,7 @@ def test_many_kinds_are_not_listed_one_by_one(inbox, monkeypatch):
     monkeypatch.setattr(inboxes, "KINDS", 2)
     for key in ("a.txt", "b.txt", "c.mov", "d.mov", "e.one", "f.two", "g.three"):
         inbox.put(key, b"")
-    assert list_photographs(inbox, Patterns(), {})[1] == {"other files": 3, ".mov": 2, ".txt": 2}
+    assert list_photographs(inbox, Patterns(), NOTHING)[1] == {"other files": 3, ".mov": 2, ".txt": 2}
 
 
 def test_what_an_archive_holds_is_passed_over(inbox, monkeypatch):
@@ -157,7 +161,7 @@ def test_what_an_archive_holds_is_passed_over(inbox, monkeypatch):
     archived = StoredObject("old.jpg", "e", 1, datetime(2026, 1, 1, tzinfo=UTC), archived=True)
     listed = inbox.list
     monkeypatch.setattr(inbox, "list", lambda **kwargs: iter([*listed(**kwargs), archived]))
-    table, passed_over = list_photographs(inbox, Patterns(), {})
+    table, passed_over, _ = list_photographs(inbox, Patterns(), NOTHING)
     assert (len(table), passed_over) == (10, {"archived": 1})
 
 
@@ -167,9 +171,9 @@ def test_sidecars_beside_their_photographs_are_not_counted(inbox):
     inbox.put("excluded/a.jpg", b"")
     for key in ("0.jpg.xmp", "1.jpg.xmp", "IMG_0001.xmp", "0.xmp", "gone.jpg.xmp", "excluded/a.jpg.xmp", "2.jpg.XMP"):
         inbox.put(key, b"")
-    _, passed_over = list_photographs(inbox, Patterns(exclude="excluded/*"), {})
+    _, passed_over, _ = list_photographs(inbox, Patterns(exclude="excluded/*"), NOTHING)
     assert passed_over == {".xmp": 7, "excluded": 1}
-    table, passed_over = list_photographs(inbox, Patterns(exclude="excluded/*"), {}, has_sidecars=True)
+    table, passed_over, _ = list_photographs(inbox, Patterns(exclude="excluded/*"), NOTHING, has_sidecars=True)
     assert (len(table), passed_over) == (11, {".xmp": 4, "excluded": 1})
 
 
@@ -178,7 +182,7 @@ def test_hidden_files_are_counted(new_bucket):
     inbox = new_bucket()
     inbox.put("a.jpg", b"")
     (inbox.root / ".DS_Store").touch()
-    table, passed_over = list_photographs(inbox, Patterns(), {})
+    table, passed_over, _ = list_photographs(inbox, Patterns(), NOTHING)
     assert (len(table), passed_over) == (1, {"hidden": 1})
 
 
@@ -199,7 +203,7 @@ def test_patterns(patterns, expected):
     for key in ("2026/a.jpg", "2026/thumbs/a.jpg", "2025/b.jpg", "2026/x, y.png"):
         inbox.put(key, b"")
     assert keys(inbox, *patterns) == expected
-    assert list_photographs(inbox, Patterns(*patterns), {})[1].get("excluded", 0) == 4 - len(expected)
+    assert list_photographs(inbox, Patterns(*patterns), NOTHING)[1].get("excluded", 0) == 4 - len(expected)
 
 
 # --- an inbox that is not there --------------------------------------------------------------------------------------
