@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.data.text import has_letters
 from pipeline.errors import PipelineError
 from pipeline.storage import Bucket, LocalBucket, StoredObject
 from pipeline.storage.bucket import is_utf8
@@ -209,17 +210,21 @@ class Source:
             f"{', …' if len(keys) > _SHOWN else ''}. Pass the one that is meant."
         )
 
+    def text(self, key: str) -> str:
+        """A text in UTF-8, or in UTF-16 as Windows writes it; bytes that can't be decoded become lone surrogates."""
+        data = self.bucket.get(key)
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return data.decode("utf-16", errors="replace")
+        return data.decode("utf-8-sig", errors="surrogateescape")
+
     def lines(self, key: str, annotations: Annotations) -> Iterator[tuple[int, str]]:
         """The non-blank lines of a text, numbered from 1; lines that are not UTF-8 are dropped."""
         # Not splitlines(), which also splits at characters that can occur within a caption.
-        for number, line in enumerate(self.bucket.get(key).removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
-            try:
-                text = line.decode().removesuffix("\r")
-            except UnicodeDecodeError:
-                annotations.drop(key, number, "not UTF-8", line.decode(errors="replace"))
-                continue
-            if text.strip():
-                yield number, text
+        for number, line in enumerate(self.text(key).split("\n"), 1):
+            if not is_utf8(line):
+                annotations.drop(key, number, "not UTF-8", line)
+            elif line.strip():
+                yield number, line.removesuffix("\r")
 
 
 def dataset_schema() -> "pa.Schema":
@@ -277,6 +282,8 @@ def assemble(annotations: Annotations, source: str) -> "tuple[pa.Table, list[Dro
             reason = "not UTF-8"
         elif not row.caption:
             reason = "empty caption"
+        elif not has_letters(row.caption):
+            reason = "no letters"
         elif row.photograph is None:
             reason = "image missing"
         elif annotations.hashes.get(row.photograph.key, "") is None:

@@ -362,13 +362,21 @@ def _converted(
     return pixels, size
 
 
+_SUBFILE_TYPE = 254
+"""The TIFF tag whose lowest bit says that a picture is a reduced version of another one in the file."""
+
+
 def _with_8_bits(image: ImageFile.ImageFile) -> Image.Image:
     """The picture with 8 bits per channel; raises ``BadImageError`` if Pillow has not understood its pixels."""
     bits, is_inverted = 16, False
+    if isinstance(image, BmpImageFile) and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
+        return image.convert("RGB")  # many programs leave the fourth byte unused, whatever the header says
     if isinstance(image, TiffImageFile):
         tags = image.tag_v2
         is_inverted = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0) == 0
         bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))[0]
+        if tags.get(_SUBFILE_TYPE, 0) & 1:
+            raise BadImageError("the first picture is a preview, as in raw files; save it with another program")
         if 2 in tags.get(TiffImagePlugin.SAMPLEFORMAT, ()):
             raise BadImageError("signed pixels have no defined white; save it with 8 or 16 bits per channel")
         if tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2 and image.mode in ("LA", "La", "PA"):

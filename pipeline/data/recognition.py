@@ -44,7 +44,7 @@ def recognize(
 
 
 def identity(key: str, etag: str) -> int:
-    """A number for a version of a file, the same within this process: as a key it takes a third of the texts' memory."""
+    """A number for a version of a file, in this process: as a key it takes a third of the memory of the texts."""
     return hash((key, etag))
 
 

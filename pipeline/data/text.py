@@ -67,6 +67,11 @@ def clean(caption: str) -> list[str]:
     return _WORD.findall(_POSSESSIVE.sub(" ", text).translate(_CHARACTERS))
 
 
+def has_letters(text: str) -> bool:
+    """Whether there is a letter in a text; without one, ``clean`` finds no word in it."""
+    return any(map(str.isalpha, text))
+
+
 def join(words: Iterable[str]) -> str:
     """The text of words that ``clean`` gave: with spaces, except beside characters of scripts that have none."""
     return _NO_SPACE.sub(r"\1", " ".join(words))

@@ -270,6 +270,29 @@ def test_one_of_several_tables_must_be_passed(source: LocalBucket, store: LocalB
         ingest([source.uri], store)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_encodings_of_a_table(source: LocalBucket, store: LocalBucket, encoding: str, end: str) -> None:
+    """Windows writes a mark in front of the text, and "Unicode" there is UTF-16."""
+    put_images(source)
+    lines = [*csv_lines(delimiter="\t"), '0.jpg\t"ein größeres 🐕"', ""]
+    source.put("table.txt", end.join(lines).encode(encoding))
+    report = ingest(source.url("table.txt"), store)
+    captions = CAPTIONS | {"0.jpg": [*CAPTIONS["0.jpg"], "ein größeres 🐕"]}
+    assert (captions_of(report, store), report.dropped) == (captions, {})
+
+
+def test_captions_without_letters_are_dropped(source: LocalBucket, store: LocalBucket) -> None:
+    """A captioner would learn from them to say nothing."""
+    put_images(source)
+    report = ingest(put_lines(source, "table.csv", [*csv_lines(), "0.jpg,12 0.5", "1.jpg,..."]), store)
+    assert captions_of(report, store) == CAPTIONS
+    assert [(row.line, row.reason, row.text) for row in report.dropped_rows] == [
+        (122, "no letters", "0.jpg,12 0.5"),
+        (123, "no letters", "1.jpg,..."),
+    ]
+
+
 # --- JSON ------------------------------------------------------------------------------------------------------------
 
 KARPATHYS = {"0.jpg": "restval", "1.jpg": "val", "2.jpg": "test"}
@@ -467,6 +490,26 @@ def test_unusable_text_files(source: LocalBucket, store: LocalBucket) -> None:
     assert captions_of(report, store) == {name: CAPTIONS[name] for name in NAMES[3:]} | {"2.jpg": ["a cat"]}
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_text_files_of_windows(source: LocalBucket, store: LocalBucket, encoding: str) -> None:
+    """As its editor saves them."""
+    put_images(source, "")
+    for name, texts in CAPTIONS.items():
+        source.put(f"{name.removesuffix('.jpg')}.txt", "\r\n".join(texts).encode(encoding))
+    check_all(source.uri, store)
+
+
+def test_annotations_of_objects_are_no_captions(source: LocalBucket, store: LocalBucket) -> None:
+    """YOLO's text files are beside the images, too, and hold only numbers."""
+    put_images(source)
+    for name in NAMES:
+        put_lines(source, f"Images/{name.removesuffix('.jpg')}.txt", ["0 0.481719 0.634028 0.690625 0.713278"])
+    with pytest.raises(PipelineError, match=r"no captions in a known format.* with captions and not only numbers"):
+        ingest(source.uri, store)
+    put_lines(source, "mine.csv", csv_lines())
+    check_all(source.uri, store)
+
+
 # --- names of images -------------------------------------------------------------------------------------------------
 
 
@@ -477,6 +520,27 @@ def test_paths_of_images(source: LocalBucket, store: LocalBucket, name: str) -> 
     """Paths are written in several ways."""
     put_images(source)
     check_all(put_lines(source, "table.csv", csv_lines(name)), store)
+
+
+@pytest.mark.parametrize("suffix", ["", ".jpg_orig", ".0001", ".txt"])
+def test_images_with_an_unknown_suffix(new_bucket: NewBucket, suffix: str) -> None:
+    """Or without one: their first bytes say that they are images, but that of another kind of file is believed."""
+    source, store = new_bucket(), new_bucket()
+    names = [f"{name.removesuffix('.jpg')}{suffix}" for name in NAMES]
+    for name in names:
+        source.put(f"images/{name}", b"\xff\xd8\xff" + name.encode())
+    source.put("images/README", b"My pictures")
+    rows = [f"images/{name},a dog" for name in names]
+    table = put_lines(source, "table.csv", ["image,caption", *rows, "images/README,a text"])
+    if suffix == ".txt":
+        with pytest.raises(PipelineError, match="image missing 61"):
+            ingest(table, store)
+    else:
+        report = ingest(table, store)
+        assert (captions_of(report, store), report.dropped) == (
+            {name: ["a dog"] for name in names},
+            {"image missing": 1},
+        )
 
 
 def test_absolute_paths_of_images(new_bucket: NewBucket, tmp_path: Path) -> None:

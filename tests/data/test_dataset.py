@@ -595,9 +595,9 @@ def test_missing_columns_are_named(
         assert f"Received: {', '.join(header)}" in str(error.value)
 
 
-@pytest.mark.parametrize("data", [b"", "image,caption\na.jpg,A dog\n".encode("utf-16")], ids=["empty", "UTF-16"])
+@pytest.mark.parametrize("data", [b"", "image,caption\na.jpg,A dog\n".encode("utf-16-le")], ids=["empty", "UTF-16"])
 def test_a_file_that_is_no_csv_table_is_refused(source: LocalBucket, store: LocalBucket, data: bytes) -> None:
-    """An empty file and one of another encoding have no such columns, and the error can be printed."""
+    """An empty file and one of UTF-16 without its mark have no such columns, and the error can be printed."""
     source.put("table.csv", data)
     with pytest.raises(PipelineError, match="no column image") as error:
         ingest([source.url("table.csv")], store, name="photos")
@@ -995,12 +995,12 @@ def _utf8(line: bytes) -> bool:
 )
 @settings(max_examples=random_inputs(40))
 def test_captions_survive_csv_and_parquet(rows: list[tuple[str, str]]) -> None:
-    """Any text that is not blank comes back from both kinds of table, in the order of the rows."""
+    """Any text that has a letter comes back from both kinds of table, in the order of the rows."""
     split_of = {image: split for split, images in SPLITS.items() for image in images}
     all_rows = [*table_rows(), *([image, caption, split_of[image]] for image, caption in rows)]
     expected: dict[str, list[str]] = {image: [] for image in IMAGES}
     for image, caption, _ in all_rows:
-        if caption.strip():
+        if any(map(str.isalpha, caption)):
             expected[image].append(caption.strip())
     image, caption, split = map(list, zip(*all_rows, strict=True))
     with tempfile.TemporaryDirectory() as folder:

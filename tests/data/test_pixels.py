@@ -151,6 +151,16 @@ def test_numbers_without_a_white_are_refused(kind: str, photometric: str) -> Non
         decode(written(GREY.astype(kind), photometric=photometric), (8, 8))
 
 
+def test_previews_are_refused() -> None:
+    """Raw files of cameras are TIFFs that begin with one: it is too small, or has other colours."""
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as tiff_file:
+        tiff_file.write(COLOURS[::4, ::4], photometric="rgb", subfiletype=1, subifds=1)
+        tiff_file.write(in_bits(GREY, 16), photometric=32803, subfiletype=0)
+    with pytest.raises(BadImageError, match="the first picture is a preview, as in raw files; save it with"):
+        decode(file.getvalue(), (8, 8))
+
+
 STORED = {
     1: lambda pixels: pixels,
     2: np.fliplr,
@@ -204,6 +214,27 @@ def test_other_files_of_opencv() -> None:
     assert_pixels(by_opencv(".webp", np.dstack([COLOURS, ALPHA]), cv2.IMWRITE_WEBP_QUALITY, 101), ON_WHITE, 2)
     assert_pixels(by_opencv(".jpg", GREY, cv2.IMWRITE_JPEG_QUALITY, 100), GREY, 2)
     assert_pixels(by_opencv(".jpg", COLOURS, cv2.IMWRITE_JPEG_QUALITY, 100), COLOURS, 16)
+
+
+def bitmap(alpha: int, *, header: int = 124, masks: bool = True) -> bytes:
+    """A BMP of 32 bits per pixel, whose fourth byte is ``alpha``, or is said to be so by none of the ``masks``."""
+    pixels = np.dstack([COLOURS[::-1, :, ::-1], np.full((HEIGHT, WIDTH), alpha, np.uint8)]).tobytes()
+    start = struct.pack("<IiiHHIIiiII", header, WIDTH, HEIGHT, 1, 32, 3 * masks, len(pixels), 2835, 2835, 0, 0)
+    if header > 40 or masks:
+        start += struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)[: max(header - 40, 12)]
+    start = start.ljust(header, b"\0")
+    return b"BM" + struct.pack("<IHHI", 14 + len(start) + len(pixels), 0, 0, 14 + len(start)) + start + pixels
+
+
+@pytest.mark.parametrize("header", [40, 52, 56, 108, 124])
+@pytest.mark.parametrize("masks", [False, True])
+def test_the_fourth_byte_of_a_bmp(header: int, masks: bool) -> None:
+    """Many programs leave it unused, even if they say that it is alpha: if it is 0 everywhere, it is none."""
+    data = bitmap(0, header=header, masks=masks)
+    np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB), COLOURS)
+    assert_pixels(data, COLOURS)
+    is_alpha = masks and header >= 56
+    assert_pixels(bitmap(100, header=header, masks=masks), COLOURS * (100 / 255) + 155 if is_alpha else COLOURS)
 
 
 # --- PNG -------------------------------------------------------------------------------------------------------------

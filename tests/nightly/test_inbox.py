@@ -92,12 +92,12 @@ def test_an_unknown_suffix_is_looked_at(inbox, read):
         inbox.put(key, PNG)
     for key in ("README", "c.unknown", "d.xyz"):
         inbox.put(key, b"no picture")
-    for key in ("a.mov", "b.txt", "c.json", "d.NEF"):
+    for key in ("a.mov", "b.txt", "c.json", "d.NEF", "e.jpg.crdownload"):
         inbox.put(key, PNG)
     table, passed_over, _ = list_photographs(inbox, Patterns(exclude="*.xyz"), NOTHING)
     expected = ["2026.01.02", "IMG_0001", "a.jpg_original", "b.unknown"]
     assert [key for key in table["image_key"].to_pylist() if not key.endswith(".jpg")] == expected
-    suffixes = dict.fromkeys([".mov", ".txt", ".json", ".nef", ".unknown"], 1)
+    suffixes = dict.fromkeys([".mov", ".txt", ".json", ".nef", ".crdownload", ".unknown"], 1)
     assert passed_over == suffixes | {"other files": 1, "excluded": 1}
     assert sorted(read) == sorted([*expected, "README", "c.unknown"])
 

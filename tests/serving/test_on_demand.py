@@ -59,6 +59,16 @@ def test_a_folder_stands_for_all_its_pictures(bucket, caption):
     assert [colour(caption(picture)[picture]) for picture in found] == ["blue", "blue", "red"]
 
 
+def test_pictures_of_a_folder_are_known_by_their_content(bucket, caption):
+    """Where their suffix is unknown, or there is none; a picture that is named may have any."""
+    for key in ("photo.jpg_orig", "red", "1.txt"):
+        bucket.put(key, toy.picture("red"))
+    bucket.put("README", b"no picture")
+    found = caption(f"{bucket.uri}/", bucket.url("1.txt"))
+    assert list(found) == [bucket.url(key) for key in ("photo.jpg_orig", "red", "1.txt")]
+    assert [colour(picture) for picture in found.values()] == ["red"] * 3
+
+
 def test_pictures_keep_their_order_and_names(tmp_path, monkeypatch, caption):
     """Files, folders and URIs, relative or not, come in the order in which they were given."""
     monkeypatch.chdir(tmp_path)
@@ -109,7 +119,7 @@ def test_bad_pictures_do_not_affect_the_others(tmp_path, monkeypatch, caption):
         "broken.jpg": "cannot be decoded",
         "text.jpg": "not a picture in a known format",
         "large.png": "million pixels",
-        "empty": "there is no picture in this folder, that is, no file that ends in .jpg, .jpeg, .jpe",
+        "empty": "there is no picture in this folder, that is, no file in one of the formats JPEG, PNG,",
         "~nobody-of-this-name/a.jpg": "home directory",
         "ftp://host/a.jpg": "Not a bucket",
         "\0.jpg": "null byte",

@@ -20,7 +20,8 @@ SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".parquet")
 FORMATS = (
     f"{flickr8k.TOKEN_FILE} (official Flickr8k), dataset_*.json (Karpathy's splits), "
     "captions_train*.json and captions_val*.json (COCO), captions.txt (Kaggle's Flickr8k), results.csv (Flickr30k), "
-    "one table of captions (.csv, .tsv or .parquet), and .txt files beside images of the same name"
+    "one table of captions (.csv, .tsv or .parquet), and .txt files beside images of the same name, with captions and "
+    "not only numbers in them"
 )
 """The formats, as an error lists them."""
 

@@ -4,13 +4,21 @@ import posixpath
 from collections import defaultdict
 
 from pipeline.data.annotations import SPLITS, Annotations, Row, Source
+from pipeline.data.text import has_letters
+
+TRIED = 20
+"""Text files, at most, of which one must have a letter."""
 
 
 def find(source: Source) -> list[str]:
-    """The keys of all text files in a folder, if one of them is beside an image of its name."""
+    """The keys of all text files in a folder, if some are beside images of their names, and hold letters.
+
+    Annotations of objects, as of YOLO, are text files beside images, too, but hold nothing but numbers.
+    """
     texts = source.named("*.txt")
     stems = {_stem(key) for key in source.photographs.by_key}
-    return texts if any(_stem(key) in stems for key in texts) else []
+    beside = [key for key in texts if _stem(key) in stems]
+    return texts if any(has_letters(source.bucket.get(key).decode(errors="ignore")) for key in beside[:TRIED]) else []
 
 
 def read(source: Source, keys: list[str]) -> Annotations:

@@ -30,9 +30,7 @@ def read(source: Source, keys: list[str]) -> Annotations:
     """Read a table. Raises ``PipelineError`` if a column is missing, or if there are several tables."""
     key = source.single(keys)
     annotations = Annotations([key])
-    # Undecodable bytes are kept, so that only their row is dropped.
-    text = source.bucket.get(key).decode("utf-8-sig", errors="surrogateescape")
-    lines = io.StringIO(text, newline="").readlines()
+    lines = io.StringIO(source.text(key), newline="").readlines()
     header, delimiter, columns = _header(lines[0] if lines else "", source.bucket.url(key))
     rows = _rows(lines, header, delimiter, columns, source.photographs)
     read_rows(rows, source, key, annotations)
