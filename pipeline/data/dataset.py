@@ -109,9 +109,9 @@ def build_vocabulary(dataset_id: str, store: Bucket, *, min_count: int) -> "tupl
     """
     from pipeline.data.vocabulary import Vocabulary
 
-    training = load(dataset_id, store).split("train")
-    captions = (caption for captions in training["captions"].to_pylist() for caption in captions)
-    vocabulary = Vocabulary.build(captions, min_count=min_count)
+    data = load(dataset_id, store)
+    captions = (caption for captions in data.split("train")["captions"].to_pylist() for caption in captions)
+    vocabulary = Vocabulary.build(captions, min_count=min_count, language=data.language)
     key = layout.vocabulary(dataset_id, min_count)
     store.put(key, vocabulary.to_json().encode())
     return key, vocabulary

@@ -8,6 +8,9 @@ from pipeline.config import ENGLISH
 
 _POSSESSIVE = re.compile(r"['’]s\b")
 
+_APOSTROPHE = "\N{MODIFIER LETTER APOSTROPHE}"
+"""The apostrophe that Unicode counts among the letters, so that it stays in a word."""
+
 _CHINESE_JAPANESE = (
     "\u3005-\u3007\u3031-\u3035\u3040-\u30ff\u31f0-\u31ff\U0001b000-\U0001b16f"  # Japanese
     "\u3100-\u312f\u31a0-\u31bf\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Chinese
@@ -21,7 +24,8 @@ _UNSPACED = (
 # In a text of letters and marks: a mark is neither \w nor \s, and belongs to the letter before it.
 _CHARACTER = rf"(?=\w)[{_UNSPACED}][^\w\s]*"
 _WORD = re.compile(rf"{_CHARACTER}|(?:(?![{_UNSPACED}])\w[^\w\s]*)+")
-_NO_SPACE = re.compile(rf"({_CHARACTER}) | (?={_CHARACTER})")
+_NO_SPACE = re.compile(rf"({_CHARACTER}) | (?={_CHARACTER})|(?<=') ")
+_ELISION = re.compile(rf"(?<=[^\W\d_{_UNSPACED}])['’](?=[^\W\d_{_UNSPACED}])")
 
 ALT_TEXT_CHARACTERS = 125
 """Maximum characters of an alt text, its full stop included: some screen readers stop there."""
@@ -52,19 +56,28 @@ class _Characters(dict[int, str]):
 _CHARACTERS = _Characters()
 
 
-def clean(caption: str) -> list[str]:
+def clean(caption: str, language: str = ENGLISH) -> list[str]:
     """The words of a caption: lower case, letters of any script with their combining marks.
 
-    Punctuation and digits separate words and are removed ("t-shirt" becomes "t shirt"), and a possessive "'s" is
-    removed with its apostrophe. Words of one letter stay: without "a" no caption reads like English, and BLEU-4 drops
-    by half. Chinese, Japanese and other scripts without spaces between words are split into characters, which needs no
-    dictionary.
+    Punctuation and digits separate words and are removed ("t-shirt" becomes "t shirt"). Words of one letter stay:
+    without "a" no caption reads like English, and BLEU-4 drops by half. Chinese, Japanese and other scripts without
+    spaces between words are split into characters, which needs no dictionary.
+
+    In English, a possessive "'s" is removed with its apostrophe. In other languages an apostrophe between letters is
+    the end of a word ("l'herbe" becomes "l' herbe"), so that ``join`` can write it.
+
+    Args:
+        caption: any text.
+        language: of the caption, as a BCP 47 code.
     """
     # Lower case is normalized again: it may have letters that have a composed form.
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", caption).lower())
     # The vowel "am" of Thai and Lao is one letter, which NFKC takes apart.
     text = text.replace("\u0e4d\u0e32", "\u0e33").replace("\u0ecd\u0eb2", "\u0eb3")
-    return _WORD.findall(_POSSESSIVE.sub(" ", text).translate(_CHARACTERS))
+    if is_english(language):
+        return _WORD.findall(_POSSESSIVE.sub(" ", text).translate(_CHARACTERS))
+    text = _ELISION.sub(f"{_APOSTROPHE} ", text.replace(_APOSTROPHE, "'"))
+    return [word.replace(_APOSTROPHE, "'") for word in _WORD.findall(text.translate(_CHARACTERS))]
 
 
 def has_letters(text: str) -> bool:
@@ -73,7 +86,7 @@ def has_letters(text: str) -> bool:
 
 
 def join(words: Iterable[str]) -> str:
-    """The text of words that ``clean`` gave: with spaces, except beside characters of scripts that have none."""
+    """The text of words that ``clean`` gave: with spaces, except after apostrophes, and in scripts that have none."""
     return _NO_SPACE.sub(r"\1", " ".join(words))
 
 

@@ -14,6 +14,7 @@ from typing import IO, cast
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.config import ENGLISH
 from pipeline.data.text import clean, join
 from pipeline.errors import PipelineError
 
@@ -31,11 +32,13 @@ class Vocabulary:
         words: every word at its id.
         counts: how often each word occurs in the training captions (0 for the special words).
         min_count: the minimum count of a word.
+        language: of the captions, as a BCP 47 code.
     """
 
     words: tuple[str, ...]
     counts: tuple[int, ...]
     min_count: int
+    language: str = ENGLISH
     _ids: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -44,20 +47,21 @@ class Vocabulary:
             raise PipelineError("Not a vocabulary: the special words must come first, and no word may occur twice.")
 
     @classmethod
-    def build(cls, captions: Iterable[str], *, min_count: int = 10) -> "Vocabulary":
+    def build(cls, captions: Iterable[str], *, min_count: int = 10, language: str = ENGLISH) -> "Vocabulary":
         """The words seen at least ``min_count`` times in ``captions``, which must be the training split's only.
 
         Raises:
             PipelineError: no word occurs that often.
         """
-        seen = Counter(word for caption in captions for word in clean(caption))
+        seen = Counter(word for caption in captions for word in clean(caption, language))
         kept = sorted((word for word in seen if seen[word] >= min_count), key=lambda word: (-seen[word], word))
         if not kept:
             raise PipelineError(
                 f"No word of the training captions occurs {min_count} times ({len(seen)} different words in all): "
                 "lower the minimum count, or ingest more captions."
             )
-        return cls((*SPECIAL_WORDS, *kept), (*([0] * len(SPECIAL_WORDS)), *(seen[word] for word in kept)), min_count)
+        counts = (*([0] * len(SPECIAL_WORDS)), *(seen[word] for word in kept))
+        return cls((*SPECIAL_WORDS, *kept), counts, min_count, language)
 
     def __len__(self) -> int:
         return len(self.words)
@@ -70,7 +74,7 @@ class Vocabulary:
 
     def encode(self, caption: str) -> list[int]:
         """The caption's ids between ``<start>`` and ``<end>``; words outside the vocabulary become ``<unk>``."""
-        return [START, *(self._ids.get(word, UNKNOWN) for word in clean(caption)), END]
+        return [START, *(self._ids.get(word, UNKNOWN) for word in clean(caption, self.language)), END]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids`` up to ``<end>``, without the special words."""
@@ -90,7 +94,8 @@ class Vocabulary:
             for word, i, count in rows
         )
         body = ",\n".join(lines)
-        return f'{{\n  "min_count": {self.min_count},\n  "words": {{\n{body}\n  }}\n}}\n'
+        language = json.dumps(self.language)
+        return f'{{\n  "min_count": {self.min_count},\n  "language": {language},\n  "words": {{\n{body}\n  }}\n}}\n'
 
     @classmethod
     def from_json(cls, text: str | bytes, *, origin: str) -> "Vocabulary":
@@ -100,7 +105,8 @@ class Vocabulary:
             rows = sorted(document["words"].items(), key=lambda row: row[1]["id"])
             if [row["id"] for _, row in rows] != list(range(len(rows))):
                 raise ValueError("the ids are not 0, 1, 2, …")
-            return cls(tuple(word for word, _ in rows), tuple(row["count"] for _, row in rows), document["min_count"])
+            words, counts = tuple(word for word, _ in rows), tuple(row["count"] for _, row in rows)
+            return cls(words, counts, document["min_count"], document.get("language", ENGLISH))
         except (ValueError, KeyError, TypeError) as error:
             raise PipelineError(
                 f"{origin} is not a vocabulary ({error!r}): run `captioning vocabulary` again to write it."

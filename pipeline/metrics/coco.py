@@ -158,7 +158,7 @@ class Scorer:
         self.tokenizer: Tokenizer = "ptb"
         if tokenized is None:
             self.tokenizer = "builtin" if english else "words"
-            tokenized = [tokenize(caption) if english else " ".join(clean(caption)) for caption in raw]
+            tokenized = [tokenize(caption) if english else " ".join(clean(caption, language)) for caption in raw]
         self._words = dict(zip(raw, tokenized, strict=True))
         self._raw_references = references
         self._references: _Captions = {
@@ -340,8 +340,8 @@ def diversity(
     """
     if not captions:
         raise PipelineError("There are no captions: check that the split has images and captions.")
-    written = [tuple(clean(caption)) for caption in captions]
-    known = {tuple(clean(caption)) for caption in training}
+    written = [tuple(clean(caption, language)) for caption in captions]
+    known = {tuple(clean(caption, language)) for caption in training}
     words = {word for caption in written for word in caption}
     return Diversity(
         captions=len(written),

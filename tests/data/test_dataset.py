@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from pipeline.data import corrections
 from pipeline.data.annotation_formats.flickr8k import SPLIT_FILES, TOKEN_FILE
-from pipeline.data.dataset import Dataset, list_datasets, load
+from pipeline.data.dataset import Dataset, build_vocabulary, list_datasets, load
 from pipeline.data.images import content_hash
 from pipeline.data.ingest import IngestReport, ingest
 from pipeline.data.sources import SourceCounts
@@ -760,6 +760,8 @@ def test_the_language_belongs_to_the_dataset(tmp_path: Path) -> None:
     assert english.dataset != german.dataset
     assert ingest([german.dataset], store) == german
     assert ingest([german.dataset], store, language="en") == english
+    languages = [build_vocabulary(each.dataset, store, min_count=1)[1].language for each in (english, german)]
+    assert languages == ["en", "de"]
 
 
 @pytest.mark.parametrize("language", ["German", "d", "de_DE", "de-", "../x"])

@@ -42,6 +42,25 @@ def test_cleaning(caption: str, words: str) -> None:
     assert clean(caption) == unicodedata.normalize("NFC", words).split()
 
 
+@pytest.mark.parametrize(
+    ("language", "caption", "words"),
+    [
+        ("fr", "Un chien court dans l'herbe, s’assoit.", "un chien court dans l' herbe s' assoit"),
+        ("fr", "aujourd'hui", "aujourd' hui"),
+        ("it", "L'uomo e un'altra donna", "l' uomo e un' altra donna"),
+        ("nl", "twee foto's, 's avonds", "twee foto' s s avonds"),
+        ("de", "So geht's; Hans' Hund 'bellt'", "so geht' s hans hund bellt"),
+        ("uk", "п'ять п’ять п\u02bcять \u02bcа 7'а", "п' ять п' ять п' ять а а"),
+        ("ja", "犬'猫", "犬 猫"),
+        ("en-GB", "the dog's l'herbe", "the dog l herbe"),
+    ],
+)
+def test_apostrophes(language: str, caption: str, words: str) -> None:
+    """English loses its possessive; elsewhere one between letters belongs to the word before it, and is written."""
+    assert clean(caption, language) == words.split()
+    assert join(words.split()) == (words if language == "en-GB" else words.replace("' ", "'").replace("犬 猫", "犬猫"))
+
+
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_both_forms_of_a_letter_are_the_same_word(form: str) -> None:
     """It does not matter whether a mark is composed with its letter."""
@@ -58,6 +77,9 @@ def test_cleaning_gives_plain_words_and_is_idempotent(caption: str) -> None:
         assert not any(character.isspace() or character.isdigit() for character in word)
     assert clean(" ".join(words)) == words
     assert clean(join(words)) == words
+    words = clean(caption, "fr")
+    assert all(word[0].isalpha() for word in words)
+    assert clean(join(words), "fr") == words
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,15 @@ def test_chinese_is_decoded_without_spaces():
     assert vocabulary.decode(vocabulary.encode("一只狗")) == "一只狗"
 
 
+def test_apostrophes_are_written_where_the_language_has_them():
+    """The vocabulary knows its language, also when it is read back."""
+    vocabulary = Vocabulary.build(["Un chien dans l’herbe"], min_count=1, language="fr")
+    read = Vocabulary.from_json(vocabulary.to_json(), origin="here")
+    assert read == vocabulary
+    assert read.decode(read.encode("L'herbe, un chien")) == "l'herbe un chien"
+    assert DOG.decode(DOG.encode("a dog's")) == "a dog"
+
+
 def test_json_is_readable_and_complete():
     """The document has the id and the count of every word, and is read back the same."""
     vocabulary = Vocabulary.build(["a dog runs", "a cat", "ein großer 狗"], min_count=1)
