@@ -277,7 +277,7 @@ def test_encodings_of_a_table(source: LocalBucket, store: LocalBucket, encoding:
     put_images(source)
     lines = [*csv_lines(delimiter="\t"), '0.jpg\t"ein größeres 🐕"', ""]
     source.put("table.txt", end.join(lines).encode(encoding))
-    report = ingest(source.url("table.txt"), store)
+    report = ingest([source.url("table.txt")], store)
     captions = CAPTIONS | {"0.jpg": [*CAPTIONS["0.jpg"], "ein größeres 🐕"]}
     assert (captions_of(report, store), report.dropped) == (captions, {})
 
@@ -285,7 +285,7 @@ def test_encodings_of_a_table(source: LocalBucket, store: LocalBucket, encoding:
 def test_captions_without_letters_are_dropped(source: LocalBucket, store: LocalBucket) -> None:
     """A captioner would learn from them to say nothing."""
     put_images(source)
-    report = ingest(put_lines(source, "table.csv", [*csv_lines(), "0.jpg,12 0.5", "1.jpg,..."]), store)
+    report = ingest([put_lines(source, "table.csv", [*csv_lines(), "0.jpg,12 0.5", "1.jpg,..."])], store)
     assert captions_of(report, store) == CAPTIONS
     assert [(row.line, row.reason, row.text) for row in report.dropped_rows] == [
         (122, "no letters", "0.jpg,12 0.5"),
@@ -505,7 +505,7 @@ def test_annotations_of_objects_are_no_captions(source: LocalBucket, store: Loca
     for name in NAMES:
         put_lines(source, f"Images/{name.removesuffix('.jpg')}.txt", ["0 0.481719 0.634028 0.690625 0.713278"])
     with pytest.raises(PipelineError, match=r"no captions in a known format.* with captions and not only numbers"):
-        ingest(source.uri, store)
+        ingest([source.uri], store)
     put_lines(source, "mine.csv", csv_lines())
     check_all(source.uri, store)
 
@@ -534,9 +534,9 @@ def test_images_with_an_unknown_suffix(new_bucket: NewBucket, suffix: str) -> No
     table = put_lines(source, "table.csv", ["image,caption", *rows, "images/README,a text"])
     if suffix == ".txt":
         with pytest.raises(PipelineError, match="image missing 61"):
-            ingest(table, store)
+            ingest([table], store)
     else:
-        report = ingest(table, store)
+        report = ingest([table], store)
         assert (captions_of(report, store), report.dropped) == (
             {name: ["a dog"] for name in names},
             {"image missing": 1},
