@@ -740,13 +740,17 @@ def fold() -> None:
 
 @app.command()
 def corrections(
-    limit: Annotated[int, typer.Option(min=1, help="maximum number of corrections")] = 20,
+    limit: Annotated[int | None, typer.Option(min=1, help="maximum number of corrections; all by default")] = None,
+    output_format: Annotated[Literal["json", "csv"], typer.Option("--format", help="format of the list")] = "json",
 ) -> None:
     """List what people said about captions, the newest first: who, when, and which models have learned from it."""
     from pipeline.ops import correction_use
 
     found = correction_use.list_corrections(_store(), limit=limit)
-    _print([each.model_dump(mode="json") for each in found])
+    if output_format == "csv":
+        _write(correction_use.to_csv(found), sys.stdout)
+    else:
+        _print([each.model_dump(mode="json") for each in found])
 
 
 @app.command()

@@ -9,6 +9,7 @@ The table is replaced by compare-and-swap, so that of two writers none undoes wh
 
 import logging
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from datetime import datetime
 
 import pyarrow as pa
@@ -99,8 +100,13 @@ def read(store: Bucket) -> pa.Table:
     return overlay(table, corrections.read(store))
 
 
-def find(keys: Collection[str], store: Bucket) -> pa.Table:
+def find(keys: Collection[str], store: Bucket, *, events: pa.Table | None = None) -> pa.Table:
     """The rows of some images, with all corrections. Only the row groups that may hold them are read.
+
+    Args:
+        keys: of the images.
+        store: the store.
+        events: all corrections, as ``corrections.read`` gives them; they are read if it is None.
 
     Raises:
         DamagedObjectError: as for ``read``.
@@ -112,7 +118,46 @@ def find(keys: Collection[str], store: Bucket) -> pa.Table:
     except ObjectNotFoundError:
         return SCHEMA.empty_table()
     found = table.filter(pc.is_in(table["image_key"], pa.array(list(keys), pa.string())))
-    return overlay(found, corrections.read(store))
+    return overlay(found, corrections.read(store) if events is None else events)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How many of the images in the inbox have a caption, as of the last night.
+
+    Attributes:
+        listed_at: when the night listed the inbox.
+        images: images in the inbox.
+        captioned: those with a caption.
+        by_person: those whose caption a person wrote or confirmed.
+        failed: those without a caption because they failed.
+        waiting: those that were not tried yet.
+    """
+
+    listed_at: datetime
+    images: int
+    captioned: int
+    by_person: int
+    failed: int
+    waiting: int
+
+
+def coverage(store: Bucket) -> Coverage | None:
+    """The coverage; None if no night has ended yet. Raises ``DamagedObjectError``."""
+    columns = ["caption", "source", "error"]
+    try:
+        table = parquet.read(layout.CURRENT_CAPTIONS, store, columns=columns, by_ranges=True, advice=ADVICE)
+    except ObjectNotFoundError:
+        return None
+    captioned, failed = (len(table) - table[name].null_count for name in ("caption", "error"))
+    return Coverage(
+        listed_at=datetime.fromisoformat(parquet.metadata(table)["listed_at"]),
+        images=len(table),
+        captioned=captioned,
+        by_person=pc.sum(pc.equal(table["source"], PERSON), min_count=0).as_py(),
+        failed=failed,
+        waiting=len(table) - captioned - failed,
+    )
 
 
 def overlay(table: pa.Table, events: pa.Table) -> pa.Table:

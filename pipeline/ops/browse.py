@@ -1,5 +1,7 @@
 """Queries of the gallery: captions page by page, the newest nights first, and models and nights.
 
+What a person said about an image stands in place of each model's caption, and filters see it so, too.
+
 A page reads only as many shards as are needed to fill it, so the first page of a million captions is as quick as that
 of a thousand. A shard is small and fetched in one request. Only the columns that the filters need are decoded, and the
 others if rows pass the filters. A search with few results stops after a while, and the next page continues it.
@@ -10,7 +12,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from typing import Any, Literal
@@ -21,11 +23,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.captioner.metadata import ModelMetadata, list_models, load_metadata
 from pipeline.captioner.registry import Promotion, find_champion
+from pipeline.data import corrections
+from pipeline.data.corrections import Correction
 from pipeline.errors import PipelineError
 from pipeline.evaluation.results import Metrics, latest_metrics
+from pipeline.nightly import current
+from pipeline.nightly.current import MODEL, PERSON
 from pipeline.storage import Bucket, DamagedObjectError, ObjectNotFoundError, layout, parquet
 from pipeline.work import runs
-from pipeline.work.outcomes import latest_outcome
+from pipeline.work.outcomes import IDENTITY, latest_outcome
 from pipeline.work.runs import NightRecord
 from pipeline.work.shards import REDONE
 
@@ -49,6 +55,9 @@ NIGHT = r"^(\d{4}-\d\d-\d\d)?$"
 SEARCHED = ["caption", "image_key", "error"]
 """The columns that are searched for words."""
 
+REPLACED = {"log_prob": None, "status": "ok", "error": None}
+"""What a person's word makes of the columns of captions, besides the caption itself."""
+
 
 class Filters(BaseModel):
     """Which captions are shown; a filter that is empty or None excludes nothing."""
@@ -59,6 +68,7 @@ class Filters(BaseModel):
     night: str = Field("", pattern=NIGHT, description="date of the partition")
     version: str = Field("", max_length=200, description="of the model")
     status: Literal["", "ok", "failed"] = ""
+    source: Literal["", "model", "person"] = Field("", description="who wrote or confirmed the caption")
     unsure: float | None = Field(None, gt=0, le=1, description="upper limit of the mean probability of a word")
     under: str = Field("", max_length=1024, description="the key of the image begins with this")
     image: str = Field("", max_length=1024, description="key of the image")
@@ -79,10 +89,11 @@ class Page:
     """Some captions.
 
     Attributes:
-        rows: the columns ``COLUMNS`` of each, and ``night``.
+        rows: the columns ``COLUMNS`` of each, ``night``, and ``source``. Where that is person, the caption is theirs,
+            and ``action`` and ``corrected_by`` are those of the correction; otherwise both are None.
         after: where the next page begins; ``None`` at the end.
         searched_to: the last night that was searched, if time ran out before the page was full.
-        damaged: messages of damaged shards, which were left out.
+        damaged: messages of damaged shards and corrections, which were left out.
     """
 
     rows: list[dict[str, Any]]
@@ -102,7 +113,14 @@ def shards(store: Bucket) -> list[Shard]:
 
 
 def page(
-    found: Sequence[Shard], filters: Filters, *, store: Bucket, size: int, after: str = "", seconds: float = SECONDS
+    found: Sequence[Shard],
+    filters: Filters,
+    *,
+    store: Bucket,
+    size: int,
+    after: str = "",
+    seconds: float = SECONDS,
+    events: pa.Table | None = None,
 ) -> Page:
     """The captions that pass the filters, in the order of their shards.
 
@@ -113,27 +131,32 @@ def page(
         size: captions of a full page.
         after: ``after`` of the previous page.
         seconds: time after which a search that has not filled its page stops.
+        events: what people said, as ``corrections.read`` gives it; it is read if it is None.
 
     Raises:
         PipelineError: ``after`` names no shard, which may have been pruned.
     """
     first, seen = _page_start(found, after)
+    damaged: list[str] = []
+    words = _words(corrections.read(store, damaged=damaged) if events is None else events)
     rest = [
         shard
         for shard in found[first:]
         if shard.night == (filters.night or shard.night) and shard.version == (filters.version or shard.version)
     ]
+    if filters.source == PERSON and not len(words):
+        rest = []
     deadline = time.monotonic() + seconds
     passing, needed = _row_filter(filters)
     rows: list[dict[str, Any]] = []
-    damaged: list[str] = []
 
     def read(shard: Shard) -> list[dict[str, Any]]:
         """The first rows that pass the filters, up to one more than a page holds, with their numbers."""
         unseen = pc.field("number") >= (seen if shard == found[first] else 0)
         try:
             with parquet.opened(shard.key, store, advice=REDONE) as file:
-                numbered = file.read(columns=needed).append_column("number", pa.arange(0, file.metadata.num_rows))
+                overlaid = _overlay(parquet.select(file, needed), words)
+                numbered = overlaid.append_column("number", pa.arange(0, file.metadata.num_rows))
                 numbers = numbered.filter(passing & unseen)["number"].slice(0, size + 1)
                 if not len(numbers):
                     return []
@@ -143,7 +166,7 @@ def page(
         except DamagedObjectError as error:
             damaged.append(str(error))
             return []
-        with_numbers: list[dict[str, Any]] = taken.to_pylist()
+        with_numbers: list[dict[str, Any]] = _overlay(taken, words).to_pylist()
         return with_numbers
 
     with ThreadPoolExecutor(READERS) as pool:
@@ -161,31 +184,116 @@ def page(
     return Page(rows, None, damaged=tuple(damaged))
 
 
-def image_captions(key: str, *, store: Bucket, night: str = "") -> Page:
-    """The captions of an image by all models: first the one that counts, then the others, the newest first.
+@dataclass(frozen=True)
+class Counting:
+    """The caption of an image that counts.
 
-    Only the newest shards are searched, so that the time does not grow with the archive.
+    Attributes:
+        image_etag: version of the image.
+        caption: the caption; None if there is none yet, or the image failed.
+        error: why it has no caption; None if it has one, or was not tried yet.
+        said: what a person said, if the caption is theirs.
+        model_caption: the generated caption, in whose place the person's is; empty if there is none.
+        model_version: model that generated it; empty if there is none.
+        log_prob: mean log probability of a word, if it is known.
+    """
+
+    image_etag: str
+    caption: str | None
+    error: str | None
+    said: Correction | None
+    model_caption: str
+    model_version: str
+    log_prob: float | None
+
+
+@dataclass(frozen=True)
+class ImageCaptions:
+    """The captions of an image.
+
+    Attributes:
+        counting: the one that counts; None if nothing is known of the image.
+        history: those by models, the newest first, as in ``Page``.
+        searched_to: the last night that was searched for the history; None if all were.
+        damaged: messages of damaged objects, which were left out.
+    """
+
+    counting: Counting | None
+    history: list[dict[str, Any]]
+    searched_to: str | None
+    damaged: tuple[str, ...]
+
+
+def image_captions(key: str, *, store: Bucket, night: str = "") -> ImageCaptions:
+    """The caption of an image that counts, and its captions by all models.
+
+    The current captions say which one counts. An image that is not among them, because it is new or no longer in the
+    inbox, has the newest caption. Only the newest shards are searched for the others, so that the time does not grow
+    with the archive.
 
     Args:
         key: of the image.
         store: the store.
         night: a night in which it was captioned, which is searched, too; empty if none is known.
     """
+    damaged: list[str] = []
+    events = corrections.read(store, damaged=damaged)
+    nothing = corrections.LOG.empty_table()
     found = shards(store)
-    filters = Filters(image=key, night=night)
-    here = page(found, filters, store=store, size=MANY, seconds=math.inf) if night else None
-    everywhere = page(found[:SHARDS], Filters(image=key), store=store, size=MANY, seconds=math.inf)
-    everywhere = replace(everywhere, searched_to=found[SHARDS - 1].night if len(found) > SHARDS else None)
-    rows = everywhere.rows
-    if here is not None:
-        rows = [*rows, *(row for row in here.rows if row not in rows)]
-    if not rows:
-        return everywhere
-    rows = sorted(rows, key=lambda row: row["captioned_at"], reverse=True)
-    newest = [row for row in rows if row["image_etag"] == rows[0]["image_etag"]]
+
+    def search(within: Sequence[Shard], filters: Filters) -> list[dict[str, Any]]:
+        by_models = page(within, filters, store=store, size=MANY, seconds=math.inf, events=nothing)
+        damaged.extend(by_models.damaged)
+        return by_models.rows
+
+    history = search(found[:SHARDS], Filters(image=key))
+    if night:
+        history += [row for row in search(found, Filters(image=key, night=night)) if row not in history]
+    history.sort(key=lambda row: row["captioned_at"], reverse=True)
+    try:
+        rows = current.find([key], store, events=events).to_pylist()
+    except DamagedObjectError as error:
+        damaged.append(str(error))
+        rows = []
+    row = rows[0] if rows else _newest(history)
+    return ImageCaptions(
+        _counting(row, history, events) if row else None,
+        history,
+        found[SHARDS - 1].night if len(found) > SHARDS else None,
+        tuple(dict.fromkeys(damaged)),
+    )
+
+
+def _newest(history: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The caption of the newest version of an image that counts among those by models."""
+    newest = [row for row in history if row["image_etag"] == history[0]["image_etag"]]
+    if not newest:
+        return None
     table = pa.Table.from_pylist(newest).append_column("row", pa.arange(0, len(newest)))
-    current = newest[latest_outcome(table, by="captioned_at")["row"][0].as_py()]
-    return replace(everywhere, rows=[current, *(row for row in rows if row is not current)])
+    places: list[int] = latest_outcome(table, by="captioned_at")["row"].to_pylist()
+    return newest[places[0]]
+
+
+def _counting(row: dict[str, Any], history: list[dict[str, Any]], events: pa.Table) -> Counting:
+    """The caption that counts, from a row of the current captions or of the history."""
+    version = (row["image_key"], row["image_etag"])
+    about = events.filter(pc.field("image_key") == row["image_key"])
+    said = corrections.by_image(corrections.latest(about)).get(version)
+    generated = said.model_version if said else row["model_version"]
+    log_probs = [
+        each["log_prob"]
+        for each in history
+        if (each["image_etag"], each["model_version"], each["status"]) == (row["image_etag"], generated, "ok")
+    ]
+    return Counting(
+        image_etag=row["image_etag"],
+        caption=said.caption if said else row["caption"],
+        error=None if said else row["error"],
+        said=said,
+        model_caption=(said.model_caption if said else row["caption"]) or "",
+        model_version=generated or "",
+        log_prob=log_probs[0] if log_probs else None,
+    )
 
 
 @dataclass(frozen=True)
@@ -248,15 +356,41 @@ def _page_start(found: Sequence[Shard], after: str) -> tuple[int, int]:
     return places[0], int(row)
 
 
+def _words(events: pa.Table) -> pa.Table:
+    """What counts about images in the inbox, with the column ``identity``, as ``_identity`` makes it."""
+    counting = corrections.latest(events).filter(pc.field("image_key").is_valid()).combine_chunks()
+    return counting.append_column("identity", _identity(counting))
+
+
+def _identity(rows: pa.Table) -> pa.ChunkedArray:
+    """Key and etag of each image as one text; no etag has the separator."""
+    return pc.binary_join_element_wise(rows["image_key"], rows["image_etag"], "\0")
+
+
+def _overlay(rows: pa.Table, words: pa.Table) -> pa.Table:
+    """Captions, of which some columns may be missing, with what people said in their place, and who; see ``Page``."""
+    places = pc.index_in(_identity(rows), value_set=words["identity"])
+    said, by_person = words.take(places), places.is_valid()
+    for name in rows.column_names:
+        if name == "caption" or name in REPLACED:
+            replaced = said["caption"] if name == "caption" else REPLACED[name]
+            column = pc.if_else(by_person, replaced, rows[name])
+            rows = rows.set_column(rows.schema.get_field_index(name), name, column)
+    rows = rows.append_column("source", pc.if_else(by_person, PERSON, MODEL))
+    for name in ("action", "corrected_by"):
+        rows = rows.append_column(name, said[name])
+    return rows
+
+
 def _row_filter(filters: Filters) -> tuple[pc.Expression, list[str]]:
-    """The filters that do not depend on the shard, as an expression, and the columns that it needs."""
-    passing, needed = pc.scalar(True), set()
+    """The filters that do not depend on the shard, as an expression, and the columns that it and ``_overlay`` need."""
+    passing, needed = pc.scalar(True), set(IDENTITY)
     if filters.image:
         passing &= pc.field("image_key") == filters.image
-        needed |= {"image_key"}
     if filters.under:
         passing &= pc.starts_with(pc.field("image_key"), filters.under)
-        needed |= {"image_key"}
+    if filters.source:
+        passing &= pc.field("source") == filters.source
     if filters.status:
         passing &= pc.field("status") == filters.status
         needed |= {"status"}

@@ -1,7 +1,10 @@
 """What became of corrections: which models have learned from each, or why none has."""
 
+import csv
+import io
 import logging
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -36,19 +39,24 @@ class Use(BaseModel):
     reason: str = Field(description="why no model has learned from it; empty if one has")
 
 
-def list_corrections(store: Bucket, *, limit: int, damaged: list[str] | None = None) -> list[Use]:
-    """The last corrections, the newest first; ``damaged`` as for ``corrections.read``.
+def list_corrections(store: Bucket, *, limit: int | None = None, damaged: list[str] | None = None) -> list[Use]:
+    """The last corrections, the newest first, and what became of them.
+
+    Args:
+        store: the store.
+        limit: number of corrections; None: all.
+        damaged: gets the messages of damaged models and corrections, which are left out. By default, they are errors.
 
     Raises:
-        DamagedObjectError: a model or a correction is damaged.
+        DamagedObjectError: the champion's pointer or its dataset is damaged; or a model or a correction is.
     """
     events = corrections.read(store, damaged=damaged).drop_columns("name").to_pylist()
     every = [Correction(**row) for row in events]
     last = {_about(each): each for each in every}
-    learned = _learned(store)
+    learned = _learned(store, damaged)
     explain = Explainer(store)
     found = []
-    for each in reversed(every[-limit:]):
+    for each in every[::-1][:limit]:
         by = learned[each.picture, each.caption]
         if last[_about(each)].action == WITHDRAWN:
             state, reason = "withdrawn", "it was withdrawn"
@@ -95,15 +103,28 @@ def withdraw(image_key: str, *, by: str, store: Bucket) -> Correction:
     return corrections.withdraw(*newest, by=by, store=store)
 
 
+def to_csv(found: Iterable[Use]) -> str:
+    """Corrections and what became of them as CSV, a line for each."""
+    output = io.StringIO()
+    writer = csv.DictWriter(
+        output, [*Correction.model_fields, *(name for name in Use.model_fields if name != "correction")]
+    )
+    writer.writeheader()
+    for each in found:
+        row = each.model_dump(mode="json")
+        writer.writerow({**row.pop("correction"), **row, "learned_by": " ".join(each.learned_by)})
+    return output.getvalue()
+
+
 def _about(correction: Correction) -> tuple[str, str]:
     return corrections.identity(correction.image_key, correction.image_etag, correction.picture)
 
 
-def _learned(store: Bucket) -> defaultdict[tuple[str, str | None], tuple[str, ...]]:
+def _learned(store: Bucket, damaged: list[str] | None) -> defaultdict[tuple[str, str | None], tuple[str, ...]]:
     """The newest models that have learned a caption of a corrected picture, by the key of its copy and the caption."""
     source = source_name(corrections.pictures(store), store)
     by_dataset: defaultdict[str, list[str]] = defaultdict(list)
-    for model in list_models(store, limit=MODELS):
+    for model in list_models(store, limit=MODELS, damaged=damaged):
         by_dataset[model.dataset].append(model.version)
     learned: defaultdict[tuple[str, str | None], tuple[str, ...]] = defaultdict(tuple)
     for dataset_id, versions in by_dataset.items():

@@ -13,8 +13,10 @@ from pipeline.data import corrections
 from pipeline.errors import PipelineError, printable
 from pipeline.evaluation.promotion_gate import describe
 from pipeline.evaluation.results import latest_metrics
+from pipeline.nightly import current
+from pipeline.nightly.current import PERSON
 from pipeline.ops import browse
-from pipeline.storage import Bucket, layout
+from pipeline.storage import Bucket, DamagedObjectError, layout
 from pipeline.work import runs
 from pipeline.work.runs import NightRecord, RetrainingRecord
 
@@ -49,11 +51,18 @@ def show(store: Bucket, *, limit: int, under: str) -> None:
     _show_runs(console, store, damaged)
     if champion and limit:
         _show_captions(console, store, champion, limit=limit, under=under, damaged=damaged)
+    try:
+        covered = current.coverage(store)
+    except DamagedObjectError as error:
+        covered = None
+        damaged.append(str(error))
     for message in damaged:
         _print(console, f"damaged:     {message}")
+    if covered:
+        _print(console, f"coverage:    {_sentence(covered)}")
     _print(console, f"captions:    {store.url(layout.CAPTIONS)}")
-    if corrected := corrections.count(store):
-        _print(console, f"corrections: {corrected} better captions in {store.url(layout.CORRECTIONS)}")
+    if said := corrections.count(store):
+        _print(console, f"corrections: {said} in {store.url(layout.CORRECTIONS)}")
     if report:
         _print(console, f"report:      {report}")
     if champion:
@@ -77,6 +86,13 @@ def _show_models(console: Console, store: Bucket, champion: str | None, damaged:
     if table.row_count:
         console.print(table)
     return report
+
+
+def _sentence(covered: current.Coverage) -> str:
+    return (
+        f"{covered.images:,} images = {covered.captioned:,} captioned ({covered.by_person:,} by a person) + "
+        f"{covered.failed:,} failed + {covered.waiting:,} waiting, as of {covered.listed_at:%Y-%m-%d %H:%M} UTC"
+    )
 
 
 def _show_errors(console: Console, errors: Mapping[str, int]) -> None:
@@ -120,6 +136,8 @@ def _show_captions(
     for row in found.rows:
         # As text: Rich would interpret square brackets in a key as markup.
         caption = row["caption"] if row["status"] == "ok" else f"failed: {row['error']}"
+        if row["source"] == PERSON:
+            caption += f" ({row['action']} by {row['corrected_by']})"
         table.add_row(Text(printable(row["image_key"])), Text(printable(caption)))
     console.print(table)
 

@@ -1,4 +1,4 @@
-"""The gallery's routes: pages of captions, images, nights and models, and captions on demand.
+"""The gallery's routes: pages of captions, images, corrections, nights and models, and captions on demand.
 
 Every route requires Airflow's login. URLs in pages are relative, so that they work behind any proxy.
 """
@@ -7,29 +7,31 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlencode
 
 from airflow.api_fastapi.core_api.security import GetUserDep
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response, status
+from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from captioning.gallery import access, dependencies
 from captioning.gallery.plots import plot
 from pipeline.data import corrections
+from pipeline.data.corrections import Correction
 from pipeline.data.decoders import DecoderStartError, Thumbnails
 from pipeline.data.images import MAX_BYTES, BadImageError
 from pipeline.errors import PipelineError, printable
-from pipeline.ops import browse
+from pipeline.ops import browse, correction_use
 from pipeline.ops.browse import Filters
 from pipeline.serving.client import BadPictureError, BusyError, CaptionClient, CaptioningError, TimeLimitError
 from pipeline.settings import read_settings
-from pipeline.storage import Bucket
+from pipeline.storage import Bucket, layout
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,9 @@ NIGHTS = 40
 
 MODELS = 15
 """Maximum models that are listed."""
+
+CORRECTIONS = 100
+"""Maximum corrections that are listed."""
 
 STATIC = {
     "gallery.css": "text/css",
@@ -61,6 +66,9 @@ HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+
+UNCHANGING = {"Cache-Control": "private, max-age=604800, immutable"}
+"""Headers of pictures whose address names their content."""
 
 DRIFT_TITLES = {
     "features": "Image features",
@@ -140,11 +148,49 @@ def show_image(
 ) -> HTMLResponse:
     """A picture and its captions; ``night`` is one in which it was captioned."""
     found = browse.image_captions(key, store=store, night=night)
-    if not found.rows:
+    if found.counting is None:
         where = f" back to {found.searched_to}" if found.searched_to else ""
         raise HTTPException(status.HTTP_404_NOT_FOUND, f"There are no captions of this picture{where}.")
     can_trigger = access.user_can_trigger(user)
     return page(request, "image.html", key=key, found=found, damaged=found.damaged, can_trigger=can_trigger)
+
+
+@app.get("/corrections")
+def show_corrections(request: Request, store: Store, user: GetUserDep) -> HTMLResponse:
+    """What people said about captions, and what became of it; the newest first."""
+    damaged: list[str] = []
+    # One more than is shown tells whether there are others.
+    uses = correction_use.list_corrections(store, limit=CORRECTIONS + 1, damaged=damaged)
+    return page(
+        request,
+        "corrections.html",
+        uses=uses[:CORRECTIONS],
+        more=len(uses) > CORRECTIONS,
+        damaged=damaged,
+        can_trigger=access.user_can_trigger(user),
+    )
+
+
+@app.get("/corrections.csv")
+def download_corrections(store: Store) -> Response:
+    """All corrections as CSV."""
+    csv = correction_use.to_csv(correction_use.list_corrections(store, damaged=[]))
+    headers = {"Content-Disposition": "attachment; filename=corrections.csv"}
+    return Response(csv, media_type="text/csv", headers=headers)
+
+
+@app.get("/corrections/pictures/{picture}")
+def show_corrected_picture(
+    store: Store, picture: Annotated[str, PathParameter(pattern=r"^[0-9a-f]{32}\.[a-z0-9]+$")]
+) -> Response:
+    """The copy of a corrected picture as a small JPEG."""
+    try:
+        thumbnail = small.thumbnail(
+            store.get(f"{layout.CORRECTIONS}{layout.CORRECTION_PICTURES}{picture}", limit=MAX_BYTES)
+        )
+    except (PipelineError, BadImageError):
+        raise HTTPException(status.HTTP_404_NOT_FOUND, "The picture was removed, or can't be shown.") from None
+    return Response(thumbnail, media_type="image/jpeg", headers=UNCHANGING)
 
 
 @app.get("/nights")
@@ -201,8 +247,7 @@ def thumbnail(
     except (PipelineError, BadImageError):
         raise HTTPException(status.HTTP_404_NOT_FOUND, "The picture was removed, or can't be shown.") from None
     # The content of an etag never changes.
-    age = {"Cache-Control": "private, max-age=604800, immutable"} if etag else {}
-    return Response(picture, media_type="image/jpeg", headers=age)
+    return Response(picture, media_type="image/jpeg", headers=UNCHANGING if etag else {})
 
 
 @app.get("/static/{name}")
@@ -231,13 +276,20 @@ _STATUS = {
 
 
 class CorrectionForm(BaseModel):
-    """A generated caption, and the better one that a person wrote."""
+    """What a person says about a caption of an image in the inbox, or of an uploaded picture."""
 
-    caption: str = Field(max_length=1000)
+    action: Literal["corrected", "confirmed", "withdrawn"] = "corrected"
+    caption: str = Field("", max_length=1000, description="the better caption, if it is corrected")
     model_caption: str = Field("", max_length=4096)
     model_version: str = Field("", max_length=200)
-    image_key: str = Field("", max_length=1024, description="empty where the picture is the request's body")
-    image_etag: str = Field("", max_length=200)
+    image_key: str = Field("", max_length=1024, description="empty for an uploaded picture")
+    image_etag: str = Field("", max_length=200, description="to withdraw what was said about an upload: its `picture`")
+
+    @model_validator(mode="after")
+    def _has_version(self) -> Self:
+        if self.image_key and not self.image_etag:
+            raise ValueError("expected the etag of the image")
+        return self
 
 
 @app.post(
@@ -246,19 +298,30 @@ class CorrectionForm(BaseModel):
     status_code=status.HTTP_201_CREATED,
 )
 async def correct(
-    picture: Annotated[bytes, Depends(access.read_upload)],
-    user: GetUserDep,
-    store: Store,
-    inbox: Inbox,
-    form: Annotated[CorrectionForm, Query()],
+    body: Annotated[bytes, Depends(access.read_upload)], user: GetUserDep, store: Store, inbox: Inbox
 ) -> JSONResponse:
-    """Store a better caption of a picture in the inbox, or of the picture in the request's body."""
+    """Store what a person says about a caption.
 
-    def add() -> corrections.Correction:
+    The first line of the request's body is a ``CorrectionForm`` as JSON. An uploaded picture follows it. The answer is
+    the correction, and in ``summary`` what becomes of it.
+    """
+    line, _, upload = body.partition(b"\n")
+    try:
+        form = CorrectionForm.model_validate_json(line)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from error
+
+    def save() -> tuple[Correction, str]:
         key, etag = form.image_key or None, form.image_etag or None
-        return corrections.add(
-            inbox.get(key, etag=etag, limit=MAX_BYTES) if key else picture,
-            caption=form.caption,
+        if form.action == "withdrawn":
+            withdrawn = corrections.withdraw(form.image_key, form.image_etag, by=user.get_name(), store=store)
+            return withdrawn, "Withdrawn. The caption of the model counts again."
+        # Who saves the model's caption as it is says that it is right.
+        is_right = form.action == "confirmed" or form.caption.strip() == form.model_caption
+        added = corrections.add(
+            inbox.get(key, etag=etag, limit=MAX_BYTES) if key else upload,
+            action="confirmed" if is_right else "corrected",
+            caption=form.model_caption if is_right else form.caption,
             model_caption=form.model_caption,
             model_version=form.model_version,
             corrected_by=user.get_name(),
@@ -266,12 +329,25 @@ async def correct(
             image_key=key,
             image_etag=etag,
         )
+        return added, _what_becomes_of(added, store)
 
     try:
-        added = await run_in_threadpool(add)
+        said, summary = await run_in_threadpool(save)
     except PipelineError as error:
         raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, str(error)) from error
-    return JSONResponse(added.model_dump(mode="json"), status_code=status.HTTP_201_CREATED)
+    return JSONResponse({**said.model_dump(mode="json"), "summary": summary}, status.HTTP_201_CREATED)
+
+
+def _what_becomes_of(correction: Correction, store: Bucket) -> str:
+    """A sentence or two about a correction that has been stored."""
+    try:
+        explain = correction_use.Explainer(store)
+    except PipelineError as error:
+        return f"Saved. Whether a retraining learns from it can't be told: {error}"
+    clause = explain.next_training(correction)
+    if correction.image_key and explain.is_held_out(correction):
+        return f"Saved. Readers see it; {clause}."
+    return f"Saved. {clause[0].upper()}{clause[1:]}."
 
 
 @app.exception_handler(StarletteHTTPException)
@@ -291,7 +367,8 @@ async def show_error(request: Request, error: StarletteHTTPException) -> Respons
 @app.exception_handler(RequestValidationError)
 async def show_invalid_values(request: Request, error: RequestValidationError) -> Response:
     """The same for invalid parameters."""
-    wrong = "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
+    # An error of a whole document has no place in it.
+    wrong = "; ".join(": ".join([*map(str, each["loc"][-1:]), each["msg"]]) for each in error.errors())
     return await show_error(request, HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, wrong))
 
 

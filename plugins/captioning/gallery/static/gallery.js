@@ -1,6 +1,7 @@
 // Every page can be read without scripts. They add the theme, copying, corrections, and captions of uploads.
 "use strict";
 
+document.documentElement.dataset.scripts = "";
 const framed = window.parent !== window;
 if (framed) document.documentElement.dataset.framed = "";
 
@@ -53,24 +54,35 @@ document.addEventListener("click", async (event) => {
   setTimeout(() => { button.textContent = "Copy"; }, 1500);
 });
 
-// form.dataset.url names the caption that is corrected; body() is the picture, or null where it is in the inbox.
-function enableCorrections(form, body) {
-  form.addEventListener("submit", async (event) => {
-    event.preventDefault();
-    const output = form.querySelector("output"), button = form.querySelector("button");
-    const url = new URL(form.dataset.url, document.baseURI);
-    url.searchParams.set("caption", form.elements.caption.value);
-    button.disabled = true;
-    output.className = "";
-    try {
-      await post(url, body());
-      output.textContent = "Saved. Thank you.";
-    } catch (error) {
-      output.className = "bad";
-      output.textContent = error.message;
-    }
-    button.disabled = false;
-  });
+// What a person says goes into the body as a line of JSON, followed by the picture if it is an upload.
+const uploads = new WeakMap(); // from a form to the picture that it is about
+
+document.addEventListener("submit", async (event) => {
+  const form = event.target.closest("form.correction");
+  if (!form) return;
+  event.preventDefault();
+  const output = document.querySelector("output.saved"), buttons = form.querySelectorAll("button");
+  const said = JSON.stringify({ ...Object.fromEntries(new FormData(form)), action: event.submitter.value });
+  for (const button of buttons) button.disabled = true;
+  output.textContent = "";
+  output.className = "saved";
+  try {
+    const { summary } = await post(form.dataset.url, new Blob([said, "\n", uploads.get(form) ?? ""]));
+    output.textContent = summary;
+    if (form.dataset.shows) await refresh(form.dataset.shows);
+  } catch (error) {
+    output.className = "saved bad";
+    output.textContent = error.message;
+  }
+  for (const button of buttons) button.disabled = false;
+});
+
+// Show what has become of a part of the page.
+async function refresh(selector) {
+  const response = await fetch(window.location, { headers: { Accept: "text/html" } });
+  if (!response.ok) throw new Error("Saved. Reload the page to see it.");
+  const page = new DOMParser().parseFromString(await response.text(), "text/html");
+  document.querySelector(selector).replaceWith(page.querySelector(selector));
 }
 
 function probability(caption) {
@@ -84,14 +96,14 @@ function probability(caption) {
 function enableUploads(page, correction) {
   const input = page.querySelector("input"), drop = page.querySelector(".drop"), preview = page.querySelector("img");
   const state = page.querySelector(".state"), result = page.querySelector(".result");
-  let picture = null, uploads = 0;
+  let last = 0; // the number of the last upload
 
   function setState(text, kind) {
     state.textContent = text;
     state.className = `state ${kind}`;
   }
 
-  function show(answer) {
+  function show(answer, picture) {
     const [best, ...others] = answer.captions;
     result.querySelector(".caption").textContent = best.caption;
     result.querySelector("[data-copy]").dataset.copy = best.caption;
@@ -104,17 +116,16 @@ function enableUploads(page, correction) {
     result.querySelector("h2").hidden = !others.length;
     result.querySelector(".version").replaceChildren(probability(best), ` · ${answer.version}`);
     result.hidden = false;
+    correction.elements.caption.value = correction.elements.model_caption.value = best.caption;
+    correction.elements.model_version.value = answer.version;
+    uploads.set(correction, picture);
     correction.hidden = false;
-    correction.reset();
-    correction.querySelector("output").textContent = "";
-    const query = new URLSearchParams({ model_caption: best.caption, model_version: answer.version });
-    correction.dataset.url = `${page.dataset.correctionsUrl}?${query}`;
   }
 
   async function caption(file) {
-    const upload = ++uploads;
-    picture = file;
+    const upload = ++last;
     result.hidden = correction.hidden = true;
+    page.querySelector("output").textContent = "";
     URL.revokeObjectURL(preview.src);
     preview.src = URL.createObjectURL(file);
     preview.hidden = false;
@@ -124,15 +135,15 @@ function enableUploads(page, correction) {
     }
     setState("Captioning …", "working");
     const slow = setTimeout(() => {
-      if (upload === uploads) setState("Loading the model, which takes half a minute …", "working");
+      if (upload === last) setState("Loading the model, which takes half a minute …", "working");
     }, 3000);
     try {
       const answer = await post(page.dataset.captionUrl, file);
-      if (upload !== uploads) return; // the user has chosen another picture in the meantime
+      if (upload !== last) return; // the user has chosen another picture in the meantime
       setState("", "");
-      show(answer);
+      show(answer, file);
     } catch (error) {
-      if (upload === uploads) setState(error.message, "bad");
+      if (upload === last) setState(error.message, "bad");
     } finally {
       clearTimeout(slow);
     }
@@ -151,11 +162,9 @@ function enableUploads(page, correction) {
   document.addEventListener("paste", (event) => {
     if (event.clipboardData.files.length) caption(event.clipboardData.files[0]);
   });
-  enableCorrections(correction, () => picture);
 }
 
 document.addEventListener("DOMContentLoaded", () => {
-  for (const form of document.querySelectorAll("form[data-url]")) enableCorrections(form, () => null);
   const page = document.querySelector("[data-caption-url]");
   if (page) enableUploads(page, page.querySelector("form.correction"));
   for (const image of document.querySelectorAll("img[data-missing]")) {
