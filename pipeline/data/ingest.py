@@ -81,13 +81,19 @@ class IngestReport(BaseModel):
         hashed = f"; a hash of the bytes chose the split of {self.split_by_hash:,}" if self.split_by_hash else ""
         merged = f"; {self.merged:,} copies of an image merged" if self.merged else ""
         text = f"{sum(self.images.values()):,} images ({splits}{hashed}{merged}), {self.captions:,} captions{dropped}"
-        return "; ".join([text, *self._by_source()]) if len(self.sources) > 1 else text
+        return "; ".join([text, *self.by_source])
 
-    def _by_source(self) -> list[str]:
-        return [
-            f"{name}: {counts.images:,} images, {counts.captions:,} captions, {counts.dropped:,} dropped"
-            for name, counts in self.sources.items()
-        ]
+    @property
+    def by_source(self) -> list[str]:
+        """The counts of each source in words, if there are several."""
+        return (
+            []
+            if len(self.sources) == 1
+            else [
+                f"{name}: {counts.images:,} images, {counts.captions:,} captions, {counts.dropped:,} dropped"
+                for name, counts in self.sources.items()
+            ]
+        )
 
 
 def ingest(

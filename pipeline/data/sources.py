@@ -120,11 +120,11 @@ class PublishedCaptions:
         annotations.decide_splits(dict(zip(keys, hashes, strict=True)))
         table, dropped = assemble(annotations, self.bucket_name)
         dropped = [row.model_copy(update={"source": self.name}) for row in dropped]
-        place = bucket.url(annotations.files[0]) if len(annotations.files) == 1 else bucket.uri
+        files = set(annotations.files)
         check_dropped(
-            [row for row in dropped if row.file in set(annotations.files)],
+            [row for row in dropped if row.file in files],
             count_captions(table),
-            place=place,
+            place=bucket.url(annotations.files[0]) if len(files) == 1 else bucket.uri,
             folder=bucket.uri,
             allowed=max_dropped_fraction,
         )

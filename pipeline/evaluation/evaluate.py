@@ -20,6 +20,7 @@ from pipeline.config import GREEDY, DecodingConfig
 from pipeline.data import dataset as datasets
 from pipeline.data.dataset import Dataset
 from pipeline.data.images import BadImageError, decode
+from pipeline.data.ingest import IngestReport
 from pipeline.data.text import is_english
 from pipeline.data.vocabulary import SPECIAL_WORDS
 from pipeline.evaluation.drift import Profile
@@ -111,7 +112,8 @@ def evaluate_model(
         log.info("%s: %s", name, format_scores(found.corpus))
     log.info("writing the report")
     album = _Album(test, written["chosen"], datasets.sources(test.table, store))
-    page = render(_report(metrics, metadata, dataset, album))
+    ingested = json.find(IngestReport, layout.ingest_report(dataset.id), store)
+    page = render(_report(metrics, metadata, dataset, ingested, album))
     images = [test.table[name] for name in ("image_id", "image_key", "image_etag")]
     table = pa.table([*images, list(written["chosen"].values()), test.table["captions"]], schema=CAPTIONS)
     keys = layout.evaluation(version, dataset.id, decoding)
@@ -181,12 +183,16 @@ class _Album:
         return dict(zip(self.split.image_ids, self.split.table.to_pylist(), strict=True))
 
 
-def _report(metrics: Metrics, metadata: ModelMetadata, dataset: Dataset, album: _Album) -> Report:
+def _report(
+    metrics: Metrics, metadata: ModelMetadata, dataset: Dataset, ingested: IngestReport | None, album: _Album
+) -> Report:
+    sources = ingested.by_source if ingested else []
     return Report(
         title=f"Captioner {metrics.version}",
         metadata={
             "dataset": dataset.name,
             "language": dataset.language,
+            **({"sources": "; ".join(sources)} if sources else {}),
             "test images": metrics.images,
             "encoder": metadata.encoder_id,
             "trained": f"{metadata.created_at:%Y-%m-%d %H:%M} UTC",

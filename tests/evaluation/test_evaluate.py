@@ -250,6 +250,17 @@ def test_too_many_failed_test_images_are_an_error(tmp_path, trained, local_store
     assert (profile.captioned, profile.failed) == (3, 1)
 
 
+def test_the_report_has_the_sources(tmp_path, trained, local_store):
+    """If the dataset comes from several, their counts are below the heading; if not, nothing is said of sources."""
+    tables = [toy.draw(open_bucket(str(tmp_path / name)), seed=seed) for name, seed in [("one", 50), ("two", 90)]]
+    for sources in (tables, tables[:1]):
+        found = ingest(sources, local_store, name="other")
+        _, report = evaluate(trained.model.version, local_store, GREEDY, dataset_id=found.dataset)
+        for table in tables:
+            text = f"{table}: 24 images, 48 captions, 0 dropped"
+            assert (text in report) is (sources == tables)
+
+
 def test_a_removed_photograph_is_grey(tmp_path, trained, toy_encoder):
     """Features outlive their pictures: without these the scores are the same, and the report shows grey squares."""
     source, store = open_bucket(str(tmp_path / "source")), open_bucket(str(tmp_path / "store"))
