@@ -106,7 +106,7 @@ class Vocabulary:
             if [row["id"] for _, row in rows] != list(range(len(rows))):
                 raise ValueError("the ids are not 0, 1, 2, …")
             words, counts = tuple(word for word, _ in rows), tuple(row["count"] for _, row in rows)
-            return cls(words, counts, document["min_count"], document.get("language", ENGLISH))
+            return cls(words, counts, document["min_count"], document["language"])
         except (ValueError, KeyError, TypeError) as error:
             raise PipelineError(
                 f"{origin} is not a vocabulary ({error!r}): run `captioning vocabulary` again to write it."

@@ -54,7 +54,9 @@ def test_json_is_readable_and_complete():
     assert Vocabulary.from_json(vocabulary.to_json(), origin="here") == vocabulary
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"min_count": 1, "words": {"a": {"id": 3, "count": 1}}}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"min_count": 1, "language": "en", "words": {"a": {"id": 3, "count": 1}}}']
+)
 def test_something_else_is_no_vocabulary(text):
     """Other content is refused with the name of the file."""
     with pytest.raises(PipelineError, match=r"here\.json|special words"):
