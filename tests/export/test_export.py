@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from pipeline.data.dataset import ingest, load
+from pipeline.data.dataset import load
+from pipeline.data.ingest import ingest
 from pipeline.errors import PipelineError
 from pipeline.export import Filters, choose_format, coco, export, iceberg, jsonl, select, webdataset
 from pipeline.export import csv as csv_format
@@ -201,7 +202,7 @@ def test_our_own_ingest_reads_coco(store, inbox, run, tmp_path):
     for key in texts:
         inbox.put(key, b"bytes of " + key.encode())
     run(inbox.url("captions.json"), "coco", tabulate(captioned(key, text) for key, text in texts.items()))
-    report = ingest(inbox.url("captions.json"), store, name="exported")
+    report = ingest([inbox.url("captions.json")], store, name="exported")
     table = load(report.dataset, store).table
     assert {key: [text] for key, text in texts.items()} == dict(
         zip(table["image_key"].to_pylist(), table["captions"].to_pylist(), strict=True)

@@ -106,8 +106,9 @@ def test_the_documented_lines_read_the_current_captions(archive, inbox):
     keys = {item.key for item in inbox.list() if is_image(item.key)}
     for line in LINES:
         found = value(line, str(archive.root))
-        table = found.to_arrow_table() if isinstance(found, duckdb.DuckDBPyRelation) else found
-        table = pa.table(table.to_dict("list") if isinstance(table, pd.DataFrame) else table)
+        if isinstance(found, duckdb.DuckDBPyRelation):
+            found = found.to_arrow_table()
+        table = pa.Table.from_pandas(found) if isinstance(found, pd.DataFrame) else pa.table(found)
         assert table.column_names == current.SCHEMA.names
         rows = {row["image_key"]: row for row in table.to_pylist()}
         assert len(rows) == len(table)
