@@ -9,7 +9,7 @@ The captions are Parquet files under `captions/` in the store. `reconcile` retur
 under `runs/`. A run can be repeated, or interrupted and cleared: finished work is not done twice.
 
 The trigger form selects what a night captions: the whole archive or only new images, with or without the images that
-failed before.
+failed before, and some images again.
 
 The run fails at once if no model has been promoted: trigger `retrain_captioner` first.
 """
@@ -56,6 +56,13 @@ with DAG(
             title="Retry failed images",
             description="Also retry the images that failed in earlier nights",
         ),
+        "recaption": Param(
+            "",
+            type=["string", "null"],
+            title="Caption again",
+            description="Keys of images that are captioned again, captioned or failed, separated by commas; or "
+            "patterns, such as 2026/* for a folder",
+        ),
         "accept_smaller_inbox": Param(
             False,
             type="boolean",
@@ -73,6 +80,7 @@ with DAG(
             "{{ run_id }}",
             "--archive={{ params.archive }}",
             "{{ '--retry-failed' if params.retry_failed else '--no-retry-failed' }}",
+            "--recaption={{ params.recaption or '' }}",
             "{{ '--accept-smaller-inbox' if params.accept_smaller_inbox else '--no-accept-smaller-inbox' }}",
         ],
     )

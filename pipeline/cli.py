@@ -637,10 +637,32 @@ ArchiveName = Annotated[
 RetryFailed = Annotated[
     bool, typer.Option("--retry-failed/--no-retry-failed", help="try again images that failed in earlier nights")
 ]
+Recaption = Annotated[
+    str,
+    typer.Option(
+        metavar="PATTERNS",
+        help="caption images again whose keys match one of these patterns, separated by commas, such as `2026/*,a.jpg`",
+    ),
+]
+RecaptionKeys = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="caption images again whose keys are in this text file, one a line",
+    ),
+]
 
 
 @night.command("preview")
-def night_preview(*, archive: ArchiveName = "all", retry_failed: RetryFailed = False) -> None:
+def night_preview(
+    *,
+    archive: ArchiveName = "all",
+    retry_failed: RetryFailed = False,
+    recaption: Recaption = "",
+    recaption_keys: RecaptionKeys = None,
+) -> None:
     """Say what a night would do now: images, shards, hours. Nothing is written."""
     from dataclasses import asdict
 
@@ -650,7 +672,7 @@ def night_preview(*, archive: ArchiveName = "all", retry_failed: RetryFailed = F
     found = preview.preview(
         inbox=_inbox(),
         store=_store(),
-        options=_night_options(archive, retry_failed=retry_failed),
+        options=_night_options(archive, retry_failed=retry_failed, recaption=recaption, recaption_keys=recaption_keys),
         shard_size=settings.shard_size,
     )
     _print({**asdict(found), "summary": str(found)})
@@ -669,13 +691,22 @@ def night_list(
             help="go on, even if the inbox is empty or has lost more photographs than CAPTION_MAX_SHRINK_FRACTION",
         ),
     ] = False,
+    recaption: Recaption = "",
+    recaption_keys: RecaptionKeys = None,
 ) -> None:
     """List the inbox and fix the champion for the whole night."""
     from pipeline.nightly import night as nightly
 
-    options = _night_options(archive, retry_failed=retry_failed, accept_smaller_inbox=accept_smaller_inbox)
+    options = _night_options(
+        archive,
+        retry_failed=retry_failed,
+        accept_smaller_inbox=accept_smaller_inbox,
+        recaption=recaption,
+        recaption_keys=recaption_keys,
+    )
     listed = nightly.list_inbox(run, inbox=_inbox(), store=_store(), options=options)
-    _print({**listed, "summary": f"{listed['listed']:,} images, to be captioned by {listed['version']}"})
+    again = f"; {listed['requested']:,} of them again, on request" if listed["requested"] else ""
+    _print({**listed, "summary": f"{listed['listed']:,} images, to be captioned by {listed['version']}{again}"})
 
 
 @night.command("plan-extraction")
@@ -768,7 +799,14 @@ def withdraw(
     _print({**withdrawn.model_dump(mode="json"), "summary": summary})
 
 
-def _night_options(archive: str, *, retry_failed: bool, accept_smaller_inbox: bool = False) -> "NightOptions":
+def _night_options(
+    archive: str,
+    *,
+    retry_failed: bool,
+    accept_smaller_inbox: bool = False,
+    recaption: str,
+    recaption_keys: Path | None,
+) -> "NightOptions":
     from pipeline.nightly.inbox import Patterns
     from pipeline.nightly.night import Archive, NightOptions
 
@@ -781,7 +819,17 @@ def _night_options(archive: str, *, retry_failed: bool, accept_smaller_inbox: bo
         max_shrink_fraction=settings.max_shrink_fraction,
         has_sidecars=settings.sidecars == "inbox",
         accept_smaller_inbox=accept_smaller_inbox,
+        recaption=recaption,
+        recaption_keys=_lines(recaption_keys) if recaption_keys else frozenset(),
     )
+
+
+def _lines(file: Path) -> frozenset[str]:
+    """The lines of a text file that are not empty."""
+    try:
+        return frozenset(file.read_text("utf-8").split("\n")) - {""}
+    except UnicodeDecodeError:
+        raise PipelineError(f"{file} is not a text file in UTF-8. Write one key on each line.") from None
 
 
 def _inbox() -> "Bucket":

@@ -83,9 +83,9 @@ TABLES = (
         "Captions",
         layout.shard_result(layout.captions_folder("*", "*"), "*"),
         "The history. Every image that a night lists has a row, whether it was captioned or failed. It gets a further "
-        "row whenever it is tried again or captioned by a new champion. The partitions are two more columns: `model` "
-        "is the version of the model, and `date` the date of the night. The query returns all captions that an image "
-        "has had.",
+        "row whenever it is tried again, or captioned again by a new champion or on request. The partitions are two more "
+        "columns: `model` is the version of the model, and `date` the date of the night. The query returns all captions "
+        "that an image has had.",
         captions.SCHEMA,
         "select image_key, captioned_at, model, caption, error\nfrom {files}\norder by image_key, captioned_at",
     ),
@@ -134,7 +134,8 @@ TABLES = (
         "Shards",
         layout.shard("*"),
         "Every image of a shard has a row. A shard of captions has all these columns, a shard of features only the "
-        "first three. The query counts the images of each shard.",
+        "first three. If a night captions images again, `requested_at` says when that was requested. The query counts "
+        "the images of each shard.",
         feature_store.INDEX,
         "select parse_filename(filename, true) as shard, count(*) as images\n"
         "from {files}\n"

@@ -67,7 +67,7 @@ COMMANDS = {
     "install-dags": {"folder"},
     "demo-data": {"directory", "--images", "--seed", "--language"},
     "demo-inbox": {"--count"},
-    "night preview": {"--archive", "--retry-failed", "--no-retry-failed"},
+    "night preview": {"--archive", "--retry-failed", "--no-retry-failed", "--recaption", "--recaption-keys"},
     "night list": {
         "run",
         "--archive",
@@ -75,6 +75,8 @@ COMMANDS = {
         "--no-retry-failed",
         "--accept-smaller-inbox",
         "--no-accept-smaller-inbox",
+        "--recaption",
+        "--recaption-keys",
     },
     "night plan-extraction": {"run"},
     "night plan-captions": {"run", "--date"},
@@ -371,6 +373,28 @@ def test_exports(environment, store, result, command):
     done = result("export", str(environment / "w"), "--format=iceberg", "--table=a.b", catalog)
     assert (done["rows"], done["table"]) == (4, "a.b")
     assert command("export", str(target))[0] == 2
+
+
+def test_a_selection_to_be_captioned_again(environment, store, command, result):
+    """By patterns, by keys in a file, or both; a file must have text, and something must match."""
+    write_model("m1", store)
+    registry.promote("m1", store)
+    for key in ("a.jpg", "b, c.jpg", "d/ü.jpg"):
+        open_bucket(os.environ["CAPTION_INBOX"]).put(key, b"x")
+    keys = environment / "keys.txt"
+    keys.write_bytes("b, c.jpg\r\n\nd/ü.jpg".encode())
+    listed = result("night", "list", "n1", "--recaption", "a*", "--recaption-keys", str(keys))
+    assert (listed["requested"], listed["summary"]) == (
+        3,
+        "3 images, to be captioned by m1; 3 of them again, on request",
+    )
+    assert result("night", "list", "n2", "--recaption=")["requested"] == 0
+    assert result("night", "preview", "--recaption=d/*", "--recaption-keys", str(keys))["pending"] == 3
+    status, _, error = command("night", "list", "n3", "--recaption", "e/*")
+    assert (status, "None of the 3 photographs" in error) == (2, True)
+    keys.write_bytes(b"\xff")
+    status, _, error = command("night", "preview", "--recaption-keys", str(keys))
+    assert (status, "is not a text file in UTF-8" in error) == (2, True)
 
 
 def test_a_dataset_with_corrections(environment, store, source, result, toy_encoder):

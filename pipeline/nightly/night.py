@@ -17,20 +17,33 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from pipeline.captioner.metadata import load_metadata
 from pipeline.captioner.registry import read_champion
+from pipeline.errors import PipelineError
 from pipeline.features import extraction
 from pipeline.features import store as feature_store
 from pipeline.nightly import captions
 from pipeline.nightly.inbox import Patterns, check_size, list_photographs, read_looked_at, write_looked_at
-from pipeline.storage import Bucket, json, layout, parquet, source_name
+from pipeline.storage import (
+    Bucket,
+    DamagedObjectError,
+    ObjectNotFoundError,
+    json,
+    layout,
+    parquet,
+    source_name,
+)
 from pipeline.work import runs, shards
-from pipeline.work.listing import IMAGES, LISTING
+from pipeline.work.listing import LISTING
 from pipeline.work.outcomes import IDENTITY, latest_outcome, pending
 from pipeline.work.runs import NightRecord
 
 log = logging.getLogger(__name__)
 
 NIGHT_LISTING = pa.schema(
-    [*LISTING, parquet.column("postponed", pa.bool_(), "whether the image is left to later nights, by their limit")]
+    [
+        *LISTING,
+        parquet.column("requested", pa.bool_(), "whether the image is captioned again, on request"),
+        parquet.column("postponed", pa.bool_(), "whether the image is left to later nights, by their limit"),
+    ]
 )
 """The photographs in the inbox, as a night has listed them."""
 
@@ -54,10 +67,13 @@ class NightOptions:
         archive: which images a new champion captions.
         retry_failed: whether images that failed in earlier nights are tried again.
         patterns: which keys are captioned.
-        limit: maximum images that the night captions, the newest first; 0 for no maximum.
+        limit: maximum images that the night captions, the newest first; 0 for no maximum. Images that are captioned
+            again do not count.
         max_shrink_fraction: share of the photographs that may be missing since the last night.
         accept_smaller_inbox: whether more may be missing, or all.
         has_sidecars: whether the inbox holds the sidecars of its photographs.
+        recaption: patterns, as those of ``Patterns``, of the keys that are captioned again; empty for none.
+        recaption_keys: further keys that are captioned again.
     """
 
     archive: Archive = Archive.ALL
@@ -67,6 +83,12 @@ class NightOptions:
     max_shrink_fraction: float = 0.2
     accept_smaller_inbox: bool = False
     has_sidecars: bool = False
+    recaption: str = ""
+    recaption_keys: frozenset[str] = frozenset()
+
+    def is_requested(self, key: str) -> bool:
+        """Whether the image is captioned again."""
+        return key in self.recaption_keys or (bool(self.recaption) and Patterns(self.recaption).match(key))
 
 
 class Night(BaseModel):
@@ -81,6 +103,10 @@ class Night(BaseModel):
     retry_failed: bool = Field(description="whether images that failed in earlier nights are tried again")
     passed_over: dict[str, int] = Field({}, description="what the inbox holds besides the listed images, by kind")
     postponed: int = Field(0, description="images that are left to later nights, by the limit of a night")
+    requested: int = Field(0, description="images that are captioned again, on request")
+    requested_at: AwareDatetime | None = Field(
+        None, description="time of that request: later attempts at these images fulfil it"
+    )
     listed_at: AwareDatetime
 
     @property
@@ -93,16 +119,19 @@ def list_inbox(run: str, *, inbox: Bucket, store: Bucket, options: NightOptions)
     """List the photographs in the inbox, fix the model that captions them, and begin the record of the run.
 
     Returns:
-        The number of images ``listed``, what was ``passed_over`` by kind, how many images are ``postponed``, and the
-        ``version`` of the champion.
+        The number of images ``listed``, what was ``passed_over`` by kind, how many images are ``postponed``, how many
+        are ``requested`` to be captioned again, and the ``version`` of the champion.
 
     Raises:
-        PipelineError: there is no champion yet, the inbox does not exist or may not be listed, or it has shrunk by more
-            than allowed.
+        PipelineError: there is no champion yet, the inbox does not exist or may not be listed, it has shrunk by more
+            than allowed, or none of its images is one that is to be captioned again.
     """
     known = read_looked_at(inbox, store)
     night, listing, looked_at = choose_images(inbox, store, options, known)
     listed = len(listing)
+    if night.requested:
+        # A run that is repeated from its start does not caption again what it has captioned.
+        night = night.model_copy(update={"requested_at": _earlier_request(run, store) or night.requested_at})
     if looked_at != known:
         write_looked_at(looked_at, inbox, store)
     if not options.accept_smaller_inbox:
@@ -116,6 +145,7 @@ def list_inbox(run: str, *, inbox: Bucket, store: Bucket, options: NightOptions)
         "listed": listed,
         "passed_over": night.passed_over,
         "postponed": night.postponed,
+        "requested": night.requested,
         "version": night.version,
     }
 
@@ -140,11 +170,14 @@ def choose_images(
         passed_over=passed_over,
         listed_at=datetime.now(UTC),
     )
+    listing = listing.append_column("requested", _requested(listing, options, inbox))
+    if requested := pc.sum(listing["requested"]).as_py():
+        night = night.model_copy(update={"requested": requested, "requested_at": night.listed_at})
     postponed = listing.slice(0, 0)
     if options.limit:
-        attempts = outcomes(night, store)
-        waiting = pending(listing, attempts, retry_failed=night.retry_failed)
-        postponed = _by_urgency(waiting, attempts).slice(options.limit)
+        tried = attempts(night, store)
+        waiting = not_done(listing, night, tried).filter(~pc.field("requested"))
+        postponed = _by_urgency(waiting, outcomes(tried)).slice(options.limit)
         night = night.model_copy(update={"postponed": len(postponed)})
     marked = postponed.select(IDENTITY).append_column("postponed", pa.array([True] * len(postponed), pa.bool_()))
     listing = listing.join(marked, keys=IDENTITY, join_type="left outer").sort_by("image_key")
@@ -153,19 +186,48 @@ def choose_images(
     return night, listing.select(NIGHT_LISTING.names).cast(NIGHT_LISTING), looked_at
 
 
+def _requested(listing: pa.Table, options: NightOptions, inbox: Bucket) -> pa.Array:
+    """Which images of a listing a person has asked to caption again."""
+    keys = listing["image_key"].to_pylist()
+    requested = [options.is_requested(key) for key in keys]
+    if unknown := sorted(options.recaption_keys.difference(keys)):
+        log.warning(
+            "Keys that can't be captioned again, as they are not in %s: %d, %s", inbox.uri, len(unknown), unknown[:5]
+        )
+    if (options.recaption or options.recaption_keys) and not any(requested):
+        raise PipelineError(
+            f"None of the {len(keys):,} photographs in {inbox.uri} is to be captioned again. Received: "
+            f"{options.recaption or unknown[:5]!r}. Give whole keys, or patterns such as `folder/*`."
+        )
+    return pa.array(requested, pa.bool_())
+
+
+def _earlier_request(run: str, store: Bucket) -> datetime | None:
+    """When this run was first asked to caption images again; None if it was not."""
+    try:
+        return read_listing(run, store)[1].requested_at
+    except (ObjectNotFoundError, DamagedObjectError):
+        return None
+
+
 def plan_extraction(run: str, *, store: Bucket, shard_size: int) -> list[str]:
     """The shards of images to be captioned that have no features of the champion's encoder yet."""
     listing, night = read_listing(run, store)
-    images = worked_on(listing)
-    return extraction.plan_extraction(
-        not_done(images, night, store),
-        run=run,
-        source=night.inbox,
-        encoder_id=night.encoder_id,
-        store=store,
-        shard_size=shard_size,
-        retry_failed=night.retry_failed,
-    )
+    waiting = not_done(worked_on(listing), night, attempts(night, store))
+    requested = waiting.filter(pc.field("requested"))
+    names = []
+    for part, retry_failed in ((waiting.filter(~pc.field("requested")), night.retry_failed), (requested, True)):
+        if len(part):
+            names += extraction.plan_extraction(
+                part,
+                run=run,
+                source=night.inbox,
+                encoder_id=night.encoder_id,
+                store=store,
+                shard_size=shard_size,
+                retry_failed=retry_failed,
+            )
+    return names
 
 
 def plan_captions(run: str, *, store: Bucket, date: str, shard_size: int) -> list[str]:
@@ -175,8 +237,18 @@ def plan_captions(run: str, *, store: Bucket, date: str, shard_size: int) -> lis
     """
     listing, night = read_listing(run, store)
     images = worked_on(listing)
+
+    def find_pending() -> pa.Table:
+        waiting = not_done(images, night, attempts(night, store))
+        found = feature_store.look_up(waiting, encoder_id=night.encoder_id, store=store)
+        if night.requested_at is None:
+            return found
+        # A shard is named by its content. Without the time, it would be the one that captioned these images before.
+        time = pa.scalar(night.requested_at, pa.timestamp("us", tz="UTC"))
+        return found.append_column("requested_at", pc.if_else(waiting["requested"], time, None))
+
     names = shards.claim(
-        lambda: feature_store.look_up(not_done(images, night, store), encoder_id=night.encoder_id, store=store),
+        find_pending,
         {
             "folder": layout.captions_folder(night.version, date),
             "version": night.version,
@@ -202,33 +274,43 @@ def read_listing(run: str, store: Bucket) -> tuple[pa.Table, Night]:
 
 
 def worked_on(listing: pa.Table) -> pa.Table:
-    """The images of a listing that its night works on, as a table of schema ``IMAGES``."""
-    return listing.filter(~pc.field("postponed")).select(IMAGES.names)
+    """The images of a listing that its night works on: the columns ``IDENTITY`` and ``requested``."""
+    return listing.filter(~pc.field("postponed")).select([*IDENTITY, "requested"])
 
 
 def begin_record(run: str, night: Night, *, listed: int) -> NightRecord:
     """The record of a night that has begun."""
-    facts = night.model_dump(exclude={"listed_at"})
+    facts = night.model_dump(exclude={"listed_at", "requested_at"})
     return NightRecord(run=run, started_at=night.listed_at, listed=listed, **facts)
 
 
-def not_done(images: pa.Table, night: Night, store: Bucket) -> pa.Table:
-    """The listed images that are still to be captioned."""
-    return pending(images, outcomes(night, store), retry_failed=night.retry_failed)
+def attempts(night: Night, store: Bucket) -> pa.Table:
+    """The attempts at images among the captions that make an image done."""
+    return captions.read(shards.results(night.captions_prefix, store), store)
 
 
-def outcomes(night: Night, store: Bucket) -> pa.Table:
-    """The attempt that counts for each image among the captions that make an image done."""
-    attempts = captions.read(shards.results(night.captions_prefix, store), store)
+def outcomes(attempts: pa.Table) -> pa.Table:
+    """The attempt that counts for each image."""
     return latest_outcome(attempts, by="captioned_at")
 
 
-def _by_urgency(images: pa.Table, attempts: pa.Table) -> pa.Table:
+def not_done(images: pa.Table, night: Night, attempts: pa.Table) -> pa.Table:
+    """The listed images that are still to be captioned, for the first time or again."""
+    others = images.filter(~pc.field("requested"))
+    waiting = pending(others, outcomes(attempts), retry_failed=night.retry_failed)
+    if night.requested_at is None:
+        return waiting
+    since = attempts.filter(pc.field("captioned_at") > pa.scalar(night.requested_at))
+    again = pending(images.filter(pc.field("requested")), outcomes(since), retry_failed=False)
+    return pa.concat_tables([waiting, again])
+
+
+def _by_urgency(images: pa.Table, outcomes: pa.Table) -> pa.Table:
     """Images of a listing in the order in which nights with a limit take them: the newest first.
 
     Images that were tried before come last, first those whose attempt is the longest ago. Otherwise images that fail
     every night, such as those in an archive, would keep all older ones waiting.
     """
-    tried = attempts.select([*IDENTITY, "captioned_at"])
+    tried = outcomes.select([*IDENTITY, "captioned_at"])
     order = [("captioned_at", "ascending", "at_start"), ("modified", "descending"), ("image_key", "ascending")]
     return images.join(tried, keys=IDENTITY, join_type="left outer").sort_by(order)

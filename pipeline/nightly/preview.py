@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from pipeline.features import store as feature_store
 from pipeline.nightly.inbox import read_looked_at
-from pipeline.nightly.night import SHARD_FACTOR, NightOptions, choose_images, outcomes, worked_on
+from pipeline.nightly.night import SHARD_FACTOR, NightOptions, attempts, choose_images, not_done, outcomes, worked_on
 from pipeline.storage import Bucket
 from pipeline.work import runs
 from pipeline.work.outcomes import IDENTITY, latest_outcome, pending
@@ -66,12 +66,15 @@ def preview(*, inbox: Bucket, store: Bucket, options: NightOptions, shard_size: 
     """
     night, listing, _ = choose_images(inbox, store, options, read_looked_at(inbox, store))
     images, listed = worked_on(listing), len(listing)
-    attempts = outcomes(night, store)
-    waiting = pending(images, attempts, retry_failed=night.retry_failed)
+    tried = attempts(night, store)
+    waiting = not_done(images, night, tried)
     known = latest_outcome(feature_store.index(night.encoder_id, store), by="attempt")
-    to_extract = pending(waiting, known, retry_failed=night.retry_failed)
-    tried = attempts.join(images, keys=IDENTITY, join_type="inner")
-    settled = tried.join(waiting.select(IDENTITY), keys=IDENTITY, join_type="left anti")
+    to_extract = sum(
+        len(pending(waiting.filter(pc.field("requested") == requested), known, retry_failed=retry_failed))
+        for requested, retry_failed in ((False, night.retry_failed), (True, True))
+    )
+    counted = outcomes(tried).join(images, keys=IDENTITY, join_type="inner")
+    settled = counted.join(waiting.select(IDENTITY), keys=IDENTITY, join_type="left anti")
     errors = Counter(settled.filter(pc.field("status") == "failed")["error"].to_pylist())
     pace = _pace(store)
     return Preview(
@@ -82,8 +85,8 @@ def preview(*, inbox: Bucket, store: Bucket, options: NightOptions, shard_size: 
         errors=dict(errors.most_common()),
         pending=len(waiting),
         postponed=night.postponed,
-        to_extract=len(to_extract),
-        shards=(-(-len(to_extract) // shard_size), -(-len(waiting) // (SHARD_FACTOR * shard_size))),
+        to_extract=to_extract,
+        shards=(-(-to_extract // shard_size), -(-len(waiting) // (SHARD_FACTOR * shard_size))),
         images_per_second=pace,
         hours=None if pace is None else round(len(waiting) / pace / 3600, 3),
     )

@@ -63,6 +63,7 @@ class NightRecord(RunRecord):
     passed_over: dict[str, int] = Field({}, description="what the inbox holds besides the listed images, by kind")
     already_done: int = Field(0, description="images that had a caption, or had failed, before the run")
     postponed: int = Field(0, description="images that are left to later nights, by the limit of a night")
+    requested: int = Field(0, description="images that were captioned again, on request")
     captioned: int = 0
     failed: int = 0
     gone: int = Field(0, description="images that were removed or replaced after they were listed")

@@ -213,10 +213,11 @@ def test_the_night_is_a_chain(dag):
 @pytest.mark.parametrize(
     ("chosen", "options"),
     [
-        ({}, ["--archive=all", "--no-retry-failed", "--no-accept-smaller-inbox"]),
+        ({}, ["--archive=all", "--no-retry-failed", "--recaption=", "--no-accept-smaller-inbox"]),
+        ({"recaption": None}, ["--archive=all", "--no-retry-failed", "--recaption=", "--no-accept-smaller-inbox"]),
         (
-            {"archive": "new", "retry_failed": True, "accept_smaller_inbox": True},
-            ["--archive=new", "--retry-failed", "--accept-smaller-inbox"],
+            {"archive": "new", "retry_failed": True, "recaption": "2026/*,a b.jpg", "accept_smaller_inbox": True},
+            ["--archive=new", "--retry-failed", "--recaption=2026/*,a b.jpg", "--accept-smaller-inbox"],
         ),
     ],
 )
@@ -225,9 +226,9 @@ def test_the_form_of_a_night(dag, chosen, options):
     from airflow.sdk.exceptions import ParamValidationError
 
     params = {**dag.params.dump(), **chosen}
-    templates = map(dag.get_template_env().from_string, dag.task_dict["list_inbox"].arguments[-3:])
+    templates = map(dag.get_template_env().from_string, dag.task_dict["list_inbox"].arguments[-4:])
     assert [template.render(params=params) for template in templates] == options
-    for name, wrong in {"archive": "old", "retry_failed": "maybe", "accept_smaller_inbox": 3}.items():
+    for name, wrong in {"archive": "old", "retry_failed": "maybe", "recaption": 1, "accept_smaller_inbox": 3}.items():
         assert dag.params.get_param(name).description
         with pytest.raises(ParamValidationError):
             dag.params.get_param(name).resolve(wrong)

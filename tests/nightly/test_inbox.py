@@ -315,6 +315,13 @@ def test_images_that_were_tried_come_last(inbox, store):
     assert worked_on("n2", store)["image_key"].to_pylist()[-1] == "9.jpg"
 
 
+def test_the_limit_does_not_count_what_is_captioned_again(inbox, store):
+    """No later night would caption it."""
+    assert begin("n1", inbox, store, limit=2, recaption="[0-6].jpg")["postponed"] == 1
+    images, night = nights.read_listing("n1", store)
+    assert (len(images), night.requested) == (9, 7)
+
+
 def test_a_limit_that_is_not_reached(inbox, store):
     """Nothing is postponed."""
     assert begin("n1", inbox, store, limit=10)["postponed"] == 0

@@ -225,6 +225,90 @@ def test_a_new_champion_captions_only_new_images_on_request(inbox, store):
     assert counts(night("n3", inbox, store)) == (8, 1, 0, 6, 1)
 
 
+AGAIN = nights.NightOptions(recaption="more/*, broken.jpg")
+"""Of the inbox, two photographs and the damaged one."""
+
+
+def attempts_at(store):
+    """The statuses of the attempts at each image, by key, the oldest first."""
+    found = {}
+    for row in sorted(rows_in(store), key=lambda row: row["captioned_at"]):
+        found.setdefault(row["image_key"], []).append(row["status"])
+    return found
+
+
+def test_a_selection_is_captioned_again(inbox, store):
+    """From stored features, whatever its captions; failed images are tried again. Later nights leave it alone."""
+    night("n1", inbox, store)
+    before = toy.etags(store, "captions/")
+    record = night("n2", inbox, store, options=AGAIN, date=DATE)
+    assert (counts(record), record.requested) == ((7, 4, 1, 2, 1), 3)
+    after = toy.etags(store, "captions/")
+    assert {key: after.get(key) for key in before} == before
+    expected = {
+        key: 2 if key == "broken.jpg" or key.startswith("more/") else 1 for key, _, _ in identities(rows_in(store))
+    }
+    assert {key: len(found) for key, found in attempts_at(store).items()} == expected
+    assert counts(night("n3", inbox, store)) == (7, 7, 0, 0, 0)
+    # Another run is another request.
+    assert counts(night("n4", inbox, store, options=AGAIN, date=DATE)) == (7, 4, 1, 2, 1)
+
+
+def test_a_repeated_run_captions_a_selection_once(inbox, store):
+    """Whether its steps are repeated, or all of it: what it has captioned again is done."""
+    night("n1", inbox, store)
+    record = night("n2", inbox, store, options=AGAIN)
+    before = toy.etags(store, "captions/", "features/")
+    extract("n2", store)
+    write("n2", store, date="2026-01-03")
+    assert counts(reconciled("n2", store)) == counts(record)
+    assert counts(night("n2", inbox, store, options=AGAIN)) == (7, 7, 0, 0, 0)
+    assert toy.etags(store, "captions/", "features/") == before
+
+
+@pytest.mark.parametrize("new_bucket", ["file"], indirect=True)
+def test_new_images_of_a_selection_are_captioned_once(inbox, store):
+    """An image that had no caption gets one, though it is selected; the others are captioned as every night."""
+    record = night("n1", inbox, store, options=nights.NightOptions(recaption="*.jpg"))
+    assert (counts(record), record.requested) == ((7, 0, 7, 6, 1), 5)
+    assert max(map(len, attempts_at(store).values())) == 1
+
+
+@pytest.mark.parametrize("new_bucket", ["file"], indirect=True)
+def test_two_requests_at_once(inbox, store):
+    """The second run takes over the open shards of the first: they are captioned after its request, too."""
+    night("n1", inbox, store)
+    for run in ("n2", "n3"):
+        nights.list_inbox(run, inbox=inbox, store=store, options=nights.NightOptions(recaption="more/*"))
+    for run in ("n2", "n3"):
+        nights.plan_captions(run, store=store, date=DATE, shard_size=3)
+    for run in ("n3", "n2"):
+        write(run, store)
+        assert counts(reconciled(run, store)) == (7, 5, 0, 2, 0)
+    assert [len(attempts_at(store)[key]) for key in ("more/yellow.jpg", "more/red again.jpg")] == [2, 2]
+
+
+@pytest.mark.parametrize("new_bucket", ["file"], indirect=True)
+def test_a_selection_by_keys(inbox, store, caplog):
+    """Whole keys, with any characters; those that are not in the inbox are named."""
+    night("n1", inbox, store)
+    keys = frozenset({"déjà vu/100% blue + #1?.jpg", "typo.jpg"})
+    record = night("n2", inbox, store, options=nights.NightOptions(recaption_keys=keys))
+    assert (counts(record), record.requested) == ((7, 6, 0, 1, 0), 1)
+    assert "can't be captioned again" in caplog.text
+    assert "1, ['typo.jpg']" in caplog.text
+
+
+@pytest.mark.parametrize("new_bucket", ["file"], indirect=True)
+@pytest.mark.parametrize("selection", [{"recaption": "less/*"}, {"recaption_keys": frozenset({"more"})}])
+def test_a_selection_of_nothing(inbox, store, selection):
+    """It is an error, which shows the selection; nothing is written."""
+    before = toy.etags(store, "")
+    with pytest.raises(PipelineError, match=r"None of the 7 photographs in .* Received: '?\[?'?(less/\*|more)'"):
+        nights.list_inbox("n1", inbox=inbox, store=store, options=nights.NightOptions(**selection))
+    assert toy.etags(store, "") == before
+
+
 @pytest.mark.parametrize("new_bucket", ["file"], indirect=True)
 @pytest.mark.parametrize("step", ["extraction", "captions"])
 def test_two_concurrent_nights_caption_nothing_twice(inbox, store, trained, step):

@@ -116,6 +116,13 @@ def test_the_hours_of_a_first_night(inbox, bucket):
     assert "an unknown time" in str(result)
 
 
+def test_a_selection_is_pending(inbox, bucket):
+    """Images that would be captioned again are pending, whatever their attempts; those without features are counted."""
+    write(bucket, [at(EARLIER, inbox, "a.jpg"), at(EARLIER, inbox, "b.jpg", error="x")], night="2026-01-02", shard="s1")
+    result = show(inbox, bucket, recaption="a.jpg,b.jpg,c.jpg")
+    assert (result.done, result.pending, result.to_extract, result.errors) == (0, 4, 4, {})
+
+
 def test_a_limited_night(inbox, bucket):
     """The newest images are captioned, the rest is postponed."""
     result = show(inbox, bucket, limit=3)
