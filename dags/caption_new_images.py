@@ -11,14 +11,20 @@ under `runs/`. A run can be repeated, or interrupted and cleared: finished work 
 The trigger form selects what a night captions: the whole archive or only new images, with or without the images that
 failed before, and some images again.
 
+If people have corrected enough captions, or drift has been noticed in enough nights in a row, the last task starts
+`retrain_captioner`: the settings `CAPTION_RETRAIN_AFTER_CORRECTIONS` and `CAPTION_RETRAIN_AFTER_DRIFT` say how many.
+
 The run fails at once if no model has been promoted: trigger `retrain_captioner` first.
 """
 
+from typing import Any
+
 import pendulum
-from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, Param
+from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, Param, get_current_context, task
+from airflow.sdk.exceptions import AirflowSkipException
 
 from captioning import notifications
-from captioning.assets import CAPTIONS, CHAMPION, FEATURES
+from captioning.assets import CAPTIONS, CHAMPION, FEATURES, RETRAINING_DUE
 from captioning.names import GPU, NIGHT_DAG, RECONCILE
 from captioning.operators import (
     DEFAULT_ARGS,
@@ -110,6 +116,14 @@ with DAG(
         outlets=[CAPTIONS],
         pages={"Captions": "captions/?night={{ dag_run.run_after | ds }}"},
     )
+
+    @task(outlets=[RETRAINING_DUE])
+    def emit_retraining_event(reason: Any) -> None:
+        """Emit the asset event that starts a retraining, with the reason; skipped if none is due."""
+        if not reason:
+            raise AirflowSkipException("no retraining is due")
+        get_current_context()["outlet_events"][RETRAINING_DUE].extra = {"reason": reason}
+
     list_inbox >> plan_extraction >> extract >> plan_captions >> caption >> reconcile
     # Where one shard fails, its siblings may still run.
-    [extract, caption, reconcile] >> end_run("night")
+    [extract, caption, emit_retraining_event(reconcile.result("retraining_due"))] >> end_run("night")

@@ -8,7 +8,8 @@ Trigger it with the form. Without any change, it retrains on the champion's data
 Retraining on known photographs extracts nothing, and a model that was already trained from the same inputs is not
 trained again: choose another seed to get another model.
 
-* With the promotion *approve*, the run waits at `approval` until a person decides under Required Actions.
+* With the promotion *approve*, the run waits at `approval` until a person decides under Required Actions. So does a run
+  that a night has started, because people have corrected many captions or because of drift: its first note says why.
 * `gate` writes to its log and to the run's record why a candidate was promoted or not.
 * `evaluate` logs the URL of the report and links to it.
 * To promote a model by hand or to go back to the previous one: `captioning promote VERSION`, `captioning rollback`.
@@ -23,7 +24,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 from pydantic import BaseModel
 
 from captioning import notifications
-from captioning.assets import CANDIDATE, CHAMPION, DATASET, FEATURES
+from captioning.assets import CANDIDATE, CHAMPION, DATASET, FEATURES, RETRAINING_DUE
 from captioning.names import GPU, RETRAINING_DAG
 from captioning.operators import DEFAULT_ARGS, PipelineOperator, end_run, extract_features
 from pipeline.config import DecodingConfig, TrainingConfig, describe_bounds
@@ -38,6 +39,20 @@ PAGES = {"Report": f"captions/models/{VERSION}/report", "Models": "captions/mode
 
 ANSWER = "(ti.xcom_pull(task_ids='approval') or {})"
 """The answer in a template; empty if the run needs no approval."""
+
+CAUSE = (
+    "{% for events in triggering_asset_events.values() %}{{ events[-1].extra.get('reason') or 'an event' }}{% endfor %}"
+)
+"""Why a night has started the run; empty if a person has."""
+
+STARTED_BY = (
+    "{% set cause = ti.xcom_pull(task_ids='resolve_inputs', key='cause') %}"
+    "{% if cause %}Started by {{ cause }}.\n\n{% endif %}"
+)
+"""The same as a sentence for the person who decides."""
+
+POLICY = "{{ 'approve' if dag_run.run_type == 'asset_triggered' else params.promotion }}"
+"""The promotion: nobody has filled in the form of a run that a night has started, so a person decides."""
 
 
 def params_of(model: type[BaseModel], section: str) -> dict[str, Param]:
@@ -63,7 +78,7 @@ with DAG(
     dag_id=RETRAINING_DAG,
     description="Ingest, extract, train, evaluate, promote",
     doc_md=__doc__,
-    schedule=None,
+    schedule=[RETRAINING_DUE],
     catchup=False,
     max_active_runs=1,
     tags=["captioning"],
@@ -171,6 +186,7 @@ with DAG(
             "{{ run_id }}",
             "--dataset={{ params.dataset or '' }}",
             "--encoder={{ params.encoder or '' }}",
+            f"--cause={CAUSE}",
         ],
     )
     ingest = PipelineOperator(
@@ -240,7 +256,7 @@ with DAG(
             "evaluate-champion",
             train.result("version"),
             *DECODING_OPTIONS,
-            "--policy={{ params.promotion }}",
+            f"--policy={POLICY}",
             "--floor={{ params.floor }}",
         ],
         pool=GPU,
@@ -250,15 +266,15 @@ with DAG(
     )
 
     @task.branch
-    def choose_approval() -> str:
+    def choose_approval(policy: str) -> str:
         """Go through the approval, or straight to the gate."""
-        return "compare" if get_current_context()["params"]["promotion"] == "approve" else "gate"
+        return "compare" if policy == "approve" else "gate"
 
     compare = PipelineOperator(task_id="compare", arguments=["compare", train.result("version"), *DECODING_OPTIONS])
     approval = HITLOperator(
         task_id="approval",
         subject=f"Promote {VERSION}?",
-        body="{{ ti.xcom_pull(task_ids='compare', key='comparison') }}",
+        body=STARTED_BY + "{{ ti.xcom_pull(task_ids='compare', key='comparison') }}",
         options=[PROMOTE, KEEP],
         execution_timeout=None,
     )
@@ -269,7 +285,7 @@ with DAG(
             train.result("version"),
             *DECODING_OPTIONS,
             "--run={{ run_id }}",
-            "--policy={{ params.promotion }}",
+            f"--policy={POLICY}",
             "--tolerance={{ params.tolerance }}",
             "--floor={{ params.floor }}",
             f"{{{{ '--promote' if {ANSWER}.get('chosen_options') == ['{PROMOTE}'] else '--keep' }}}}",
@@ -291,7 +307,7 @@ with DAG(
     # The encoder is not downloaded for captions that cannot be read.
     ingest >> register_encoder
     extract >> train
-    evaluate >> evaluate_champion >> choose_approval() >> [compare, gate]
+    evaluate >> evaluate_champion >> choose_approval(POLICY) >> [compare, gate]
     compare >> approval >> gate
     # Where one of two parallel tasks fails, the other may still run.
     [vocabulary, extract, emit_champion_event(gate.output)] >> end_run("retraining")

@@ -131,6 +131,7 @@ def resolve_inputs(
         str,
         typer.Option(help="encoder, as for `register-encoder`; by default the champion's, or CAPTION_ENCODER"),
     ] = "",
+    cause: Annotated[str, typer.Option(help="why the retraining was started, if not by a person")] = "",
 ) -> None:
     """Begin a retraining: determine its dataset and its encoder."""
     from pipeline.training import inputs
@@ -142,9 +143,10 @@ def resolve_inputs(
         encoder=encoder,
         default_dataset=settings.dataset,
         default_encoder=settings.encoder,
+        cause=cause,
         store=_store(),
     )
-    _print({**found.model_dump(), "summary": str(found)})
+    _print({**found.model_dump(), "cause": cause, "summary": f"{found}; started by {cause}" if cause else str(found)})
 
 
 @app.command()
@@ -744,19 +746,27 @@ def night_caption(shard: ShardName) -> None:
 
 @night.command("reconcile")
 def night_reconcile(run: RunName) -> None:
-    """Count the images of the night; fail if one is unaccounted for, or too many failed."""
+    """Count the images of the night; fail if one is unaccounted for, or too many failed. Say if a retraining is due."""
     from pipeline.nightly.reconcile import reconcile
+    from pipeline.nightly.retraining import retraining_due
 
-    settings = read_settings()
+    settings, store = read_settings(), _store()
     record = reconcile(
         run,
-        store=_store(),
+        store=store,
         max_failed_fraction=settings.max_failed_fraction,
         max_shrink_fraction=settings.max_shrink_fraction,
         drift_limit=settings.drift_limit,
         sidecars=settings.sidecars,
     )
-    _print({**record.model_dump(mode="json"), "summary": str(record)})
+    due = retraining_due(
+        record,
+        after_corrections=settings.retrain_after_corrections,
+        after_drift=settings.retrain_after_drift,
+        store=store,
+    )
+    summary = f"{record}; a retraining is due: {due}" if due else str(record)
+    _print({**record.model_dump(mode="json"), "retraining_due": due, "summary": summary})
 
 
 @app.command()

@@ -105,6 +105,18 @@ class Settings(BaseSettings):
         gt=0,
         description="a night that differs from earlier ones by more standard deviations than this raises a warning",
     )
+    retrain_after_corrections: int = Field(
+        0,
+        ge=0,
+        description="corrections since the last retraining after which a night starts another, which waits for an "
+        "approval; 0 for never",
+    )
+    retrain_after_drift: int = Field(
+        0,
+        ge=0,
+        description="nights in a row with warnings of drift after which a night starts a retraining, which waits for "
+        "an approval; 0 for never",
+    )
     sidecars: SidecarPlace = Field(
         "none",
         description="where the captions are also written as XMP sidecars, for photo tools: `store` (under `sidecars/` "

@@ -32,6 +32,7 @@ SETTINGS: dict[str, tuple[type[BaseModel], Sequence[str]]] = {
     "Runs": (Settings, ["shard_size", "max_failed_fraction", "tracking_uri"]),
     "Listing of the inbox": (Settings, ["inbox_include", "inbox_exclude", "max_shrink_fraction"]),
     "Nightly captions": (Settings, ["night_limit", "beam_width", "mbr_samples", "sidecars", "drift_limit"]),
+    "Retraining by itself": (Settings, ["retrain_after_corrections", "retrain_after_drift"]),
     "Connections": (AirflowSettings, ["store_connection", "inbox_connection"]),
     "Notifications": (AirflowSettings, ["notify_email", "notify_webhook", "night_deadline"]),
 }
@@ -83,9 +84,9 @@ TABLES = (
         "Captions",
         layout.shard_result(layout.captions_folder("*", "*"), "*"),
         "The history. Every image that a night lists has a row, whether it was captioned or failed. It gets a further "
-        "row whenever it is tried again, or captioned again by a new champion or on request. The partitions are two more "
-        "columns: `model` is the version of the model, and `date` the date of the night. The query returns all captions "
-        "that an image has had.",
+        "row whenever it is tried again, or captioned again by a new champion or on request. The partitions are two "
+        "more columns: `model` is the version of the model, and `date` the date of the night. The query returns all "
+        "captions that an image has had.",
         captions.SCHEMA,
         "select image_key, captioned_at, model, caption, error\nfrom {files}\norder by image_key, captioned_at",
     ),

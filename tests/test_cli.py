@@ -33,7 +33,7 @@ NAME = "NAME"
 NIGHT_STEPS = ("list", "plan-extraction", "plan-captions", "reconcile")
 
 COMMANDS = {
-    "resolve-inputs": {"run", "--dataset", "--encoder"},
+    "resolve-inputs": {"run", "--dataset", "--encoder", "--cause"},
     "ingest": {"sources", "--name", "--language", "--max-dropped-fraction", "--corrections", "--no-corrections"},
     "datasets": {"--limit"},
     "vocabulary": {"dataset_id", "--min-count"},
@@ -313,6 +313,7 @@ def test_a_night(store, result, command, trained):
     reconciled = result("night", "reconcile", "n1")
     assert (reconciled["captioned"], reconciled["status"]) == (3, "succeeded")
     assert reconciled["summary"].startswith("3 images listed = 3 captioned + 0 failed + 0 done before")
+    assert reconciled["retraining_due"] == ""
     [shard] = store.list(f"captions/model={version}/date=2026-01-02/")
     for row in parquet.read(shard.key, store).to_pylist():
         assert row["image_key"].removeprefix("toy/").partition("-")[0] in row["caption"].split()
@@ -373,6 +374,36 @@ def test_exports(environment, store, result, command):
     done = result("export", str(environment / "w"), "--format=iceberg", "--table=a.b", catalog)
     assert (done["rows"], done["table"]) == (4, "a.b")
     assert command("export", str(target))[0] == 2
+
+
+def test_a_retraining_that_is_due(store, result, trained, monkeypatch):
+    """The last step of a night says why, if a setting asks for it; the retraining records it, and none is due then."""
+    toy.copy(trained.store, store, "")
+    result("promote", trained.model.version)
+    result("demo-inbox", "--count", "1")
+    result("night", "list", "n1")
+    for step in ("plan-extraction", "plan-captions"):
+        for shard in result("night", step, "n1"):
+            result(*(["extract"] if step == "plan-extraction" else ["night", "caption"]), shard)
+    for name in ("CORRECTIONS", "DRIFT"):
+        monkeypatch.setenv(f"CAPTION_RETRAIN_AFTER_{name}", "1")
+    assert result("night", "reconcile", "n1")["retraining_due"] == ""
+    corrections.add(
+        toy.picture("red", 99),
+        caption="a ball",
+        model_caption="a dog",
+        model_version="v",
+        corrected_by="a",
+        store=store,
+    )
+    reconciled = result("night", "reconcile", "n1")
+    cause = "1 corrections since the last retraining"
+    assert reconciled["retraining_due"] == cause
+    assert reconciled["summary"].endswith(f"; a retraining is due: {cause}")
+    inputs = result("resolve-inputs", "r1", f"--cause={cause}")
+    assert (inputs["cause"], inputs["summary"].endswith(f"; started by {cause}")) == (cause, True)
+    assert runs.read_record(runs.RETRAINING, "r1", store).cause == cause
+    assert result("night", "reconcile", "n1")["retraining_due"] == ""
 
 
 def test_a_selection_to_be_captioned_again(environment, store, command, result):

@@ -185,8 +185,9 @@ def run_gate(
 
 
 def describe(record: RetrainingRecord) -> str:
-    """The decision in one line."""
-    return f"{record.version} {'is the new champion' if record.promoted else 'was not promoted'}: {record.reason}"
+    """The decision in one line, with the cause of the retraining if no person started it."""
+    decision = f"{record.version} {'is the new champion' if record.promoted else 'was not promoted'}: {record.reason}"
+    return f"{decision}; started by {record.cause}" if record.cause else decision
 
 
 def _record(run: str, store: Bucket) -> RetrainingRecord:

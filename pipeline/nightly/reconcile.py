@@ -84,6 +84,7 @@ def reconcile(
             "gone": len(gone),
             "errors": dict(Counter(error for _, error in failures).most_common()),
             "drift": differences,
+            "drifted": bool(warnings),
             "warnings": warnings,
             "seconds": dict(Counter(seconds) + Counter(runs.total_seconds(stats))),
             "images_per_second": _rate(len(outcomes), (finished_at - night.listed_at).total_seconds()),

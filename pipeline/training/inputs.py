@@ -33,7 +33,14 @@ class Inputs(BaseModel):
 
 
 def resolve(
-    run: str, *, dataset: str, encoder: str, default_dataset: str, default_encoder: str, store: Bucket
+    run: str,
+    *,
+    dataset: str,
+    encoder: str,
+    default_dataset: str,
+    default_encoder: str,
+    cause: str = "",
+    store: Bucket,
 ) -> Inputs:
     """Determine the inputs of a retraining and begin its record.
 
@@ -43,6 +50,7 @@ def resolve(
         encoder: the encoder; empty for that of the champion.
         default_dataset: used if there is no champion, in the same form.
         default_encoder: used if there is no champion.
+        cause: why the retraining was started, if not by a person; it is recorded.
         store: the store.
 
     Raises:
@@ -63,7 +71,7 @@ def resolve(
     if not inputs.sources:
         raise PipelineError("No captioned photographs are given: fill in the field Dataset, or set CAPTION_DATASET.")
     record = runs.RetrainingRecord(
-        run=run, started_at=datetime.now(UTC), dataset=inputs.dataset, encoder=inputs.encoder
+        run=run, started_at=datetime.now(UTC), dataset=inputs.dataset, encoder=inputs.encoder, cause=cause
     )
     runs.write_record(record, store)
     log.info("%s", inputs)

@@ -71,6 +71,7 @@ class NightRecord(RunRecord):
     drift: dict[str, dict[str, float]] = Field(
         {}, description="differences from the model's test and from earlier nights, in standard deviations"
     )
+    drifted: bool = Field(False, description="whether one of these is larger than allowed; warnings says which")
     warnings: list[str] = []
     images_per_second: float = 0.0
 
@@ -89,6 +90,7 @@ class RetrainingRecord(RunRecord):
     """The record of a retraining."""
 
     kind: Literal["retraining"] = "retraining"
+    cause: str = Field("", description="why it was started; empty if a person started it")
     dataset: str = Field("", description="the sources of its captioned photographs, then the id of the dataset")
     encoder: str = Field("", description="the requested encoder")
     version: str = Field("", description="the model that it trained")

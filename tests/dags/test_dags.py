@@ -32,6 +32,9 @@ def dag(dagbag, request):
     return dagbag.dags[request.param]
 
 
+OURS = ("choose_approval", "approval", "emit_champion_event", "emit_retraining_event")
+"""Tasks that run no command."""
+
 BOTH = pytest.mark.parametrize("dag", ["retrain_captioner", "caption_new_images"], indirect=True)
 
 
@@ -77,7 +80,7 @@ def test_parsing_is_light(airflow_home):
 @BOTH
 def test_tasks_retry_with_backoff_and_end(dag):
     """Every task of the pipeline is retried with growing pauses and has a time limit; one run is active at a time."""
-    tasks = [task for task in dag.tasks if task.task_id not in ("choose_approval", "approval", "emit_champion_event")]
+    tasks = [task for task in dag.tasks if task.task_id not in OURS]
     assert all(task.retries >= 2 and task.retry_exponential_backoff and task.execution_timeout for task in tasks)
     assert dag.max_active_runs == 1
     assert not dag.catchup
@@ -112,8 +115,11 @@ def test_every_run_is_ended(dag):
     kind = {"retrain_captioner": "retraining", "caption_new_images": "night"}[dag.dag_id]
     assert end_run.arguments == ["end-run", kind, "{{ run_id }}"]
     # A task that can fail while others run must be waited for together with those.
-    waits = {"retrain_captioner": {"vocabulary", "extract", "emit_champion_event"}}
-    assert end_run.upstream_task_ids == waits.get(dag.dag_id, {"extract", "caption", "reconcile"})
+    waits = {
+        "retrain_captioner": {"vocabulary", "extract", "emit_champion_event"},
+        "caption_new_images": {"extract", "caption", "emit_retraining_event"},
+    }
+    assert end_run.upstream_task_ids == waits[dag.dag_id]
 
 
 @pytest.mark.parametrize("dag", ["retrain_captioner"], indirect=True)
@@ -139,6 +145,7 @@ def test_the_retraining_goes_from_data_to_champion(dag):
     assert dag.task_dict["extract"].is_mapped
     assert dag.task_dict["train"].trigger_rule == "none_failed"
     assert [asset.name for asset in dag.task_dict["emit_champion_event"].outlets] == ["champion_captioner"]
+    assert "retraining_due" in str(dag.timetable.asset_condition)
 
 
 @pytest.mark.parametrize("dag", ["retrain_captioner"], indirect=True)
@@ -172,9 +179,10 @@ def test_dataset_and_encoder_may_be_empty(dag, empty):
     assert (dag.params["dataset"], dag.params["encoder"]) == ("", "")
     for name in ("dataset", "encoder"):
         dag.params.get_param(name).resolve(empty)
-    templates = map(dag.get_template_env().from_string, dag.task_dict["resolve_inputs"].arguments[-2:])
-    rendered = [template.render(params={"dataset": empty, "encoder": empty}) for template in templates]
-    assert rendered == ["--dataset=", "--encoder="]
+    templates = map(dag.get_template_env().from_string, dag.task_dict["resolve_inputs"].arguments[-3:])
+    params = {"dataset": empty, "encoder": empty}
+    rendered = [template.render(params=params, triggering_asset_events={}) for template in templates]
+    assert rendered == ["--dataset=", "--encoder=", "--cause="]
 
 
 @pytest.mark.parametrize("dag", ["retrain_captioner"], indirect=True)
@@ -183,8 +191,23 @@ def test_the_dataset_may_be_several_lines(dag):
     lines = "/data/Flickr 8k\ns3://photos/a,b.csv"
     param = dag.params.get_param("dataset")
     assert (param.schema["format"], param.resolve(lines)) == ("multiline", lines)
-    template = dag.get_template_env().from_string(dag.task_dict["resolve_inputs"].arguments[-2])
+    template = dag.get_template_env().from_string(dag.task_dict["resolve_inputs"].arguments[-3])
     assert template.render(params={"dataset": lines}) == f"--dataset={lines}"
+
+
+@pytest.mark.parametrize("dag", ["retrain_captioner"], indirect=True)
+@pytest.mark.parametrize(
+    ("cause", "text"), [("12 corrections", "Started by 12 corrections.\n\nScores"), ("", "Scores")]
+)
+def test_the_approval_says_why_a_night_started_it(dag, cause, text):
+    """Before the scores; nothing if a person has started it."""
+
+    class Instance:
+        def xcom_pull(self, task_ids, key):
+            return {("resolve_inputs", "cause"): cause, ("compare", "comparison"): "Scores"}[task_ids, key]
+
+    template = dag.get_template_env().from_string(dag.task_dict["approval"].body)
+    assert template.render(ti=Instance()) == text
 
 
 @pytest.mark.parametrize("dag", ["retrain_captioner"], indirect=True)
@@ -200,8 +223,10 @@ def test_the_language_of_the_form_is_that_of_the_dataset(dag, language, argument
 
 @pytest.mark.parametrize("dag", ["caption_new_images"], indirect=True)
 def test_the_night_is_a_chain(dag):
-    """List, plan, extract, plan, caption, reconcile; at two o'clock, and when there is a new champion."""
-    chain = ["list_inbox", "plan_extraction", "extract", "plan_captions", "caption", "reconcile"]
+    """From the listing to the event of a retraining; at two o'clock, and when there is a new champion."""
+    chain = [
+        "list_inbox", "plan_extraction", "extract", "plan_captions", "caption", "reconcile", "emit_retraining_event",
+    ]  # fmt: skip
     for before, after in itertools.pairwise(chain):
         assert dag.task_dict[after].upstream_task_ids == {before}
     assert all(dag.task_dict[name].is_mapped for name in ("extract", "caption"))
@@ -282,6 +307,7 @@ def test_lineage(dagbag):
         "retrain_captioner.emit_champion_event": ["champion_captioner"],
         "caption_new_images.extract": ["image_features"],
         "caption_new_images.reconcile": ["image_captions"],
+        "caption_new_images.emit_retraining_event": ["retraining_due"],
     }
     assert read == {
         "retrain_captioner.train": ["captioning_dataset", "image_features"],

@@ -1,10 +1,12 @@
 """Runs of both DAGs with commands that are replaced: what runs after what, and how runs end."""
 
 import json
+from types import MappingProxyType
 
 import pytest
 from airflow.providers.standard.hooks.subprocess import SubprocessResult
 from airflow.sdk.exceptions import AirflowFailException
+from sqlalchemy import select
 
 from tests.support.paths import PROJECT
 
@@ -27,7 +29,8 @@ RESULTS = {
     "list": {"listed": 9},
     "plan-captions": ["shard3", "shard4"],
     "caption": {"captioned": 4, "summary": "4 images"},
-    "reconcile": {"captioned": 8, "warnings": [], "summary": "9 images listed"},
+    "compare": {"version": "m1", "comparison": "the scores of m1", "summary": "the scores of m1"},
+    "reconcile": {"captioned": 8, "warnings": [], "retraining_due": "", "summary": "9 images listed"},
 }
 """The result of each command, of `night` by its second word."""
 
@@ -52,11 +55,11 @@ class Runs:
             return SubprocessResult(exit_code=2, output=f"error: {result}")
         return SubprocessResult(exit_code=0, output=json.dumps(result))
 
-    def run(self, dag_id, conf=None, **changed):
-        """Run a DAG; the state of the run, and the states of its tasks."""
+    def run(self, dag_id, conf=None, *, options=MappingProxyType({}), **changed):
+        """Run a DAG, with options of its test; the state of the run, and the states of its tasks."""
         self.commands.clear()
         self.changed = {name.replace("_", "-"): result for name, result in changed.items()}
-        run = self.dags[dag_id].test(run_conf=conf or {})
+        run = self.dags[dag_id].test(run_conf=conf or {}, **options)
         states = {}
         for instance in sorted(run.get_task_instances(), key=lambda each: each.map_index):
             states.setdefault(instance.task_id, []).append(instance.state)
@@ -90,7 +93,7 @@ def test_a_retraining_succeeds(runs):
     commands = {arguments[0]: arguments[1:] for arguments in runs.commands}
     dataset = RESULTS["ingest"]["dataset"]
     decoding = ["--beam-width=5", "--mbr-samples=0"]
-    assert commands["resolve-inputs"][1:] == ["--dataset=", "--encoder="]
+    assert commands["resolve-inputs"][1:] == ["--dataset=", "--encoder=", "--cause="]
     assert commands["ingest"] == ["photos", "s3://more/a b", "--language=", "--corrections"]
     assert commands["register-encoder"] == ["random", "--no-crops", "--int8="]
     assert commands["plan-extraction"][:2] == [dataset, "resnet50-1"]
@@ -134,6 +137,52 @@ def test_a_night_succeeds(runs):
         "list", "plan-extraction", "extract", "plan-captions", "caption", "reconcile", "end-run",
     ]  # fmt: skip
     assert (runs.commands[-1][1], runs.error()) == ("night", None)
+
+
+@pytest.fixture
+def asset_triggered(monkeypatch):
+    """The options with which a DAG's test begins as the scheduler begins a run for the last event of an asset."""
+    from airflow.models import dagrun
+
+    original = dagrun.get_or_create_dagrun
+
+    def create(*, session, **kwargs):
+        run = original(session=session, **kwargs)
+        run.run_type = "asset_triggered"
+        run.consumed_asset_events = last_events(session)
+        session.commit()
+        return run
+
+    monkeypatch.setattr(dagrun, "get_or_create_dagrun", create)
+    # Airflow's test of a DAG would wait for the answer for ever.
+    return {"logical_date": None, "mark_success_pattern": "approval"}
+
+
+def last_events(session):
+    """The last event that asks for a retraining, if there is one."""
+    from airflow.models.asset import AssetEvent, AssetModel
+
+    query = select(AssetEvent).join(AssetModel, AssetModel.id == AssetEvent.asset_id)
+    return session.scalars(
+        query.where(AssetModel.name == "retraining_due").order_by(AssetEvent.id.desc()).limit(1)
+    ).all()
+
+
+def test_a_night_starts_a_retraining_that_waits_for_an_approval(runs, asset_triggered):
+    """Its event has the reason, which the retraining is given; whatever the form's default, a person decides."""
+    state, tasks = runs.run("caption_new_images")
+    assert (state, tasks["emit_retraining_event"], tasks["end_run"]) == ("success", "skipped", "success")
+    due = {**RESULTS["reconcile"], "retraining_due": "12 corrections"}
+    state, tasks = runs.run("caption_new_images", reconcile=due)
+    assert (state, tasks["emit_retraining_event"]) == ("success", "success")
+
+    state, tasks = runs.run("retrain_captioner", options=asset_triggered)
+    assert state == "success"
+    assert {tasks[name] for name in ("choose_approval", "compare", "approval", "gate")} == {"success"}
+    commands = {arguments[0]: arguments[1:] for arguments in runs.commands}
+    assert "--cause=12 corrections" in commands["resolve-inputs"]
+    assert "--policy=approve" in commands["evaluate-champion"]
+    assert {"--policy=approve", "--keep"} < set(commands["gate"])
 
 
 def test_a_killed_shard(runs):

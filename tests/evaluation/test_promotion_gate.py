@@ -124,6 +124,7 @@ def test_a_promotion_and_its_record(bucket):
         "kind": "retraining",
         "status": "succeeded",
         "message": "",
+        "cause": "",
         "dataset": DATASET,
         "encoder": "",
         "version": "v1",
@@ -155,7 +156,9 @@ def test_a_candidate_that_is_not_promoted(bucket):
     gate("v1", bucket)
     before = read_champion(bucket)
     record = gate("v2", bucket, run="r2")
-    assert describe(record) == ("v2 was not promoted: CIDEr 0.300 against 0.400 of the champion v1, tolerance 0.015")
+    line = "v2 was not promoted: CIDEr 0.300 against 0.400 of the champion v1, tolerance 0.015"
+    assert describe(record) == line
+    assert describe(record.model_copy(update={"cause": "12 corrections"})) == f"{line}; started by 12 corrections"
     assert read_champion(bucket) == before
     assert (record.status, record.promoted, record.scores["CIDEr"]) == ("succeeded", False, 0.3)
     assert next(runs.list_records(runs.RETRAINING, bucket)) == record

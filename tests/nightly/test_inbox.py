@@ -318,8 +318,8 @@ def test_images_that_were_tried_come_last(inbox, store):
 def test_the_limit_does_not_count_what_is_captioned_again(inbox, store):
     """No later night would caption it."""
     assert begin("n1", inbox, store, limit=2, recaption="[0-6].jpg")["postponed"] == 1
-    images, night = nights.read_listing("n1", store)
-    assert (len(images), night.requested) == (9, 7)
+    listing, night = nights.read_listing("n1", store)
+    assert (len(nights.worked_on(listing)), night.requested) == (9, 7)
 
 
 def test_a_limit_that_is_not_reached(inbox, store):

@@ -133,7 +133,7 @@ def test_an_unusual_night_causes_warnings(new_bucket, store, trained, caplog):
     evaluate_model(trained.model.version, store=store, decoding=decoding, max_failed_fraction=0.2)
     record = night("n1", coloured(new_bucket()), store)
     assert record.drift.keys() == {"the model's test"}
-    assert record.warnings == []
+    assert (record.warnings, record.drifted) == ([], False)
     black = new_bucket()
     for number in range(40):
         black.put(f"{number}.png", toy.png(0, 0, number))
@@ -142,6 +142,7 @@ def test_an_unusual_night_causes_warnings(new_bucket, store, trained, caplog):
     assert record.drift["earlier nights"]["features"] > 1
     assert any(text.startswith("features: ") and "earlier nights" in text for text in record.warnings)
     assert record.warnings[0] in caplog.text
+    assert record.drifted
     assert runs.read_record(runs.NIGHT, "n2", store) == record
 
 
