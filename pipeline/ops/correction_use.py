@@ -25,6 +25,8 @@ MODELS = 20
 
 WAITS = "the next retraining learns from it"
 
+UNKNOWN = "it is not known whether a retraining learns from it, because the champion's dataset can't be read"
+
 
 class Use(BaseModel):
     """A correction, and what became of it."""
@@ -48,7 +50,7 @@ def list_corrections(store: Bucket, *, limit: int | None = None, damaged: list[s
         damaged: gets the messages of damaged models and corrections, which are left out. By default, they are errors.
 
     Raises:
-        DamagedObjectError: the champion's pointer or its dataset is damaged; or a model or a correction is.
+        DamagedObjectError: a model or a correction is damaged.
     """
     events = corrections.read(store, damaged=damaged).drop_columns("name").to_pylist()
     every = [Correction(**row) for row in events]
@@ -72,9 +74,14 @@ class Explainer:
     """Says whether the next retraining learns from a correction; it reads the champion's dataset once."""
 
     def __init__(self, store: Bucket) -> None:
-        champion = find_champion(store)
-        self._dataset = load_metadata(champion.version, store).dataset if champion else ""
-        self._held_out = dataset.held_out_pictures(self._dataset, store) if champion else set()
+        self._dataset, self._held_out, self._waits = "", set[str](), WAITS
+        try:
+            if champion := find_champion(store):
+                self._dataset = load_metadata(champion.version, store).dataset
+                self._held_out = dataset.held_out_pictures(self._dataset, store)
+        except PipelineError as error:
+            log.warning("it is not known which corrections are held out: %s", error)
+            self._waits = UNKNOWN
 
     def is_held_out(self, correction: Correction) -> bool:
         """Whether the picture is one by which models are judged."""
@@ -84,7 +91,7 @@ class Explainer:
         """A clause about a correction from which no model has learned yet."""
         if self.is_held_out(correction):
             return f"no retraining learns from it: the photograph is in dev or test of {self._dataset}"
-        return WAITS
+        return self._waits
 
 
 def withdraw(image_key: str, *, by: str, store: Bucket) -> Correction:

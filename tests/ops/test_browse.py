@@ -1,20 +1,23 @@
-"""Captions page by page."""
+"""Captions page by page, and what people said about them."""
 
-import io
 import itertools
 from datetime import UTC, datetime
 
-import pyarrow.parquet as pq
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.captioner.registry import promote
+from pipeline.data import corrections
 from pipeline.errors import PipelineError
+from pipeline.nightly import current
+from pipeline.nightly.captions import SCHEMA
 from pipeline.ops import browse
 from pipeline.ops.browse import Filters
-from pipeline.storage import layout, open_bucket
+from pipeline.storage import layout, open_bucket, parquet
+from tests.support import toy
 from tests.support.caption_tables import row, shard_key, write
 from tests.support.effort import random_inputs
 from tests.support.models import write_model
@@ -110,7 +113,7 @@ def test_a_long_search_says_how_far_it_came(tmp_path):
 
 
 def test_a_page_reads_what_it_shows(s3_bucket_name):
-    """A first page costs S3 a listing and one shard, a later one begins at its own shard, a search takes each once."""
+    """A first page costs S3 one shard, a later one begins at its own shard, a search takes each once."""
     store = open_bucket(f"s3://{s3_bucket_name}/archive")
     for night in range(1, 29):
         write(store, [row(f"{night}-{number}") for number in range(5)], night=f"2026-01-{night:02}", shard="s")
@@ -120,7 +123,8 @@ def test_a_page_reads_what_it_shows(s3_bucket_name):
     def ask(filters, after="", seconds=60.0):
         requests.clear()
         found = browse.page(browse.shards(store), filters, store=store, size=3, after=after, seconds=seconds)
-        return [each["image_key"] for each in found.rows], len(requests) - 1
+        # Besides the shards: their listing, the table of corrections, and the listing of newer ones.
+        return [each["image_key"] for each in found.rows], len(requests) - 3
 
     assert ask(Filters()) == (["28-0", "28-1", "28-2"], 1)
     assert ask(Filters(), f"{shard_key('2026-01-03', 's')}:1") == (["3-1", "3-2", "3-3"], 1)
@@ -179,8 +183,9 @@ def test_a_shard_with_flipped_bytes(bucket):
     write(bucket, [row("a"), row("b")], night="2026-01-01", shard="s")
     key = shard_key("2026-01-01", "s")
     data = bytearray(bucket.get(key))
-    first_column = pq.ParquetFile(io.BytesIO(data)).metadata.row_group(0).column(0)
-    data[first_column.data_page_offset - 1] ^= 1  # the last byte of its dictionary
+    with parquet.opened(key, bucket) as file:
+        captions = file.metadata.row_group(0).column(SCHEMA.get_field_index("caption"))
+    data[captions.data_page_offset + captions.total_compressed_size // 2] ^= 1
     bucket.put(key, bytes(data))
     found = browse.page(browse.shards(bucket), Filters(), store=bucket, size=9)
     assert (found.rows, len(found.damaged)) == ([], 1)
@@ -204,6 +209,87 @@ def test_a_page_that_is_no_more(tmp_path, after):
         browse.page(browse.shards(store), Filters(), store=store, size=1, after=after)
 
 
+def said(store, key, caption, etag="e", **options):
+    """Correct the caption of an image, or confirm it."""
+    words = {"model_caption": "a dog", "model_version": "m1", "corrected_by": "ann"}
+    corrections.add(
+        toy.picture("red"), caption=caption, image_key=key, image_etag=etag, store=store, **{**words, **options}
+    )
+
+
+def test_a_persons_word_is_what_filters_see(bucket):
+    """It replaces the caption of each model, at once: words find it, and it is never unsure, failed or a model's."""
+    rows = [row("a"), row("b"), row("c", error="slow"), row("d")]
+    write(bucket, rows, night="2026-01-01", shard="s")
+    write(bucket, [row("a", "a cat")], night="2026-01-02", shard="t", version="m2")
+    said(bucket, "a", "a horse", corrected_by="bob")
+    said(bucket, "a", "a zebra")
+    said(bucket, "b", "a dog", action="confirmed")
+    said(bucket, "c", "a bird")
+    said(bucket, "d", "of another version", etag="older")
+    assert keys(bucket, words="zebra") == ["a", "a"]
+    assert keys(bucket, words="cat") == keys(bucket, words="horse") == keys(bucket, words="slow") == []
+    assert keys(bucket, status="failed") == []
+    assert keys(bucket, unsure=0.9) == keys(bucket, source="model") == ["d"]
+    assert keys(bucket, source="person") == ["a", "a", "b", "c"]
+    [_, first, second, third, fourth] = browse.page(browse.shards(bucket), Filters(), store=bucket, size=9).rows
+    names = ("caption", "log_prob", "status", "error", "source", "action", "corrected_by", "model_version")
+    assert [[each[name] for name in names] for each in (first, second, third, fourth)] == [
+        ["a zebra", None, "ok", None, "person", "corrected", "ann", "m1"],
+        ["a dog", None, "ok", None, "person", "confirmed", "ann", "m1"],
+        ["a bird", None, "ok", None, "person", "corrected", "ann", "m1"],
+        ["a dog", -1.0, "ok", None, "model", None, None, "m1"],
+    ]
+    corrections.withdraw("a", "e", by="bob", store=bucket)
+    assert keys(bucket, words="cat") == ["a"]
+    assert keys(bucket, words="zebra") == []
+
+
+def test_a_damaged_correction_is_left_out(bucket):
+    """The others count, and a note names it: on pages of captions and on the picture's own."""
+    write(bucket, [row("a"), row("b")], night="2026-01-01", shard="s")
+    said(bucket, "a", "a zebra")
+    damaged = layout.correction("2026-01-01", "20260101T000000000000-0")
+    bucket.put(damaged, b"{")
+    page, image = browse.page(browse.shards(bucket), Filters(), store=bucket, size=9), browse.image_captions
+    assert [each["caption"] for each in page.rows] == ["a zebra", "a dog"]
+    for [message] in (page.damaged, image("b", store=bucket).damaged):
+        assert f"{bucket.url(damaged)} is damaged" in message
+
+
+def test_the_caption_of_a_picture_that_counts(bucket):
+    """A person's, or else that of the current captions, or else the newest; the history has all those by models."""
+    write(bucket, [row("a"), row("b", "old", log_prob=-0.5)], night="2026-01-01", shard="s")
+    later = datetime(2026, 1, 2, tzinfo=UTC)
+    write(bucket, [{**row("b", "new"), "captioned_at": later}], night="2026-01-02", shard="t", version="m2")
+
+    def counting(key):
+        found = browse.image_captions(key, store=bucket)
+        assert len(found.history) == {"a": 1, "b": 2, "z": 0}[key]
+        return found.counting
+
+    new = counting("b")
+    assert (new.caption, new.model_version, new.log_prob, new.said) == ("new", "m2", -1.0, None)
+    # The champion of the last night was the older model, whose caption it keeps; it knows an image that waits, too.
+    none = dict.fromkeys(current.SCHEMA.names)
+    table = [
+        {**none, "image_key": "b", "image_etag": "e", "caption": "old", "source": "model", "model_version": "m1"},
+        {**none, "image_key": "z", "image_etag": "e"},
+    ]
+    parquet.write(pa.Table.from_pylist(table, schema=current.SCHEMA), layout.CURRENT_CAPTIONS, bucket)
+    old, waiting = counting("b"), counting("z")
+    assert (old.caption, old.model_caption, old.model_version, old.log_prob) == ("old", "old", "m1", -0.5)
+    assert (waiting.caption, waiting.error, waiting.model_version) == (None, None, "")
+    said(bucket, "b", "better", model_caption="new", model_version="m2")
+    better = counting("b")
+    assert (better.caption, better.said.corrected_by, better.model_caption) == ("better", "ann", "new")
+    assert counting("a").caption == "a dog"
+    # A damaged table is named, and the history does.
+    bucket.put(layout.CURRENT_CAPTIONS, b"{")
+    found = browse.image_captions("a", store=bucket)
+    assert (found.counting.caption, len(found.damaged)) == ("a dog", 1)
+
+
 def test_all_that_was_said_of_a_picture(tmp_path):
     """Rows of all models and nights, the newest first."""
     store = open_bucket(str(tmp_path))
@@ -220,8 +306,8 @@ def test_all_that_was_said_of_a_picture(tmp_path):
         shard="s",
         version="m2",
     )
-    assert [each["caption"] for each in browse.image_captions("b", store=store).rows] == ["two cats", "a cat"]
-    assert browse.image_captions("c", store=store).rows == []
+    assert [each["caption"] for each in browse.image_captions("b", store=store).history] == ["two cats", "a cat"]
+    assert browse.image_captions("c", store=store).counting is None
 
 
 def test_a_picture_of_long_ago(tmp_path, monkeypatch):
@@ -231,11 +317,11 @@ def test_a_picture_of_long_ago(tmp_path, monkeypatch):
     for night in range(1, 29):
         write(store, [row(f"{night}.jpg")], night=f"2026-01-{night:02}", shard="s")
     found = browse.image_captions("2.jpg", store=store)
-    assert (found.rows, found.searched_to) == ([], "2026-01-26")
+    assert (found.history, found.searched_to) == ([], "2026-01-26")
     found = browse.image_captions("2.jpg", store=store, night="2026-01-02")
-    assert [each["night"] for each in found.rows] == ["2026-01-02"]
+    assert [each["night"] for each in found.history] == ["2026-01-02"]
     # One that both searches find is shown once.
-    assert len(browse.image_captions("28.jpg", store=store, night="2026-01-28").rows) == 1
+    assert len(browse.image_captions("28.jpg", store=store, night="2026-01-28").history) == 1
 
 
 def test_models_and_their_promotions(trained):

@@ -1,17 +1,20 @@
-"""The gallery inside Airflow's API server: access, uploads, and the content of the pages."""
+"""The gallery inside Airflow's API server: access, uploads, corrections, and the content of the pages."""
 
+import csv
 import html
+import io
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import boto3
 import pytest
 
 from captioning.gallery import dependencies
+from pipeline.captioner import registry
 from pipeline.config import DecodingConfig
-from pipeline.data import corrections
+from pipeline.data import corrections, dataset
 from pipeline.data.images import MAX_BYTES
 from pipeline.serving import client
 from pipeline.serving.server import Answer, ScoredCaption
@@ -22,9 +25,12 @@ from tests.support import toy
 from tests.support.caption_tables import row, shard_key, write
 from tests.support.decoder_code import CANNOT_START, in_decoders
 from tests.support.long_history import write_history
-from tests.support.models import write_evaluation
+from tests.support.models import write_evaluation, write_model
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&{{ 7*7 }}"
+
+WORDS = {"caption": "a red ball", "model_caption": "a ball", "model_version": "m1"}
+"""What a person says about a caption."""
 
 ANSWER = Answer(version="m1", captions=[ScoredCaption(caption=HOSTILE, log_prob=-0.5, probability=0.4)])
 
@@ -91,6 +97,17 @@ def visit(server, buckets):
 
 
 @pytest.fixture
+def post_correction(visit):
+    """A function that posts what a person says: a line of JSON, and the picture if it is an upload."""
+
+    def post(form, picture=b"", **options):
+        body = json.dumps(form).encode() + b"\n" + picture
+        return visit("/corrections", method="POST", content=body, **options)
+
+    return post
+
+
+@pytest.fixture
 def answering(monkeypatch):
     """A captioning process that always gives the same answer, and the calls that it got."""
     from captioning.gallery import routes as module
@@ -119,10 +136,10 @@ def routes():
 
     from captioning.gallery.routes import app
 
-    values = {"version": "m1", "name": "gallery.css"}
+    values = {"version": "m1", "name": "gallery.css", "picture": f"{'0' * 32}.jpg"}
     found = [(method, route.path.format(**values)) for route in app.routes for method in sorted(route.methods)]
     assert all(isinstance(route, APIRoute) for route in app.routes), "a mounted application is not protected"
-    assert len(found) >= 9
+    assert len(found) >= 12
     return found
 
 
@@ -143,6 +160,8 @@ def test_each_route_opens_with_a_login(visit, answering):
             assert visit(path, cookie=True, role="viewer").status_code in (200, 404, 422), path
     for path in (
         "/",
+        "/corrections",
+        "/corrections.csv",
         "/nights",
         "/models",
         "/try",
@@ -169,14 +188,23 @@ def test_users_who_cannot_see_the_dag_see_no_captions(visit, monkeypatch):
     assert {question["details"].id for question in asked} == {"caption_new_images"}
 
 
-def test_viewers_change_nothing(visit, answering, buckets):
-    """A viewer can neither caption an upload nor correct a caption, and the pages do not offer it."""
-    store, _, _ = buckets
-    for path in ("/caption", "/corrections?caption=a+dog&image_key=red.jpg"):
-        assert visit(path, role="viewer", method="POST", content=b"x").status_code == 403
+ACTIONS = ("corrected", "confirmed", "withdrawn")
+
+
+def test_viewers_change_nothing(visit, post_correction, answering, buckets):
+    """A viewer can neither caption an upload nor say anything about a caption, and the pages do not offer it."""
+    store, _, etag = buckets
+    form = {**WORDS, "image_key": "red.jpg", "image_etag": etag}
+    assert post_correction(form).status_code == 201
+    assert visit("/caption", role="viewer", method="POST", content=b"x").status_code == 403
+    for action in ACTIONS:
+        assert post_correction({**form, "action": action}, role="viewer").status_code == 403
     assert "you need permission to trigger the DAG" in visit("/try", role="viewer").text
-    assert "Correct the caption" not in visit("/image?key=red.jpg", role="viewer").text
-    assert (corrections.count(store), answering[1]) == (0, [])
+    for path in ("/image?key=red.jpg", "/corrections"):
+        assert "<form" in visit(path).text
+        page = visit(path, role="viewer").text
+        assert ("a red ball" in page, "<form" in page) == (True, False)
+    assert (corrections.count(store), answering[1]) == (1, [])
 
 
 @pytest.mark.parametrize(
@@ -189,18 +217,23 @@ def test_viewers_change_nothing(visit, answering, buckets):
         {},
     ],
 )
-def test_posts_of_other_sites_are_refused(visit, answering, buckets, headers):
+def test_posts_of_other_sites_are_refused(visit, post_correction, answering, buckets, headers):
     """Where the login's cookie is sent with them; also where the browser states no origin."""
-    store, _, _ = buckets
-    for path in ("/caption", "/corrections?caption=a+dog&image_key=red.jpg"):
-        answer = visit(path, method="POST", cookie=True, content=b"x", headers=headers)
+    store, _, etag = buckets
+    form = {**WORDS, "image_key": "red.jpg", "image_etag": etag}
+    answers = [visit("/caption", method="POST", cookie=True, content=b"x", headers=headers)]
+    answers += [post_correction({**form, "action": action}, cookie=True, headers=headers) for action in ACTIONS]
+    for answer in answers:
         assert (answer.status_code, "another site" in answer.json()["detail"]) == (403, True)
     assert (corrections.count(store), answering[1]) == (0, [])
 
 
 @pytest.mark.parametrize("headers", [{"Sec-Fetch-Site": "same-origin"}, {"Origin": "http://127.0.0.1:8080"}])
-def test_posts_of_the_page_itself_are_taken(visit, answering, headers):
+def test_posts_of_the_page_itself_are_taken(visit, post_correction, answering, buckets, headers):
     """Of a browser with the login's cookie."""
+    form = {**WORDS, "image_key": "red.jpg", "image_etag": buckets[2]}
+    for action in ACTIONS:
+        assert post_correction({**form, "action": action}, cookie=True, headers=headers).status_code == 201
     answer = visit("/caption", method="POST", cookie=True, content=b"picture", headers=headers)
     assert (answer.status_code, answer.json()) == (200, ANSWER.model_dump())
     assert answering[1] == [b"picture"]
@@ -249,11 +282,13 @@ def test_uploads_are_bounded(visit, answering, monkeypatch):
     assert answering[1] == []
 
 
-def test_hostile_names_and_captions_are_text(visit):
+def test_hostile_names_and_captions_are_text(visit, post_correction, buckets):
     """Text that looks like markup or like a template is shown as it is written, on every page."""
     key = f"{HOSTILE}.jpg"
     query = urlencode({"key": key})
-    for path in ("/", f"/image?{query}", "/?" + urlencode({"words": HOSTILE}), "/?status=failed"):
+    words = dict.fromkeys(WORDS, HOSTILE) | {"caption": f"better {HOSTILE}"}
+    assert post_correction({**words, "image_key": key, "image_etag": buckets[1].etag(key)}).status_code == 201
+    for path in ("/", f"/image?{query}", "/?" + urlencode({"words": HOSTILE}), "/?status=failed", "/corrections"):
         page = visit(path, headers={"Accept": "text/html"}).text
         assert "&lt;img src=x" in page, path
         assert "<img src=x" not in page
@@ -275,26 +310,105 @@ def test_pages_may_do_nothing_more(visit):
 @pytest.mark.parametrize(
     "key", ["../secret.jpg", "/etc/passwd", "..", "a/../../secret.jpg", "%2e%2e/secret.jpg", "\0", "missing.jpg"]
 )
-def test_nothing_outside_is_read(visit, buckets, key):
-    """No key leads out of the inbox, and no name out of the static files or the models."""
+def test_nothing_outside_is_read(visit, post_correction, buckets, key):
+    """No key leads out of the inbox, and no name out of the static files, the models or the corrected pictures."""
     assert visit("/thumbnail", params={"key": key}).status_code == 404
-    assert visit("/corrections", method="POST", params={"image_key": key, "caption": "a dog"}).status_code == 422
+    assert post_correction({**WORDS, "image_key": key, "image_etag": "e"}).status_code == 422
+    assert visit("/corrections/pictures/" + quote(key, safe="")).status_code in (404, 422)
     for path in ("/static/..%2Froutes.py", "/static/routes.py", "/models/..%2F..%2Fsecret/report", "/models/../report"):
         assert visit(path).status_code == 404
     assert corrections.count(buckets[0]) == 0
 
 
-def test_a_correction_is_stored(visit, buckets):
-    """It names a picture of the inbox; of an upload it stores the bytes."""
+def test_a_correction_is_stored(visit, post_correction, buckets):
+    """It names a picture of the inbox; of an upload it stores the bytes, whose copy the gallery shows."""
     store, _, etag = buckets
-    form = {"caption": "a red ball", "model_caption": "a ball", "model_version": "m1"}
-    inside = visit("/corrections", method="POST", params={**form, "image_key": "red.jpg", "image_etag": etag})
-    outside = visit("/corrections", method="POST", params=form, content=toy.picture("green"))
+    inside = post_correction({**WORDS, "image_key": "red.jpg", "image_etag": etag})
+    outside = post_correction(WORDS, toy.picture("green"))
     assert (inside.status_code, outside.status_code) == (201, 201)
     first, second = corrections.read(store).to_pylist()
     assert (first["image_key"], first["image_etag"], first["caption"]) == ("red.jpg", etag, "a red ball")
     assert (second["image_key"], second["model_caption"], second["corrected_by"]) == (None, "a ball", "someone")
     assert store.get(f"{layout.CORRECTIONS}{second['picture']}") == toy.picture("green")
+    shown = visit(f"/corrections/{second['picture']}")
+    assert (shown.headers["content-type"], "immutable" in shown.headers["cache-control"]) == ("image/jpeg", True)
+    assert visit(f"/corrections/pictures/{'0' * 32}.jpg").status_code == 404
+
+
+def test_a_persons_word_counts_at_once(visit, post_correction, buckets):
+    """Corrected, confirmed and withdrawn: the pages of captions and of the picture show it, and who said it."""
+    form = {**WORDS, "image_key": "red.jpg", "image_etag": buckets[2]}
+
+    def shown(badge):
+        texts = [html.unescape(visit(path).text) for path in ("/", "/image?key=red.jpg")]
+        return all(badge in text for text in texts), ["a red ball" in text for text in texts]
+
+    assert shown("corrected by someone") == (False, [False, False])
+    assert post_correction(form).status_code == 201
+    assert shown("corrected by someone") == (True, [True, True])
+    assert "Withdraw" in visit("/image?key=red.jpg").text
+    page = visit("/?source=person").text
+    assert (page.count('class="card'), "a red ball" in page) == (1, True)
+    answer = post_correction({**form, "action": "withdrawn"}).json()
+    assert answer["summary"] == "Withdrawn. The caption of the model counts again."
+    assert shown("corrected by someone") == (False, [False, False])
+    # To save the model's caption as it is means that it is right.
+    for words in ({"action": "confirmed", "caption": ""}, {"caption": "a ball"}):
+        answer = post_correction({**form, **words}).json()
+        assert (answer["action"], answer["caption"]) == ("confirmed", "a ball")
+        assert shown("looks right (someone)") == (True, [False, False])
+    answer = post_correction({**form, "action": "withdrawn", "image_etag": "older"})
+    assert (answer.status_code, "There is no correction of red.jpg" in answer.json()["detail"]) == (422, True)
+
+
+def test_the_answer_says_what_becomes_of_it(post_correction, buckets, tmp_path):
+    """That the next retraining learns from it, or that none does, or that it is not known."""
+    store, inbox, etag = buckets
+    form = {**WORDS, "image_key": "red.jpg", "image_etag": etag}
+    assert post_correction(form).json()["summary"] == "Saved. The next retraining learns from it."
+    source = open_bucket(str(tmp_path / "source"))
+    toy.draw(source)
+    report = dataset.ingest(source.url("captions.csv"), store, name="toy")
+    write_model("m1", store, dataset=report.dataset)
+    registry.promote("m1", store)
+    assert post_correction(form).json()["summary"] == "Saved. The next retraining learns from it."
+    held_out = source.get("pictures/red-5.jpg")
+    reason = f"no retraining learns from it: the photograph is in dev or test of {report.dataset}."
+    answer = post_correction({**form, "image_etag": inbox.put("red.jpg", held_out)}).json()
+    assert answer["summary"] == f"Saved. Readers see it; {reason}"
+    assert post_correction(WORDS, held_out).json()["summary"] == f"Saved. N{reason[1:]}"
+    write_model("m2", store)
+    registry.promote("m2", store)
+    assert "It is not known whether a retraining learns from it" in post_correction(WORDS, held_out).json()["summary"]
+
+
+def test_the_list_of_corrections(visit, post_correction, buckets, monkeypatch):
+    """The newest first, with both captions and what became of each; all of them as CSV."""
+    from captioning.gallery import routes
+
+    form = {**WORDS, "image_key": "red.jpg", "image_etag": buckets[2]}
+    for caption in ("first try", 'a, "red" ball'):
+        post_correction({**form, "caption": caption})
+    upload = post_correction(WORDS, toy.picture("green")).json()
+    page = html.unescape(visit("/corrections").text)
+    assert page.index("a red ball") < page.index('a, "red" ball') < page.index("first try")
+    for text in ("<del>a ball</del>", "someone", "replaced", "counts", "the next retraining learns from it"):
+        assert text in page
+    assert f'src="corrections/{upload["picture"]}"' in page
+    # What was said about an upload is withdrawn here.
+    assert post_correction({"action": "withdrawn", "image_etag": upload["picture"]}).status_code == 201
+    answer = visit("/corrections.csv")
+    assert "attachment" in answer.headers["content-disposition"]
+    table = list(csv.DictReader(io.StringIO(answer.text)))
+    assert [(each["caption"], each["state"]) for each in table] == [
+        ("", "withdrawn"),
+        ("a red ball", "withdrawn"),
+        ('a, "red" ball', "counts"),
+        ("first try", "replaced"),
+    ]
+    monkeypatch.setattr(routes, "CORRECTIONS", 2)
+    page = visit("/corrections").text
+    assert ("The last 2" in page, "first try" in page) == (True, False)
 
 
 @pytest.mark.parametrize(
@@ -303,20 +417,29 @@ def test_a_correction_is_stored(visit, buckets):
         ({"caption": " "}, toy.picture("red"), "caption"),
         ({"caption": "a dog"}, b"no picture", "picture"),
         ({"caption": "a dog", "image_key": "red.jpg", "image_etag": "older"}, b"", "written or removed"),
-        ({}, b"", "caption"),
+        ({"caption": "a dog", "image_key": "red.jpg"}, b"", "expected the etag"),
+        ({"caption": "a dog", "action": "praised"}, toy.picture("red"), "action"),
+        ({"action": "confirmed"}, toy.picture("red"), "caption"),
+        ({"action": "withdrawn"}, b"", "There is no correction"),
+        ([], b"", "CorrectionForm"),
     ],
 )
-def test_bad_corrections_are_refused(visit, buckets, form, content, message):
+def test_bad_corrections_are_refused(post_correction, buckets, form, content, message):
     """With a message, and nothing is stored."""
-    answer = visit("/corrections", method="POST", params=form, content=content)
+    answer = post_correction(form, content)
     assert (answer.status_code, message in answer.json()["detail"]) == (422, True), answer.json()
     assert corrections.count(buckets[0]) == 0
 
 
+def test_a_body_that_is_no_form(visit, buckets):
+    """It is refused with a message, and so is one that is too large."""
+    for body, status in ((b"", 422), (b"\xff\n", 422), (toy.picture("red"), 422), (bytes(MAX_BYTES + 1), 413)):
+        answer = visit("/corrections", method="POST", content=body)
+        assert (answer.status_code, bool(answer.json()["detail"])) == (status, True)
+
+
 def test_a_thumbnail_keeps_its_shape(visit, buckets):
     """It is small, and a browser may cache it by its etag."""
-    import io
-
     from PIL import Image
 
     _, inbox, _ = buckets
@@ -330,7 +453,7 @@ def test_a_thumbnail_keeps_its_shape(visit, buckets):
     assert visit("/thumbnail", params={"key": "wide.png", "etag": "older"}).status_code == 404
 
 
-def test_decoders_that_cannot_start(visit, tmp_path, monkeypatch):
+def test_decoders_that_cannot_start(visit, post_correction, tmp_path, monkeypatch):
     """It is not the picture that is missing or bad: the server can't show or take any at the moment."""
     from captioning.gallery import routes
 
@@ -339,7 +462,7 @@ def test_decoders_that_cannot_start(visit, tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     for answer in (
         visit("/thumbnail?key=red.jpg"),
-        visit("/corrections", method="POST", params={"caption": "a dog"}, content=toy.picture("red")),
+        post_correction(WORDS, toy.picture("red")),
     ):
         assert answer.status_code == 503
         assert "libjpeg.so.62" in answer.json()["detail"]
@@ -350,6 +473,7 @@ def test_empty_pages(visit, tmp_path, monkeypatch):
     monkeypatch.setenv("CAPTION_STORE", (tmp_path / "nothing").as_uri())
     for path, text in (
         ("/", "No captions yet"),
+        ("/corrections", "Nobody has corrected"),
         ("/nights", "No night has run yet"),
         ("/models", "No model has been trained"),
     ):
@@ -483,7 +607,9 @@ def test_s3_is_reached_by_airflows_connection(visit, s3_bucket_name, s3_server, 
     boto3.setup_default_session()
 
 
-@pytest.mark.parametrize("path", ["/", "/nights", "/models", "/image?key=2024/01/05/c.jpg&night=2024-01-05"])
+@pytest.mark.parametrize(
+    "path", ["/", "/corrections", "/nights", "/models", "/image?key=2024/01/05/c.jpg&night=2024-01-05"]
+)
 def test_a_page_of_a_store_of_years(visit, monkeypatch, path):
     """What a page asks the store for does not grow with the number of nights; the search of a picture ends in time."""
     from captioning.gallery import routes
@@ -502,9 +628,17 @@ def test_damaged_objects_are_named(visit, buckets):
         shard_key("2026-01-02", "s"),
         layout.run_record("night", "n1"),
         layout.model_metadata("m1"),
+        layout.correction("2026-01-01", "c"),
     ):
         store.put(key, b"{")
-    pages = {"/": "captions/model=m1", "/nights": "runs/night/n1.json", "/models": "models/m1/metadata.json"}
+    assert "corrections/2026-01-01/c.parquet is damaged" in visit("/image?key=red.jpg").text
+    assert "corrections/2026-01-01/c.parquet" in visit("/corrections.csv").json()["detail"]
+    pages = {
+        "/": "captions/model=m1",
+        "/corrections": "corrections/2026-01-01/c.parquet",
+        "/nights": "runs/night/n1.json",
+        "/models": "models/m1/metadata.json",
+    }
     for path, name in pages.items():
         page = visit(path)
         assert page.status_code == 200

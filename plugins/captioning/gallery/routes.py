@@ -174,7 +174,7 @@ def show_corrections(request: Request, store: Store, user: GetUserDep) -> HTMLRe
 @app.get("/corrections.csv")
 def download_corrections(store: Store) -> Response:
     """All corrections as CSV."""
-    csv = correction_use.to_csv(correction_use.list_corrections(store, damaged=[]))
+    csv = correction_use.to_csv(correction_use.list_corrections(store))
     headers = {"Content-Disposition": "attachment; filename=corrections.csv"}
     return Response(csv, media_type="text/csv", headers=headers)
 
@@ -340,10 +340,7 @@ async def correct(
 
 def _what_becomes_of(correction: Correction, store: Bucket) -> str:
     """A sentence or two about a correction that has been stored."""
-    try:
-        explain = correction_use.Explainer(store)
-    except PipelineError as error:
-        return f"Saved. Whether a retraining learns from it can't be told: {error}"
+    explain = correction_use.Explainer(store)
     clause = explain.next_training(correction)
     if correction.image_key and explain.is_held_out(correction):
         return f"Saved. Readers see it; {clause}."

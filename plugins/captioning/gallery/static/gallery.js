@@ -69,7 +69,9 @@ document.addEventListener("submit", async (event) => {
   try {
     const { summary } = await post(form.dataset.url, new Blob([said, "\n", uploads.get(form) ?? ""]));
     output.textContent = summary;
-    if (form.dataset.shows) await refresh(form.dataset.shows);
+    if (form.dataset.shows) {
+      await refresh(form.dataset.shows).catch(() => { output.textContent = `${summary} Reload the page to see it.`; });
+    }
   } catch (error) {
     output.className = "saved bad";
     output.textContent = error.message;
@@ -79,10 +81,11 @@ document.addEventListener("submit", async (event) => {
 
 // Show what has become of a part of the page.
 async function refresh(selector) {
-  const response = await fetch(window.location, { headers: { Accept: "text/html" } });
-  if (!response.ok) throw new Error("Saved. Reload the page to see it.");
+  const response = await fetch(window.location);
   const page = new DOMParser().parseFromString(await response.text(), "text/html");
-  document.querySelector(selector).replaceWith(page.querySelector(selector));
+  const fresh = page.querySelector(selector);
+  document.querySelector(selector).replaceWith(fresh);
+  fresh.focus({ preventScroll: true }); // the button that had the focus is gone
 }
 
 function probability(caption) {
@@ -167,14 +170,14 @@ function enableUploads(page, correction) {
 document.addEventListener("DOMContentLoaded", () => {
   const page = document.querySelector("[data-caption-url]");
   if (page) enableUploads(page, page.querySelector("form.correction"));
-  for (const image of document.querySelectorAll("img[data-missing]")) {
-    const showMissing = () => {
-      const text = document.createElement("p");
-      text.className = "lost";
-      text.textContent = image.dataset.missing;
-      image.replaceWith(text);
-    };
-    if (image.complete && !image.naturalWidth) showMissing();
-    else image.addEventListener("error", showMissing);
-  }
 });
+
+// Errors of pictures do not bubble. This script runs before any picture of the page is loaded.
+document.addEventListener("error", (event) => {
+  const image = event.target;
+  if (!image.dataset.missing) return;
+  const text = document.createElement("p");
+  text.className = "lost";
+  text.textContent = image.dataset.missing;
+  image.replaceWith(text);
+}, true);
