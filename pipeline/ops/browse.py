@@ -277,8 +277,8 @@ def _newest(history: list[dict[str, Any]]) -> dict[str, Any] | None:
 def _counting(row: dict[str, Any], history: list[dict[str, Any]], events: pa.Table) -> Counting:
     """The caption that counts, from a row of the current captions or of the history."""
     version = (row["image_key"], row["image_etag"])
-    about = events.filter(pc.field("image_key") == row["image_key"])
-    said = corrections.by_image(corrections.latest(about)).get(version)
+    of_image = events.filter(pc.field("image_key") == row["image_key"])
+    said = corrections.by_image(corrections.latest(of_image)).get(version)
     generated = said.model_version if said else row["model_version"]
     log_probs = [
         each["log_prob"]
