@@ -143,8 +143,8 @@ KINDS_OF_BUCKETS = ["file", "s3"]
 def new_bucket(request: pytest.FixtureRequest) -> Callable[[], Bucket]:
     """Makes empty buckets, all of one kind.
 
-    The tests of the storage run once for each kind. What they promise lets the others do with folders; `make stress`
-    runs these for each kind, too.
+    The tests of the storage, and those with the mark `all_buckets`, run once for each kind. What they promise lets the
+    others do with folders; `make stress` runs these for each kind, too.
     """
     if request.param == "file":
         folder = request.getfixturevalue("tmp_path")
@@ -158,7 +158,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     says = any("new_bucket" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
     # Those whose S3 misbehaves make their own.
     if "new_bucket" in metafunc.fixturenames and "s3_faults" not in metafunc.fixturenames and not says:
-        all_kinds = STRESS or "storage" in metafunc.definition.path.parts
+        marked = metafunc.definition.get_closest_marker("all_buckets") is not None
+        all_kinds = STRESS or marked or "storage" in metafunc.definition.path.parts
         metafunc.parametrize("new_bucket", KINDS_OF_BUCKETS if all_kinds else ["file"], indirect=True)
 
 

@@ -63,6 +63,9 @@ COMMANDS = {
         "--table",
         "--catalog",
     },
+    "fold": set(),
+    "corrections": {"--limit", "--format"},
+    "withdraw": {"image_key", "--by"},
     "status": {"--captions", "--under"},
     "install-dags": {"folder"},
     "demo-data": {"directory", "--images", "--seed", "--language"},
@@ -469,6 +472,7 @@ def test_inputs_of_the_settings(store, result, monkeypatch):
         "sources": ["s3://photos/captions.csv"],
         "encoder": "random",
         "origin": origin,
+        "cause": "",
         "summary": f"dataset s3://photos/captions.csv, encoder random ({origin})",
     }
     record = runs.read_record(runs.RETRAINING, "r1", store)

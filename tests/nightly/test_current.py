@@ -13,14 +13,10 @@ from pipeline.errors import PipelineError
 from pipeline.nightly import captions, current, sidecars
 from pipeline.storage import ObjectChangedError, ObjectDeniedError, layout, parquet
 from pipeline.work.outcomes import GONE
-from tests.conftest import KINDS_OF_BUCKETS
 from tests.support import caption_tables, toy
 from tests.support.nights import night, promote_copy
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-
-BOTH = pytest.mark.parametrize("new_bucket", KINDS_OF_BUCKETS, indirect=True)
-"""The table is what most readers read: what these tests promise must hold for folders and for S3."""
 
 
 def listing(*keys, etag="e"):
@@ -70,7 +66,7 @@ def stored(store):
     return {row["image_key"]: row for row in parquet.read(layout.CURRENT_CAPTIONS, store).to_pylist()}
 
 
-@BOTH
+@pytest.mark.all_buckets
 def test_each_image_has_one_row(bucket):
     """Captioned, failed, and waiting, by key; who has gone has none. Before the first night the table is empty."""
     assert current.read(bucket).schema == current.SCHEMA
@@ -110,7 +106,7 @@ def test_each_image_has_one_row(bucket):
     assert parquet.metadata(parquet.read(layout.CURRENT_CAPTIONS, bucket)) == {**facts(), "sidecars": "none"}
 
 
-@BOTH
+@pytest.mark.all_buckets
 def test_what_left_the_inbox_leaves_the_table(bucket):
     """And so does an image that was replaced, until its new version is captioned."""
     refresh(bucket, listing("a.jpg", "b.jpg"), attempts(caption_tables.row("a.jpg"), caption_tables.row("b.jpg")))
@@ -157,7 +153,7 @@ def test_the_history_is_read_only_for_images_that_are_new_and_not_tried(bucket, 
     assert read == [1]
 
 
-@BOTH
+@pytest.mark.all_buckets
 def test_a_persons_word_counts_at_once_and_wins(bucket):
     """Before any fold, after a fold, and over later captions by models; other versions of the image are not touched."""
     refresh(bucket, listing("a.jpg", "b.jpg"), attempts(caption_tables.row("a.jpg"), caption_tables.row("b.jpg")))
@@ -198,7 +194,7 @@ def test_a_confirmed_caption_is_a_persons(bucket):
     assert (row["caption"], row["source"], row["model_version"]) == ("a dog", "person", "m1")
 
 
-@BOTH
+@pytest.mark.all_buckets
 def test_a_withdrawn_word_gives_the_caption_of_the_model_back(bucket):
     """At once and when it is folded; the next night knows when the model wrote it."""
     tried = attempts(caption_tables.row("a.jpg"))
@@ -248,7 +244,7 @@ def descriptions(store, bucket=None, prefix="sidecars/"):
     return {key.removeprefix(prefix).removesuffix(".xmp"): sidecars.parse(where.get(key)).caption for key in keys}
 
 
-@BOTH
+@pytest.mark.all_buckets
 def test_sidecars_say_what_the_table_says(new_bucket):
     """Of models and of people, folded and withdrawn corrections, and no image that left the inbox."""
     store = new_bucket()
@@ -351,7 +347,7 @@ def test_a_writer_that_comes_too_late_begins_again(bucket, monkeypatch, place):
     assert descriptions(bucket) == ({"a.jpg": "a newer word"} if place == "store" else {})
 
 
-@BOTH
+@pytest.mark.all_buckets
 def test_folds_and_nights_at_once_lose_nothing(bucket):
     """Whatever is written last holds what the others wrote."""
     keys = [f"{number}.jpg" for number in range(6)]
