@@ -614,19 +614,22 @@ def install_dags(folder: Annotated[Path, typer.Argument(help="Airflow's DAG fold
 def demo_data(
     directory: Annotated[Path, typer.Argument(help="folder for the pictures and captions", parser=_path)],
     images: Annotated[int, typer.Option(min=10, help="number of pictures")] = 600,
+    new: Annotated[
+        int, typer.Option(min=0, help="number of further pictures in the folder `new`, without captions, for the inbox")
+    ] = 60,
     seed: Annotated[int, typer.Option(help="seed; other seeds give other pictures")] = 0,
     language: Annotated[Literal["en", "de", "zh"], typer.Option(help="language of the captions")] = "en",
 ) -> None:
     """Generate a data set with known captions, in the Flickr8k layout, to try the pipeline without a download."""
     from pipeline.data import synthetic
 
-    count = synthetic.generate(directory, images=images, seed=seed, language=language)
+    count = synthetic.generate(directory, images=images, new=new, seed=seed, language=language)
     _print({"directory": str(directory), "images": count})
 
 
 @app.command()
 def demo_inbox(count: Annotated[int, typer.Option(min=1, help="maximum number of photographs")] = 60) -> None:
-    """Copy test photographs of the newest model's dataset into the inbox."""
+    """Copy photographs beside the newest model's dataset into the inbox, or test photographs if there are too few."""
     from pipeline.ops import demo_inbox as demo
 
     _print(demo.fill(_store(), read_settings().inbox, count=count))

@@ -46,7 +46,13 @@ def main() -> None:
     run_dag("retrain_captioner", {"dataset": data, "language": options.language, "encoder": encoder, **training})
     inbox = pipeline("demo-inbox")
     run_dag("caption_new_images", {})
-    show_captions(inbox["under"])
+    show_captions(str(inbox["under"]))
+    if inbox["test"]:
+        say(
+            f"\nOf the {inbox['photographs']} photographs in the inbox, {inbox['test']} are of the test split, because "
+            f"{data} holds too few without captions.\n"
+            "Readers see a correction of these, but no training learns from it."
+        )
     say("\nTo see these captions with their pictures, and to run both DAGs yourself, start Airflow:\n\n  make up")
 
 
@@ -111,11 +117,11 @@ def progress(entry: Mapping[str, Any]) -> str | None:
     return f"    {event}" if entry.get("level") in ("error", "critical") else None
 
 
-def pipeline(*arguments: str) -> dict[str, str]:
+def pipeline(*arguments: str) -> dict[str, str | int]:
     """Run a command of the pipeline and return its result."""
     done = subprocess.run(pipeline_command(*arguments), stdout=subprocess.PIPE, encoding="utf-8", check=False)
     check(done)
-    result: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    result: dict[str, str | int] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 

@@ -68,7 +68,7 @@ COMMANDS = {
     "withdraw": {"image_key", "--by"},
     "status": {"--captions", "--under"},
     "install-dags": {"folder"},
-    "demo-data": {"directory", "--images", "--seed", "--language"},
+    "demo-data": {"directory", "--images", "--new", "--seed", "--language"},
     "demo-inbox": {"--count"},
     "night preview": {"--archive", "--retry-failed", "--no-retry-failed", "--recaption", "--recaption-keys"},
     "night list": {
@@ -300,7 +300,7 @@ def test_a_night(store, result, command, trained):
     result("promote", version)
     result("evaluate", version, "--beam-width", "1")
     copied = result("demo-inbox", "--count", "3")
-    assert copied == {"under": "toy/", "photographs": 3, "new": 3}
+    assert copied == {"under": "toy/", "photographs": 3, "new": 3, "test": 3}
     assert result("demo-inbox", "--count", "3")["new"] == 0
     preview = result("night", "preview")
     assert (preview["listed"], preview["pending"], preview["to_extract"]) == (3, 3, 3)

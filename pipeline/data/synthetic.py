@@ -172,14 +172,15 @@ class _Scene:
     seed: int
 
 
-def generate(directory: Path, *, images: int = 600, seed: int = 0, language: str = ENGLISH) -> int:
-    """Write the data set, or complete an interrupted one, and return the number of pictures.
+def generate(directory: Path, *, images: int = 600, new: int = 0, seed: int = 0, language: str = ENGLISH) -> int:
+    """Write the data set, or complete an interrupted one, and return the number of its pictures.
 
     The files in ``directory`` are ``images/*.jpg`` (RGB, 224×224), ``Flickr8k.token.txt``
     (``NAME.jpg#K<TAB>CAPTION``, five per picture), ``Flickr_8k.{train,dev,test}Images.txt`` (80, 10 and 10 %, one file
-    name per line) and ``truth.csv`` (the file name, then one column per attribute). The same ``images``, ``seed`` and
-    ``language``, one of ``WORDINGS``, give the same data set; files that are already correct are not written again, so
-    they keep their etags. File names differ between seeds and languages.
+    name per line) and ``truth.csv`` (the file name, then one column per attribute). ``new/*.jpg`` are as many further
+    pictures as ``new`` says, without captions and in no split. The same ``images``, ``seed`` and ``language``, one
+    of ``WORDINGS``, give the same data set; files that are already correct are not written again, so they keep their
+    etags. File names differ between seeds and languages.
 
     Raises:
         PipelineError: fewer than ten images, or ``directory`` holds something else.
@@ -191,6 +192,8 @@ def generate(directory: Path, *, images: int = 600, seed: int = 0, language: str
     _claim(bucket, _truth_csv(scenes))
     for scene in scenes:
         _write(bucket, f"images/{scene.image}", _jpeg(_paint(scene)))
+    for scene in (_scene(index, seed, language) for index in range(images, images + new)):
+        _write(bucket, f"new/{scene.image}", _jpeg(_paint(scene)))
     for key, lines in _annotations(scenes):
         _write(bucket, key, "".join(f"{line}\n" for line in lines).encode())
     logger.info("%s holds %d synthetic pictures (seed %d)", bucket.uri, images, seed)

@@ -65,6 +65,19 @@ def test_layout(drawn: Path) -> None:
             assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (224, 224))
 
 
+def test_new_pictures_are_in_no_split(drawn: Path, tmp_path: Path) -> None:
+    """They are further ones, in a folder of their own, and change nothing else; drawn again, they stay as they are."""
+    generate(tmp_path, images=IMAGES, new=3)
+    found = contents(tmp_path)
+    new = {key for key in found if key.startswith("new/")}
+    assert {key: found[key] for key in found.keys() - new} == contents(drawn)
+    assert new == {f"new/ball-0-{number:04d}.jpg" for number in (20, 21, 22)}
+    assert not {found[key] for key in new} & {*contents(drawn).values()}
+    before = mtimes(tmp_path)
+    generate(tmp_path, images=IMAGES, new=3)
+    assert mtimes(tmp_path) == before
+
+
 def test_splits_are_80_10_10_and_cover_every_picture_once(drawn: Path) -> None:
     """Train, dev and test take 80, 10 and 10 % of the pictures, and share none."""
     train, dev, test = (split(drawn, name) for name in ("train", "dev", "test"))

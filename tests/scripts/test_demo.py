@@ -33,7 +33,7 @@ def airflow(tmp_path, monkeypatch):
 
     monkeypatch.setattr(demo, "BIN", tmp_path)
     monkeypatch.setattr(demo, "LOG", tmp_path / "demo.log")
-    monkeypatch.setattr(demo, "pipeline", lambda *arguments: {"under": "demo/"})
+    monkeypatch.setattr(demo, "pipeline", lambda *arguments: {"under": "demo/", "test": 0})
     monkeypatch.setattr(demo, "pipeline_command", lambda *arguments: ["echo", *arguments])
     return make
 
@@ -87,7 +87,7 @@ def test_photographs_of_ones_own_train_as_the_form_does(airflow, tmp_path, monke
 def test_the_language_of_the_captions(airflow, monkeypatch, options, drawn):
     """It is that of the form, and of captions that are drawn; empty, both have their default."""
     arguments, commands = airflow(0), []
-    monkeypatch.setattr(demo, "pipeline", lambda *command: commands.append(command) or {"under": "demo/"})
+    monkeypatch.setattr(demo, "pipeline", lambda *command: commands.append(command) or {"under": "demo/", "test": 0})
     monkeypatch.setattr("sys.argv", ["demo", *options])
     demo.main()
     assert commands[0] == ("demo-data", str(demo.DRAWN), f"--language={drawn}")
@@ -101,6 +101,20 @@ def test_the_language_of_the_desktop_is_not_that_of_the_captions(monkeypatch, gi
     monkeypatch.setenv("LANGUAGE", "fr_FR:en")
     done = subprocess.run(["make", "-n", "demo", *given], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert f'--language "{language}"' in done.stdout
+
+
+@pytest.mark.parametrize("test", [0, 58])
+def test_photographs_of_the_test_split(airflow, monkeypatch, capfd, test):
+    """The demo says so, and that nothing can be learned from corrections of these."""
+    airflow(0)
+    monkeypatch.setattr(demo, "pipeline", lambda *command: {"under": "demo/", "photographs": 60, "test": test})
+    monkeypatch.setattr("sys.argv", ["demo", "--data", "/photos"])
+    demo.main()
+    shown = capfd.readouterr().out
+    assert ("Of the 60 photographs in the inbox, 58 are of the test split, because /photos holds" in shown) == bool(
+        test
+    )
+    assert ("no training learns from it" in shown) == bool(test)
 
 
 FAILED = [
