@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Literal
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,7 +17,7 @@ from pipeline.captioner.registry import find_champion
 from pipeline.data import corrections, dataset
 from pipeline.data.corrections import WITHDRAWN, Correction
 from pipeline.errors import PipelineError
-from pipeline.storage import Bucket, source_name
+from pipeline.storage import Bucket, has_portable_names
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +130,6 @@ def _about(correction: Correction) -> tuple[str, str]:
 
 def _learned(store: Bucket, damaged: list[str] | None) -> defaultdict[tuple[str, str | None], tuple[str, ...]]:
     """The newest models that have learned a caption of a corrected picture, by the key of its copy and the caption."""
-    source = source_name(corrections.pictures(store), store)
     by_dataset: defaultdict[str, list[str]] = defaultdict(list)
     for model in list_models(store, limit=MODELS, damaged=damaged):
         by_dataset[model.dataset].append(model.version)
@@ -140,7 +140,8 @@ def _learned(store: Bucket, damaged: list[str] | None) -> defaultdict[tuple[str,
         except PipelineError as error:
             log.warning("it is not known what %s have learned from: %s", ", ".join(versions), error)
             continue
-        for row in table.filter(pc.field("source") == source).to_pylist():
+        sources = [source for source in table["source"].unique().to_pylist() if has_portable_names(source)]
+        for row in table.filter(pc.is_in(table["source"], pa.array(sources, pa.string()))).to_pylist():
             for caption in row["captions"]:
                 learned[row["image_key"], caption] += tuple(versions)
     return learned
