@@ -293,10 +293,15 @@ def corrected(deployment, context, promoted):
         page.goto(f"{deployment.url}/captions/?status=ok")
         page.locator(".card a").first.click()
         key = page.get_by_role("heading", level=1).inner_text()
-        wrong = page.locator(".history .caption").first.inner_text()
-        page.get_by_label("Better caption").fill("something else")
+        wrong = page.locator("#counting .caption").inner_text()
+        better = page.get_by_label("Better caption")
+        expect(better).to_have_value(wrong)
+        better.fill("something else")
         page.get_by_role("button", name="Save").click()
-        expect(page.get_by_text("Saved. Thank you.")).to_be_visible()
+        expect(page.get_by_text("Saved. The next retraining learns from it.")).to_be_visible()
+        # The page shows it without being loaded again.
+        expect(page.locator("#counting .caption")).to_have_text("something else")
+        expect(page.locator("#counting .said")).to_have_text("corrected by admin")
     return SimpleNamespace(key=key, wrong=wrong, caption="something else")
 
 
@@ -594,7 +599,7 @@ def test_the_gallery_is_in_the_navigation(page, deployment, promoted):
     gallery.get_by_role("link", name="Newest").click()
     expect(cards).to_have_count(24)
     cards.nth(3).get_by_role("link").click()
-    expect(gallery.get_by_role("heading", name="Captions", exact=True)).to_be_visible()
+    expect(gallery.get_by_role("heading", name="Captions by models")).to_be_visible()
     shown = gallery.locator("figure img")
     assert_shown(shown)
     picture(page, "picture")
@@ -649,6 +654,7 @@ def test_models_and_nights(page, deployment, promoted):
 def test_an_upload_is_captioned(page, deployment, promoted, source):
     """Its caption comes with alternatives, can be copied, and can be corrected for the next training."""
     page.goto(f"{deployment.url}/captions/try")
+    expect(page.get_by_label("Better caption")).to_be_hidden()
     path = sorted((source / "images").iterdir())[7]
     page.set_input_files("input[type=file]", path)
     found = page.locator(".result")
@@ -664,7 +670,7 @@ def test_an_upload_is_captioned(page, deployment, promoted, source):
     expect(found).to_be_visible()
     page.get_by_label("Better caption").fill("a drawn thing on the grass")
     page.get_by_role("button", name="Save").click()
-    expect(page.get_by_text("Saved. Thank you.")).to_be_visible()
+    expect(page.get_by_text("Saved. The next retraining learns from it.")).to_be_visible()
     row = corrections.read(deployment.store).to_pylist()[-1]
     assert (row["caption"], row["corrected_by"]) == ("a drawn thing on the grass", "admin")
 
@@ -689,21 +695,63 @@ def test_a_wrong_caption_is_corrected(deployment, corrected):
 
 
 @pytest.mark.browser
+def test_a_correction_is_withdrawn(page, deployment, promoted):
+    """A confirmed caption is a person's, until it is withdrawn in the list of corrections."""
+    page.goto(f"{deployment.url}/captions/?status=ok")
+    page.locator(".card a").nth(5).click()
+    address = page.url
+    page.get_by_role("button", name="Looks right").click()
+    expect(page.locator("#counting .said")).to_have_text("looks right (admin)")
+    page.goto(f"{deployment.url}/captions/corrections")
+    assert_shown(page.locator("tbody img").first)
+    picture(page, "corrections")
+    page.get_by_role("button", name="Withdraw").first.click()
+    expect(page.get_by_text("Withdrawn. The caption of the model counts again.")).to_be_visible()
+    expect(page.locator("tbody tr").first).to_contain_text("withdrawn")
+    page.goto(address)
+    expect(page.get_by_role("button", name="Looks right")).to_be_visible()
+
+
+@pytest.mark.browser
+def test_a_picture_keeps_its_caption(page, deployment, promoted, source):
+    """Where another picture is chosen, nothing can be saved until it has a caption of its own."""
+    page.goto(f"{deployment.url}/captions/try")
+    first, second = sorted((source / "images").iterdir())[11:13]
+    page.set_input_files("input[type=file]", first)
+    save = page.get_by_role("button", name="Save")
+    expect(save).to_be_visible(timeout=120_000)
+    page.route("**/captions/caption", lambda route: route.abort())
+    page.set_input_files("input[type=file]", second)
+    expect(page.locator(".state.bad")).to_be_visible()
+    expect(save).to_be_hidden()
+
+
+@pytest.mark.browser
+def test_pages_without_scripts(browser, context, deployment, corrected):
+    """They are readable, and offer nothing that needs a script."""
+    with browser.new_context(storage_state=context.storage_state(), java_script_enabled=False) as plain:
+        page = plain.new_page()
+        page.goto(f"{deployment.url}/captions/image?key={quote(corrected.key)}")
+        expect(page.locator("#counting .caption")).to_have_text(corrected.caption)
+        expect(page.get_by_role("button")).to_have_count(0)
+
+
+@pytest.mark.browser
 def test_by_keyboard_alone(page, deployment, promoted):
     """The first key skips the navigation; every control is in the tab order and shows its focus."""
     page.goto(f"{deployment.url}/captions/")
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
     names = []
-    for _ in range(16):
+    for _ in range(18):
         page.keyboard.press("Tab")
         names.append(page.evaluate("(document.activeElement.name || document.activeElement.innerText).trim()"))
-    assert names[:5] == ["Captions", "Nights", "Models", "Try it", "Airflow"]
-    assert names[5:11] == ["words", "night", "version", "status", "unsure", "Show"]
+    assert names[:6] == ["Captions", "Corrections", "Nights", "Models", "Try it", "Airflow"]
+    assert names[6:13] == ["words", "night", "version", "status", "source", "unsure", "Show"]
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid"
     page.keyboard.press("Enter")
-    expect(page.get_by_role("heading", name="Captions", exact=True)).to_be_visible()
+    expect(page.get_by_role("heading", name="Captions by models")).to_be_visible()
 
 
 def contrast(page, selector):
@@ -729,7 +777,7 @@ def contrast(page, selector):
 
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_light_and_dark_on_a_phone(browser, context, deployment, scheme, promoted):
+def test_light_and_dark_on_a_phone(browser, context, deployment, scheme, corrected):
     """Nothing is wider than a phone, and all text is readable in both."""
     phone = browser.new_context(
         viewport={"width": 390, "height": 844},
@@ -739,7 +787,16 @@ def test_light_and_dark_on_a_phone(browser, context, deployment, scheme, promote
         has_touch=True,
     )
     page = phone.new_page()
-    for path in ("", "nights", "models", "try", "?words=zebra", "image?key=camera/broken.jpg", "image?key=none"):
+    for path in (
+        "",
+        "corrections",
+        "nights",
+        "models",
+        "try",
+        "?words=zebra",
+        "image?key=camera/broken.jpg",
+        "image?key=none",
+    ):
         page.goto(f"{deployment.url}/captions/{path}")
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
         assert {"light": "rgb(251", "dark": "rgb(17,"}[scheme] in page.evaluate(
@@ -748,6 +805,8 @@ def test_light_and_dark_on_a_phone(browser, context, deployment, scheme, promote
     for path, selectors in {
         "": [".card p", ".card .meta", "header a", "button", "label"],
         "?status=failed": [".card p"],
+        "?source=person": [".said"],
+        "corrections": ["td .model", "td button"],
         "nights": ["th", "td", "td a", ".legend"],
         "models": [".badge", "tr.champion td a", "tr.champion td"],
         "try": [".drop span", ".state"],

@@ -14,8 +14,9 @@ import pytest
 from captioning.gallery import dependencies
 from pipeline.captioner import registry
 from pipeline.config import DecodingConfig
-from pipeline.data import corrections, dataset
+from pipeline.data import corrections
 from pipeline.data.images import MAX_BYTES
+from pipeline.data.ingest import ingest
 from pipeline.serving import client
 from pipeline.serving.server import Answer, ScoredCaption
 from pipeline.storage import LocalBucket, layout, open_bucket
@@ -368,7 +369,7 @@ def test_the_answer_says_what_becomes_of_it(post_correction, buckets, tmp_path):
     assert post_correction(form).json()["summary"] == "Saved. The next retraining learns from it."
     source = open_bucket(str(tmp_path / "source"))
     toy.draw(source)
-    report = dataset.ingest(source.url("captions.csv"), store, name="toy")
+    report = ingest([source.url("captions.csv")], store, name="toy")
     write_model("m1", store, dataset=report.dataset)
     registry.promote("m1", store)
     assert post_correction(form).json()["summary"] == "Saved. The next retraining learns from it."
