@@ -488,6 +488,41 @@ def prune(
 
 
 @app.command()
+def forget(
+    keys: Annotated[list[str] | None, typer.Argument(help="keys of photographs in the inbox")] = None,
+    *,
+    keys_from: Annotated[
+        Path | None,
+        typer.Option("--from", exists=True, dir_okay=False, help="text file of further keys, one on each line"),
+    ] = None,
+    pictures: Annotated[
+        list[Path] | None,
+        typer.Option("--picture", exists=True, dir_okay=False, help="a picture whose copies are forgotten"),
+    ] = None,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="remove them for good; by default they are only looked for")
+    ] = False,
+) -> None:
+    """Remove photographs, and all that was made of them, from the store and from MLflow, and caption them never again.
+
+    Without any, those that were forgotten earlier are looked for again. The inbox itself stays as it is.
+    """
+    from pipeline.ops import forget as forgetting
+
+    settings = read_settings()
+    found = forgetting.forget(
+        {*(keys or []), *(_lines(keys_from) if keys_from else [])},
+        [picture.read_bytes() for picture in pictures or []],
+        inbox=_inbox(),
+        store=_store(),
+        remove=remove,
+        place=settings.sidecars,
+        tracking_uri=settings.tracking_uri,
+    )
+    _print({**found.model_dump(), "summary": str(found)})
+
+
+@app.command()
 def backup(target: Annotated[str, typer.Argument(help="file:///folder or s3://bucket/prefix")]) -> None:
     """Copy the store while it is in use.
 

@@ -34,6 +34,7 @@ from pipeline.storage import (
 )
 from pipeline.storage.bucket import is_utf8
 from pipeline.storage.parquet import column
+from pipeline.work import tombstones
 
 log = logging.getLogger(__name__)
 
@@ -124,9 +125,12 @@ def add(
 
     Raises:
         PipelineError: the caption is empty, too long, not one line of printable characters or without a word, another
-            text is too long or not UTF-8, or the bytes are not a picture.
+            text is too long or not UTF-8, the bytes are not a picture, or the picture was forgotten.
     """
     _check_picture(data)
+    forgotten = tombstones.read(store)
+    if forgotten.has("key", image_key) or forgotten.has("content", content_hash(data)):
+        raise PipelineError("The correction can't be stored: the picture was forgotten (`captioning forget`).")
     try:
         made = Correction(
             action=action,

@@ -31,6 +31,7 @@ from pipeline.data.merging import merge
 from pipeline.data.sources import Part, PublishedCaptions, SourceCounts, content_hashes, count_captions
 from pipeline.errors import PipelineError
 from pipeline.storage import Bucket, has_portable_names, json, layout, names, source_name
+from pipeline.work import tombstones
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -109,7 +110,7 @@ def ingest(
 
     The same data gives the same dataset, and an existing one is not written again. Captions are stored raw, without
     the white space around them. Several sources are merged, see ``merge``; the corrections in datasets among them are
-    left out.
+    left out. So are forgotten photographs.
 
     Args:
         sources: captioned photographs in one of the ``annotation_formats``, by path or URI; or the ids of datasets in
@@ -135,6 +136,7 @@ def ingest(
     part = replace(part, table=table)
     if corrections:
         part = _add_corrections(part, store)
+    part = _drop_forgotten(part, store)
 
     table = part.table
     report = IngestReport(
@@ -317,6 +319,20 @@ def _add_corrections(part: Part, store: Bucket) -> Part:
         sources=counts,
         dropped=[*(row for row in part.dropped if row.source != source), *dropped],
     )
+
+
+def _drop_forgotten(part: Part, store: Bucket) -> Part:
+    """The rows without those of forgotten photographs, which are dropped; no dropped row says what they were."""
+    import pyarrow.compute as pc
+
+    forgotten = tombstones.read(store)
+    mask = forgotten.mask(part.table)
+    gone = [
+        Dropped(file=source, line=number, reason=tombstones.FORGOTTEN, text="")
+        for number, source in enumerate(part.table.filter(mask)["source"].to_pylist(), 1)
+    ]
+    others = [row.model_copy(update={"text": ""}) if forgotten.mentioned_in(row.text) else row for row in part.dropped]
+    return replace(part, table=part.table.filter(pc.invert(mask)), dropped=[*others, *gone])
 
 
 def _read_corrections(store: Bucket, bucket: Bucket, source: str, excluded: set[str]) -> Annotations:

@@ -6,7 +6,6 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -111,9 +110,7 @@ def evaluate_model(
     for name, found in _labelled(metrics.scores, decoding).items():
         log.info("%s: %s", name, format_scores(found.corpus))
     log.info("writing the report")
-    album = _Album(test, written["chosen"], datasets.sources(test.table, store))
-    ingested = json.find(IngestReport, layout.ingest_report(dataset.id), store)
-    page = render(_report(metrics, metadata, dataset, ingested, album))
+    page = render_report(metrics, written["chosen"], metadata, dataset, store)
     images = [test.table[name] for name in ("image_id", "image_key", "image_etag")]
     table = pa.table([*images, list(written["chosen"].values()), test.table["captions"]], schema=CAPTIONS)
     keys = layout.evaluation(version, dataset.id, decoding)
@@ -123,6 +120,24 @@ def evaluate_model(
     json.write(metrics, keys.metrics, store)
     log.info("report: %s", store.url(keys.report))
     return metrics
+
+
+def render_report(
+    metrics: Metrics, captions: Mapping[str, str], metadata: ModelMetadata, dataset: Dataset, store: Bucket
+) -> str:
+    """The report of an evaluation as HTML.
+
+    Args:
+        metrics: the scores.
+        captions: the caption by image, of the chosen decoding.
+        metadata: of the model.
+        dataset: the dataset whose test split was captioned; its photographs are read for the thumbnails.
+        store: the store.
+    """
+    table = dataset.split("test")
+    album = _Album({row["image_id"]: row for row in table.to_pylist()}, captions, datasets.sources(table, store))
+    ingested = json.find(IngestReport, layout.ingest_report(dataset.id), store)
+    return render(_report(metrics, metadata, dataset, ingested, album))
 
 
 def _human_baseline(scorer: Scorer, dataset: Dataset, store: Bucket) -> HumanBaseline:
@@ -145,12 +160,12 @@ def _by_image(split: SplitFeatures, captions: Sequence[Caption]) -> dict[str, st
 class _Album:
     """The captioned photographs, some of which the report shows."""
 
-    split: SplitFeatures
+    rows: Mapping[str, Mapping[str, Any]]
     captions: Mapping[str, str]
     sources: Mapping[str, Bucket]
 
     def example(self, image: str, label: str) -> Example:
-        row = self._rows[image]
+        row = self.rows[image]
         return Example(
             image_id=image,
             thumbnail=_thumbnail(self.sources[row["source"]], row["image_key"], row["image_etag"]),
@@ -177,10 +192,6 @@ class _Album:
         return {
             kind: [self.example(case.image, f"“{case.word}”") for case in count.cases] for kind, count in errors.items()
         }
-
-    @cached_property
-    def _rows(self) -> dict[str, dict[str, Any]]:
-        return dict(zip(self.split.image_ids, self.split.table.to_pylist(), strict=True))
 
 
 def _report(

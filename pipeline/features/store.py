@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipeline.errors import PipelineError
 from pipeline.storage import Bucket, layout, parquet
 from pipeline.storage.parquet import column
-from pipeline.work import shards
+from pipeline.work import shards, tombstones
 from pipeline.work.listing import IMAGES
 from pipeline.work.outcomes import IDENTITY, latest_outcome
 
@@ -64,7 +64,7 @@ def schema(shape: tuple[int, ...]) -> pa.Schema:
 
 
 def write(images: pa.Table, encoded: Encoded, key: str, store: Bucket) -> None:
-    """Write the features of a shard.
+    """Write the features of a shard, without images that were forgotten meanwhile.
 
     Args:
         images: the columns ``IDENTITY`` and ``attempt``, N rows.
@@ -83,7 +83,7 @@ def write(images: pa.Table, encoded: Encoded, key: str, store: Bucket) -> None:
         ],
         schema=schema(encoded.vectors.shape[1:]),
     )
-    parquet.write(table, key, store)
+    parquet.write(tombstones.read(store).drop(table), key, store)
 
 
 def index(encoder_id: str, store: Bucket) -> pa.Table:

@@ -16,7 +16,7 @@ from pipeline.features import store as feature_store
 from pipeline.storage import Bucket, parquet
 from pipeline.storage.parquet import column
 from pipeline.timing import Stopwatch
-from pipeline.work import shards
+from pipeline.work import shards, tombstones
 from pipeline.work.listing import IMAGES
 from pipeline.work.outcomes import IDENTITY
 
@@ -72,7 +72,7 @@ def caption_shard(name: str, *, store: Bucket, decoding: DecodingConfig) -> dict
             found = captioner.caption(vectors, decoding)
         captions = dict(zip(readable["image_key"].to_pylist(), found, strict=True))
         profile = Profile.of(captioner.standardized(vectors), found, failed=failed, decoding=decoding)
-    table = _table(shard, captions)
+    table = tombstones.read(store).drop(_table(shard, captions))
     with stopwatch.section("write"):
         parquet.write(table, shard.result_key, store)
     shards.write_stats(name, CaptionStats(seconds=stopwatch.seconds, profile=profile), store)

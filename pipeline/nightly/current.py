@@ -34,7 +34,7 @@ from pipeline.storage import (
     parquet,
 )
 from pipeline.storage.parquet import column
-from pipeline.work import shards
+from pipeline.work import shards, tombstones
 from pipeline.work.listing import IMAGES
 from pipeline.work.outcomes import GONE, IDENTITY, latest_outcome
 
@@ -253,7 +253,7 @@ def _replace(
             old, etag = SCHEMA.empty_table(), store.etag(layout.CURRENT_CAPTIONS)
         if (renewed := renew(old)) is None:
             return False
-        table, metadata = renewed[0], {**renewed[1], "sidecars": place}
+        table, metadata = tombstones.read(store).drop(renewed[0]), {**renewed[1], "sidecars": place}
         if etag != ABSENT and metadata == parquet.metadata(old) and table.equals(old):
             return True
         # The table goes last, so that an interrupted step writes the sidecars again. What an attempt has written that

@@ -23,6 +23,7 @@ from pipeline.storage import (
 from pipeline.work import runs
 from pipeline.work.listing import IMAGES, tabulate
 from pipeline.work.runs import NightRecord
+from pipeline.work.tombstones import FORGOTTEN, Tombstones
 
 ARCHIVED, EXCLUDED, OTHERS = "archived", "excluded", "other files"
 """Kinds of objects that are passed over, besides those of ``storage.bucket`` and the suffixes of files."""
@@ -55,7 +56,12 @@ class Patterns:
 
 
 def list_photographs(
-    inbox: Bucket, patterns: Patterns, looked_at: pa.Table, *, has_sidecars: bool = False
+    inbox: Bucket,
+    patterns: Patterns,
+    looked_at: pa.Table,
+    *,
+    has_sidecars: bool = False,
+    forgotten: Tombstones | None = None,
 ) -> tuple[pa.Table, dict[str, int], pa.Table]:
     """List the photographs of an inbox, as ``recognize`` finds them.
 
@@ -64,6 +70,7 @@ def list_photographs(
         patterns: which keys are captioned.
         looked_at: what earlier listings have found out by looking at objects, of schema ``LOOKED_AT``.
         has_sidecars: whether the sidecars of listed photographs belong to the inbox, and are not counted.
+        forgotten: the photographs that are passed over, because they were forgotten.
 
     Returns:
         A listing of schema ``LISTING``; what was passed over, by kind, the most frequent first; and ``looked_at`` with
@@ -90,6 +97,8 @@ def list_photographs(
                 suffixes[_suffix(item.key)] += 1
             elif not patterns.match(item.key):
                 passed_over[EXCLUDED] += 1
+            elif forgotten is not None and forgotten.has("key", item.key):
+                passed_over[FORGOTTEN] += 1
             elif item.archived:
                 passed_over[ARCHIVED] += 1
             else:
@@ -147,7 +156,8 @@ def check_size(
         max_shrink_fraction: share of the photographs that may be missing.
     """
     before = _last_listed(source_name(inbox, store), store)
-    if listed >= (1 - max_shrink_fraction) * max(before, 1):
+    # Those that were forgotten since then are still there.
+    if listed + passed_over.get(FORGOTTEN, 0) >= (1 - max_shrink_fraction) * max(before, 1):
         return
     found = f"{inbox.uri} holds {listed:,} photographs{runs.describe_passed_over(passed_over)}"
     if before:

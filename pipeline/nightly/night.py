@@ -31,7 +31,7 @@ from pipeline.storage import (
     parquet,
     source_name,
 )
-from pipeline.work import runs, shards
+from pipeline.work import runs, shards, tombstones
 from pipeline.work.listing import LISTING
 from pipeline.work.outcomes import IDENTITY, latest_outcome, pending
 from pipeline.work.runs import NightRecord
@@ -159,7 +159,11 @@ def choose_images(
     """
     version = read_champion(store).version
     listing, passed_over, looked_at = list_photographs(
-        inbox, options.patterns, looked_at, has_sidecars=options.has_sidecars
+        inbox,
+        options.patterns,
+        looked_at,
+        has_sidecars=options.has_sidecars,
+        forgotten=tombstones.read(store),
     )
     night = Night(
         inbox=source_name(inbox, store),
@@ -213,7 +217,7 @@ def _earlier_request(run: str, store: Bucket) -> datetime | None:
 def plan_extraction(run: str, *, store: Bucket, shard_size: int) -> list[str]:
     """The shards of images to be captioned that have no features of the champion's encoder yet."""
     listing, night = read_listing(run, store)
-    waiting = not_done(worked_on(listing), night, attempts(night, store))
+    waiting = _still_waiting(worked_on(listing), night, store)
     requested = waiting.filter(pc.field("requested"))
     names = []
     for part, retry_failed in ((waiting.filter(~pc.field("requested")), night.retry_failed), (requested, True)):
@@ -239,7 +243,7 @@ def plan_captions(run: str, *, store: Bucket, date: str, shard_size: int) -> lis
     images = worked_on(listing)
 
     def find_pending() -> pa.Table:
-        waiting = not_done(images, night, attempts(night, store))
+        waiting = _still_waiting(images, night, store)
         found = feature_store.look_up(waiting, encoder_id=night.encoder_id, store=store)
         if night.requested_at is None:
             return found
@@ -303,6 +307,11 @@ def not_done(images: pa.Table, night: Night, attempts: pa.Table) -> pa.Table:
     since = attempts.filter(pc.field("captioned_at") > pa.scalar(night.requested_at))
     again = pending(images.filter(pc.field("requested")), outcomes(since), retry_failed=False)
     return pa.concat_tables([waiting, again])
+
+
+def _still_waiting(images: pa.Table, night: Night, store: Bucket) -> pa.Table:
+    """The listed images that are still to be captioned, without those that were forgotten since the listing."""
+    return tombstones.read(store).drop(not_done(images, night, attempts(night, store)))
 
 
 def _by_urgency(images: pa.Table, outcomes: pa.Table) -> pa.Table:

@@ -22,7 +22,7 @@ from pipeline.nightly import captions, current
 from pipeline.nightly.captions import CaptionStats
 from pipeline.nightly.night import Night, begin_record, read_listing, worked_on
 from pipeline.storage import Bucket, json, layout
-from pipeline.work import runs, shards
+from pipeline.work import runs, shards, tombstones
 from pipeline.work.outcomes import ARCHIVED, GONE, IDENTITY, check_failures, latest_outcome
 from pipeline.work.runs import NightRecord
 
@@ -57,15 +57,17 @@ def reconcile(
             failed.
     """
     listing, night = read_listing(run, store)
-    images = worked_on(listing)
     names = runs.recorded_shards(run, runs.CAPTIONS, store)
     results = {shard.result_key for shard in shards.read_existing(names, store)}
     damaged: list[str] = []
     written = captions.read(results, store, columns=current.ATTEMPT, damaged=damaged)
-    attempts = written.join(images, keys=IDENTITY, join_type="inner")
-    outcomes = latest_outcome(attempts, by="captioned_at")
     earlier = set(shards.results(night.captions_prefix, store)) - results
     others = captions.read(earlier, store, columns=current.ATTEMPT, damaged=damaged)
+    # Tombstones are written before rows are removed: whatever has lost its row to them is known now.
+    listing = tombstones.read(store).drop(listing)
+    images = worked_on(listing)
+    attempts = written.join(images, keys=IDENTITY, join_type="inner")
+    outcomes = latest_outcome(attempts, by="captioned_at")
     before = images.join(outcomes, keys=IDENTITY, join_type="left anti")
     missing = before.join(others, keys=IDENTITY, join_type="left anti")
     gone = outcomes.filter(pc.field("error") == GONE)

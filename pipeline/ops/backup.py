@@ -1,8 +1,11 @@
 """Backups: a store is copied to another bucket while it is in use, to back it up, to restore it, or to move it.
 
 Nearly all objects of a store are written once, after the objects that they point to. All objects that exist at one
-moment are therefore consistent. The few mutable ones are read before that moment, and written last. Only ``prune``,
-which removes objects, must not run at the same time.
+moment are therefore consistent. The few mutable ones are read before that moment, and written last. Only ``prune``
+and ``forget``, which remove objects, must not run at the same time.
+
+What the store has forgotten since the last backup is removed from the target, too. The tombstones are among the mutable
+objects, so an interrupted backup does this again.
 """
 
 import logging
@@ -11,8 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import PipelineError
+from pipeline.ops import forget
 from pipeline.progress import track
 from pipeline.storage import Bucket, StoredObject, layout
+from pipeline.work import tombstones
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +35,9 @@ class Copied(BaseModel):
 
 
 def back_up(source: Bucket, target: Bucket) -> Copied:
-    """Copy the objects that the target lacks, or has with another size or an older time. Nothing is removed there.
+    """Copy the objects that the target lacks, or has with another size or an older time.
+
+    Nothing is removed there but what was forgotten.
 
     After an interruption, it can be repeated.
 
@@ -66,6 +73,8 @@ def back_up(source: Bucket, target: Bucket) -> Copied:
 
     with ThreadPoolExecutor(WORKERS) as pool:
         size = sum(track(pool.map(carry, wanted), total=len(wanted), unit="objects", log=log))
+    if (forgotten := tombstones.read(source)) != tombstones.read(target):
+        forget.sweep(forgotten, target, remove=True)
     for key, data in mutable.items():
         target.put(key, data)
         size += len(data)

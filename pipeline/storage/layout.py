@@ -27,6 +27,7 @@ RUNS = "runs/"
 PROFILES = "runs/profiles/"
 STEPS = "runs/steps/"
 TRAINING = "training/"
+FORGOTTEN = "forgotten/"
 
 SIDECAR_SUFFIX = ".xmp"
 """Ends the key of a sidecar, after the whole key of the photograph."""
@@ -42,6 +43,9 @@ CORRECTION_PICTURES = "pictures/"
 
 CORRECTION_LOG = "corrections/log.parquet"
 """All corrections in one table, as of the last fold."""
+
+TOMBSTONES = "forgotten/tombstones.json"
+"""Salted hashes of the photographs that were forgotten."""
 
 FOLDERS = {
     DATASETS: (
@@ -93,6 +97,10 @@ FOLDERS = {
         "The records of nights and retrainings, the profiles of nights, and which files of unknown suffixes are "
         "photographs, all of which is kept. The objects in "
         f"`{STEPS}` are needed only until their run ends; `captioning prune` removes them."
+    ),
+    FORGOTTEN: (
+        "What `captioning forget` has removed from the store, as salted hashes: nights and datasets pass over these "
+        "photographs, and the next backup removes them there."
     ),
 }
 """The folders at the top of the store, and what they hold."""
@@ -376,13 +384,13 @@ def is_completion_marker(key: str) -> bool:
 def is_mutable(key: str) -> bool:
     """Whether the object is written again under its old key, and points to other objects."""
     return (
-        key in (CHAMPION, CURRENT_CAPTIONS, CORRECTION_LOG)
+        key in (CHAMPION, CURRENT_CAPTIONS, CORRECTION_LOG, TOMBSTONES)
         or key.startswith(OPEN_SHARDS)
         or (key.startswith(ENCODERS) and key.rpartition("/")[2] == _ENCODER_FILES)
     )
 
 
-MUTABLE_PREFIXES = (CHAMPION, CURRENT_CAPTIONS, CORRECTION_LOG, OPEN_SHARDS, ENCODERS)
+MUTABLE_PREFIXES = (CHAMPION, CURRENT_CAPTIONS, CORRECTION_LOG, TOMBSTONES, OPEN_SHARDS, ENCODERS)
 """Listing these prefixes finds all mutable objects."""
 
 

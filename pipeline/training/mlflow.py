@@ -23,6 +23,7 @@ from pipeline.config import TrainingConfig
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
 
     from pipeline.captioner.metadata import Epoch, ModelMetadata
     from pipeline.evaluation.results import Metrics
@@ -31,6 +32,9 @@ log = logging.getLogger(__name__)
 
 EXPERIMENT = "captioner"
 """The MLflow experiment of all runs."""
+
+REPORT = "report.html"
+"""The artifact that is the report of a model."""
 
 PAUSE = 300.0
 """Seconds without another attempt after a failure: an unreachable server must not slow a training down."""
@@ -111,6 +115,12 @@ class Run:
         """Store a page as an artifact, in place of an earlier one of the same name."""
         self._write(lambda client, run: client.log_text(run, html, name))
 
+    def replace_page(self, name: str, html: str) -> None:
+        """Replace a page, if the run exists and has one of this name. Unlike the others, it raises MLflow's errors."""
+        for run in self._known_runs(self._experiment()):
+            if any(artifact.path == name for artifact in self._client.list_artifacts(run.info.run_id)):
+                self._client.log_text(run.info.run_id, html, name)
+
     def _set_status(self, status: str) -> None:
         """Set the status, unless the run is finished: a repeated evaluation does not change that of its training."""
 
@@ -160,12 +170,14 @@ class Run:
     def _id(self) -> str:
         """The run of this version, created if there is none."""
         experiment = self._experiment()
-        known = self._client.search_runs([experiment], f"tags.version = '{self.version}'", max_results=1)
-        if known:
+        if known := self._known_runs(experiment):
             run = known[0]
         else:
             run = self._client.create_run(experiment, tags={"version": self.version}, run_name=self.version)
         return str(run.info.run_id)
+
+    def _known_runs(self, experiment: str) -> "Sequence[MlflowRun]":
+        return self._client.search_runs([experiment], f"tags.version = '{self.version}'", max_results=1)
 
     def _experiment(self) -> str:
         from mlflow.exceptions import MlflowException
@@ -211,7 +223,18 @@ def record_evaluation(model: "ModelMetadata", metrics: "Metrics", report: str, u
         for member in model.ensemble:
             run.curves(points(model.config, member.seed, member.epochs))
         run.scores({name: scores.corpus for name, scores in metrics.scores.items()})
-        run.page("report.html", report)
+        run.page(REPORT, report)
+
+
+def replace_report(version: str, report: str, uri: str) -> None:
+    """Replace the report of a model in MLflow, if MLflow has one. Unlike with ``Run``, a failure is an error.
+
+    Args:
+        version: of the model.
+        report: the HTML of its report.
+        uri: of MLflow, as for ``Run``.
+    """
+    Run(uri, version).replace_page(REPORT, report)
 
 
 def _without_credentials(text: str) -> str:
