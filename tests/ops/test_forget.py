@@ -1,6 +1,7 @@
 """Forgetting: afterwards no object of the store holds a photograph or what was made of it, and the others are whole.
 
-The forgotten picture is in the inbox under two keys, in the test split of two datasets, and corrected.
+The forgotten picture is in the inbox under two keys, in the test split of one dataset and in the train split of
+another, and corrected.
 """
 
 import base64
@@ -77,11 +78,14 @@ def _load_once(monkeypatch):
 
 
 def other_dataset(source, store, picture):
-    """The id of a dataset whose captions of the picture are of its own, and one of them twice."""
+    """The id of a dataset that trains on the picture, of which it has no hash; its caption is there twice."""
     toy.draw(source)
-    lines = source.get("captions.csv").decode().replace(f"{NAME},a red square", f"{NAME},a red lantern glows")
-    source.put("captions.csv", f"{lines}\n{NAME},a red lantern glows,test\n".encode())
+    lines = source.get("captions.csv").decode().splitlines()
+    lines = [line for line in lines if not line.startswith(NAME)] + [f"{NAME},a red lantern glows,train"] * 2
+    source.put("captions.csv", "\n".join(lines).encode())
     source.put(f"pictures/{NAME}", picture)
+    source.put("pictures/red-6.jpg", toy.picture("red", 6))
+    source.put("captions.csv", source.get("captions.csv") + b"\nred-6.jpg,a red square,test\n")
     return ingest.ingest([source.url("captions.csv")], store, name="own").dataset
 
 
@@ -123,9 +127,7 @@ def made(trained, tmp_path_factory):
             store=store,
         )
         ingest_corrections(own, encoder_id, store)
-        ingest_corrections(trained.inputs.dataset, encoder_id, store)
-        for dataset_id in (trained.inputs.dataset, own):
-            evaluate_model(version, store=store, decoding=BEAM, max_failed_fraction=0, dataset_id=dataset_id)
+        evaluate_model(version, store=store, decoding=BEAM, max_failed_fraction=0)
         current.fold(store, place="store", damaged=[])
     [name] = runs.recorded_shards("n2", runs.EXTRACTION, store)
     json.write({KEY: None, OTHERS[0]: "too slow"}, layout.shard_slow_images(name), store)
@@ -134,11 +136,8 @@ def made(trained, tmp_path_factory):
     runs.write_failure(record.model_copy(update=update), f"2 images failed: 2 × odd ({KEY}, …).", store)
     table = feature_store.index(encoder_id, store).filter(tombstones.pc.field("image_key") == KEY)
     vector = feature_store.read_vectors(table, encoder_id=encoder_id, store=store)[0].tolist()
-    thumbnails = {
-        base64.b64encode(_thumbnail(bucket, f"pictures/{NAME}", bucket.etag(f"pictures/{NAME}"))).decode()
-        for bucket in (trained.inputs.source, source)
-    }
-    return World(store, inbox, picture, vector, thumbnails)
+    thumbnail = _thumbnail(inbox, KEY, inbox.etag(KEY))
+    return World(store, inbox, picture, vector, {base64.b64encode(thumbnail).decode()})
 
 
 @pytest.fixture(params=["file", "s3"])
@@ -152,9 +151,8 @@ def world(request, made, tmp_path):
 
 @pytest.fixture
 def local(made, tmp_path):
-    """A copy of the world in a folder, with an inbox of its own, which may be changed."""
-    world = copied(made, open_bucket(str(tmp_path / "store")))
-    return world
+    """A copy of the world in a folder."""
+    return copied(made, open_bucket(str(tmp_path / "store")))
 
 
 def copied(made, store):
@@ -212,11 +210,11 @@ def test_no_object_holds_a_forgotten_picture(world):
     places = {"captions", "corrections", "current", "datasets", "features", "models", "runs", "shards", "sidecars"}
     assert folders(held(world.store, world.needles())) == places
     for needle in world.needles():
-        assert held(world.store, {needle} | ({quote(KEY)} if needle == KEY else set())) or needle == quote(KEY), needle
+        assert held(world.store, {needle}), needle
 
     found = forget_it(world)
     assert set(found.images) == {KEY, COPY}
-    assert len(found.datasets) == 6  # two images of the test split, again with corrections, and two corrections
+    assert [name.partition("/")[0] for name in found.datasets] == ["own", "own", "own", "toy"]
     assert found.unknown == []
     assert folders(found.objects) == places
 
@@ -246,9 +244,9 @@ def test_reports_and_records_say_the_rest(local):
         forget_it(local, tracking_uri="sqlite:///mlflow.db")
     page = store.get(keys.report).decode()
     assert (before.count("data:image"), page.count("data:image")) == (12, 9)
-    assert pages == [(version, page, "sqlite:///mlflow.db")]  # the other dataset is not the model's own
-    assert "1 of 4" not in page
-    assert re.sub("<figure.*", "", page, flags=re.DOTALL) == re.sub("<figure.*", "", before, flags=re.DOTALL)
+    assert pages == [(version, page, "sqlite:///mlflow.db")]
+    scores = "<figure.*"
+    assert re.sub(scores, "", page, flags=re.DOTALL) == re.sub(scores, "", before, flags=re.DOTALL)
     record = runs.read_record(runs.NIGHT, "n2", store)
     assert (record.message, record.warnings) == (forget.REDACTED, [forget.REDACTED])
     assert record.errors == {forget.REDACTED: 1, "too large": 2}
@@ -309,16 +307,14 @@ def test_any_copy_leads_to_all(local, given):
     assert held(local.store, local.needles()) == set()
 
 
-def test_a_train_picture_without_a_hash(local, trained):
-    """It is recognized by its bytes in the source of the dataset, which are read if they are as many."""
+def test_a_picture_of_a_dataset_alone(local, trained):
+    """It is recognized by its bytes, and only its own row goes, though the other dataset has one of the same key."""
     name = "pictures/red-0.jpg"
     forget.forget([], [trained.inputs.source.get(name)], inbox=local.inbox, store=local.store, remove=True)
-    assert held(local.store, {"red-0.jpg"}) - {"datasets"} <= {
-        key for key in held(local.store, {"red-0.jpg"}) if "own" in key or key.startswith(("features/", "shards/"))
-    }
     table = datasets.load(trained.inputs.dataset, local.store).table
     assert "red-0.jpg" not in table["image_id"].to_pylist()
     assert len(table) == 23
+    assert current.read(local.store)["image_key"].to_pylist() == sorted([*OTHERS, KEY, COPY])
 
 
 class _Serial:
