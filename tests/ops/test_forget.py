@@ -299,10 +299,10 @@ def test_nothing_is_removed_unless_asked(local):
     assert (done.objects, done.datasets) == (would.objects, would.datasets)
 
 
-@pytest.mark.parametrize("given", ["copy", "picture"])
+@pytest.mark.parametrize("given", ["key", "picture"])
 def test_any_copy_leads_to_all(local, given):
     """It does not matter by which key, or that only the file is at hand."""
-    keys, pictures = ([COPY], []) if given == "copy" else ([], [local.picture])
+    keys, pictures = ([COPY], []) if given == "key" else ([], [local.picture])
     forget.forget(keys, pictures, inbox=local.inbox, store=local.store, remove=True)
     assert held(local.store, local.needles()) == set()
 
