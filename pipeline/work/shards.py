@@ -155,7 +155,8 @@ def claim(
     Args:
         find_pending: returns the images that have no result, with the columns ``IDENTITY``. It must read the results
             again each time: a shard that was finished since is no longer in the list of open shards.
-        spec: the parameters of the shards. Open shards with the same parameters, except for the folder, are taken over.
+        spec: the parameters of the shards. Open shards with the same parameters, except for the folder, are taken over,
+            unless what they say about a pending image is out of date.
         product: names the list of open shards.
         order: columns to sort the images by before they are cut into shards.
         store: the store.
@@ -169,7 +170,7 @@ def claim(
         # A shard that can't be read is dropped, and its images are pending again.
         existing = list(read_existing(still_open, store))
         for shard in existing:
-            if {**shard.spec, "folder": ""} != {**spec, "folder": ""}:
+            if {**shard.spec, "folder": ""} != {**spec, "folder": ""} or _is_outdated(shard, pending):
                 continue
             rest = pending.join(shard.images.select(IDENTITY), keys=IDENTITY, join_type="left anti")
             if len(rest) < len(pending):
@@ -217,6 +218,18 @@ def read_stats(shards: Iterable[str], store: Bucket, *, kind: type[Stats]) -> li
 
     with ThreadPoolExecutor(READERS) as pool:
         return list(filter(None, pool.map(find, shards)))
+
+
+def _is_outdated(shard: Shard, pending: pa.Table) -> bool:
+    """Whether an open shard says something else about a pending image, such as that it has no features yet."""
+    columns = [name for name in pending.column_names if name in shard.images.column_names]
+    here, now = (
+        table.join(other.select(IDENTITY), keys=IDENTITY, join_type="left semi")
+        .select(columns)
+        .sort_by([(name, "ascending") for name in IDENTITY])
+        for table, other in ((shard.images, pending), (pending, shard.images))
+    )
+    return here.to_pylist() != now.to_pylist()
 
 
 def _write(

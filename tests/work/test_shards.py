@@ -91,6 +91,22 @@ def test_shards_of_other_work_are_not_taken_over(store):
     assert shards.read(name, store).spec["source"] == "here"
 
 
+def test_an_open_shard_that_is_out_of_date_is_not_taken_over(store):
+    """An image whose features have been extracted since is in a new shard, which says so."""
+
+    def claim_with(error):
+        column = pa.array([error, None], pa.string())
+        return claim("ab", store, find_pending=lambda: images("ab").append_column("error", column))
+
+    first = claim_with("removed or replaced")
+    assert claim_with("removed or replaced") == first
+    [second] = claim_with(None)
+    assert second not in first
+    assert shards.read(second, store).images["error"].to_pylist() == [None, None]
+    assert shards.open_shards(store) == {*first, second}
+    assert claim_with(None) == [second]
+
+
 def test_a_finished_shard_is_no_longer_open(store):
     """It is not taken over, and the next claim removes it from the list."""
     [done, rest] = claim("abcd", store)
