@@ -11,7 +11,7 @@ from pipeline import progress
 from pipeline.captioner.captioner import Caption, Captioner
 from pipeline.captioner.metadata import load_metadata
 from pipeline.config import GREEDY, DecodingConfig
-from pipeline.data import dataset
+from pipeline.data.dataset import load
 from pipeline.data.ingest import ingest
 from pipeline.errors import PipelineError
 from pipeline.evaluation.drift import Profile
@@ -108,7 +108,7 @@ def test_metrics_and_report_are_written(trained, store):
     rows = read_captions(metrics, store)
     assert {row["image_id"] for row in rows} == images
     identity = ("image_id", "image_key", "image_etag")
-    known = {tuple(row[name] for name in identity) for row in dataset.load(metrics.dataset, store).table.to_pylist()}
+    known = {tuple(row[name] for name in identity) for row in load(metrics.dataset, store).table.to_pylist()}
     assert {tuple(row[name] for name in identity) for row in rows} < known
     for row in rows:
         colour = row["image_id"].partition("-")[0]
