@@ -55,6 +55,8 @@ def list_corrections(store: Bucket, *, limit: int | None = None, damaged: list[s
     """
     events = corrections.read(store, damaged=damaged).drop_columns("name").to_pylist()
     every = [Correction(**row) for row in events]
+    if not every:
+        return []
     last = {_about(each): each for each in every}
     learned = _learned(store, damaged)
     explain = Explainer(store)
