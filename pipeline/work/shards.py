@@ -229,7 +229,8 @@ def _is_outdated(shard: Shard, pending: pa.Table) -> bool:
         .sort_by([(name, "ascending") for name in IDENTITY])
         for table, other in ((shard.images, pending), (pending, shard.images))
     )
-    return here.to_pylist() != now.to_pylist()
+    outdated: bool = here.to_pylist() != now.to_pylist()
+    return outdated
 
 
 def _write(
