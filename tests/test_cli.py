@@ -16,7 +16,7 @@ from pipeline.config import DecodingConfig
 from pipeline.data import corrections
 from pipeline.nightly import current
 from pipeline.storage import layout, names, open_bucket, parquet
-from pipeline.work import runs
+from pipeline.work import runs, tombstones
 from tests.support import toy
 from tests.support.models import write_evaluation, write_model
 from tests.support.paths import PROJECT
@@ -49,6 +49,7 @@ COMMANDS = {
     "promote": {"version"},
     "rollback": set(),
     "prune": {"--keep", "--older-than", "--remove"},
+    "forget": {"keys", "--from", "--picture", "--remove"},
     "backup": {"target"},
     "caption": {"pictures", "--alternatives", "--json", "--model", *DECODING},
     "export": {
@@ -604,6 +605,22 @@ def test_a_prune(store, result, trained):
     assert store.exists("runs/steps/n1/listing.parquet")
     assert result("prune", "--older-than", "0", "--remove") == {**listed, "removed": True}
     assert not store.exists("runs/steps/n1/listing.parquet")
+
+
+def test_forgetting(environment, store, result):
+    """Keys come from the arguments and from a file, pictures from files; by default they are only looked for."""
+    inbox = open_bucket(str(environment / "inbox"))
+    for key in ("a.jpg", "b.jpg", "c.jpg"):
+        inbox.put(key, toy.picture("red", ord(key[0])))
+    (environment / "keys.txt").write_text("b.jpg\n\nd.jpg\n")
+    (environment / "c.jpg").write_bytes(inbox.get("c.jpg"))
+    arguments = ("a.jpg", "--from", str(environment / "keys.txt"), "--picture", str(environment / "c.jpg"))
+    found = result("forget", *arguments)
+    assert (found["removed"], found["images"]) == (False, ["a.jpg", "b.jpg", "c.jpg", "d.jpg"])
+    assert found["unknown"] == ["d.jpg"]
+    assert not store.exists(layout.TOMBSTONES)
+    assert result("forget", *arguments, "--remove")["removed"]
+    assert tombstones.read(store).has("key", "c.jpg")
 
 
 def test_demo_data(environment, result):

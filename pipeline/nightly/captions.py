@@ -72,7 +72,8 @@ def caption_shard(name: str, *, store: Bucket, decoding: DecodingConfig) -> dict
             found = captioner.caption(vectors, decoding)
         captions = dict(zip(readable["image_key"].to_pylist(), found, strict=True))
         profile = Profile.of(captioner.standardized(vectors), found, failed=failed, decoding=decoding)
-    table = tombstones.read(store).drop(_table(shard, captions))
+    table = _table(shard, captions)
+    table = tombstones.read(store).drop(table)  # as late as possible: images may be forgotten meanwhile
     with stopwatch.section("write"):
         parquet.write(table, shard.result_key, store)
     shards.write_stats(name, CaptionStats(seconds=stopwatch.seconds, profile=profile), store)

@@ -12,7 +12,7 @@ import posixpath
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
 
@@ -265,7 +265,9 @@ def _rows(store: Bucket) -> Iterator[_Row]:
             table = datasets.load(dataset_id, store).table
             columns = ("image_id", "source", "image_key", "image_etag", "content_hash")
             for row in zip(*(table[name].to_pylist() for name in columns), strict=True):
-                yield _Row(dataset_id, *row)
+                found = _Row(dataset_id, *row)
+                # The etag of a corrected picture is the hash of its content.
+                yield replace(found, content=found.etag) if has_portable_names(found.source) else found
 
 
 def _copies(bucket: Bucket, sizes: set[int], hashes: set[str]) -> set[str]:
