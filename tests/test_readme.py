@@ -20,8 +20,12 @@ COMMANDS = re.compile(
 )
 """Commands in code, which may be wrapped before an option."""
 
-PLACEHOLDERS = {"SHARD": "0123456789abcdef", "DATASET_ID": "flickr8k/0123456789abcdef"}
-"""Words in commands that stand for names of a kind that is checked, with such a name."""
+PLACEHOLDERS = {
+    "SHARD": "0123456789abcdef",
+    "DATASET_ID": "flickr8k/0123456789abcdef",
+    **dict.fromkeys(["keys.txt", "portrait.jpg"], __file__),
+}
+"""Words in commands that stand for names of a kind that is checked, with such a name, or for files that must exist."""
 
 
 def test_every_named_setting_exists():

@@ -1,14 +1,17 @@
 """Tombstones: salted hashes of the photographs that people have had forgotten, so that nothing brings them back.
 
-A tombstone is the HMAC of a fact about a photograph, such as its key in the inbox or the hash of its bytes. With the
-facts at hand one can tell whether a photograph is forgotten; nobody can read a key or a picture out of the tombstones.
-The key of the HMAC is stored beside them, so whoever can read the store can still check a guess.
+A tombstone is a keyed hash (BLAKE2b, RFC 7693) of a fact about a photograph, such as its key in the inbox or the hash
+of its bytes. With the facts at hand one can tell whether a photograph is forgotten; nobody can read a key or a picture
+out of the tombstones. The salt, which is the key of the hash, is stored beside them, so whoever can read the store can
+still check a guess.
+
+BLAKE2b takes a third of the time of HMAC-SHA-256: a night checks each key that it lists.
 
 Tombstones are written before anything is removed, and they are all that the removal goes by. So it can be repeated
 after an interruption, and in a backup, by somebody who does not know any more what was forgotten.
 """
 
-import hmac
+import hashlib
 import secrets
 from collections.abc import Iterable
 from functools import cached_property
@@ -53,8 +56,8 @@ class Tombstones(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    salt: str = Field(default_factory=lambda: secrets.token_hex(32), description="key of the HMAC")
-    hashes: tuple[str, ...] = Field((), description="HMAC-SHA-256 of each fact, sorted")
+    salt: str = Field(default_factory=lambda: secrets.token_hex(32), description="key of the hash")
+    hashes: tuple[str, ...] = Field((), description="keyed hash of each fact, sorted")
 
     def has(self, kind: Kind, *fact: str | None) -> bool:
         """Whether this fact is one about a forgotten photograph."""
@@ -87,8 +90,9 @@ class Tombstones(BaseModel):
 
     def _is_row(self, row: tuple[str | None, ...]) -> bool:
         image_id, source, key, etag, content, picture = row
-        # The etag of a corrected picture is the hash of its content, and so is the name of its copy.
-        hashes = dict.fromkeys((content, etag, picture and PurePosixPath(picture).stem))
+        # The name of the copy of a corrected picture is the hash of its content, and as an image, so is its etag.
+        copied = etag if key and etag and f"/{etag}." in key else None
+        hashes = {content, copied, picture and PurePosixPath(picture).stem} - {None}
         # The keys of a dataset are not those of the inbox.
         by_key = self.has("key", key) if image_id is None else self.has("place", source, key)
         return by_key or self.has("version", key, etag) or any(self.has("content", each) for each in hashes)
@@ -107,7 +111,8 @@ class Tombstones(BaseModel):
         )
 
     def _hash(self, *fact: str | None) -> str:
-        return hmac.digest(self._salt, repr(fact).encode(errors="surrogatepass"), "sha256").hex()
+        text = repr(fact).encode(errors="surrogatepass")
+        return hashlib.blake2b(text, key=self._salt, digest_size=32).hexdigest()
 
     @cached_property
     def _salt(self) -> bytes:

@@ -158,6 +158,28 @@ def test_the_newest_evaluation_is_shown(database):
     assert artifact(database, run, "report.html") == "<p>CIDEr 0.4 – ©</p>"
 
 
+def test_a_report_is_replaced_where_there_is_one(database):
+    """No run and no report is made for it, and a failure is an error: what was to go is still there."""
+    from mlflow.exceptions import MlflowException
+
+    tracking.replace_report("never tracked", "<p>new</p>", database)
+    with pytest.raises(ValueError, match="not enough values"):
+        recorded(database, "never tracked")
+    with tracking.Run(database, "without report") as run:
+        run.parameters({"seed": 1})
+    tracking.replace_report("without report", "<p>new</p>", database)
+    run, _ = recorded(database, "without report")
+    with pytest.raises((OSError, MlflowException)):
+        artifact(database, run, tracking.REPORT)
+    with tracking.Run(database, "with report") as run:
+        run.page(tracking.REPORT, "<p>old</p>")
+    tracking.replace_report("with report", "<p>new</p>", database)
+    run, _ = recorded(database, "with report")
+    assert artifact(database, run, tracking.REPORT) == "<p>new</p>"
+    with pytest.raises(MlflowException):
+        tracking.replace_report("with report", "", "http://127.0.0.1:1")
+
+
 def test_the_status_of_a_resumed_training(database):
     """Its status is failed, then running again, then finished, which a failing evaluation does not change."""
     with pytest.raises(ZeroDivisionError), tracking.Run(database, "resumed") as run:

@@ -53,7 +53,7 @@ def test_damaged_ones_are_an_error(bucket):
     [
         ({"image_key": ["a b/c.jpg", "d", None]}, [True, False, False]),
         ({"image_key": ["v", "v"], "image_etag": ["1", "2"]}, [True, False]),
-        ({"image_key": ["pictures/0f.jpg", "x"], "image_etag": ["0f", "0f0"]}, [True, False]),
+        ({"image_key": ["pictures/0f.jpg", "x"], "image_etag": ["0f", "0f"]}, [True, False]),
         ({"image_key": [None, None], "picture": ["pictures/0f.jpg", "pictures/0e.jpg"]}, [True, False]),
         # A dataset has keys of its own.
         (
