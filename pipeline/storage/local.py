@@ -111,7 +111,9 @@ class LocalBucket(Bucket):
             before = os.fstat(file.fileno())
             if limit is not None and before.st_size > limit:
                 raise self._too_large(key, before.st_size, limit)
-            data = file.read()
+            data = file.read(-1 if limit is None else limit + 1)
+            if limit is not None and len(data) > limit:  # another program is appending to it
+                raise self._too_large(key, os.fstat(file.fileno()).st_size, limit)
             # Checked after reading: another program may have overwritten the file in place meanwhile.
             if etag is not None and _local_etag(os.fstat(file.fileno())) != etag:
                 raise self._changed(key, etag)
@@ -125,9 +127,14 @@ class LocalBucket(Bucket):
         path = self._path(key)
         with self._translate_errors(key):
             try:
-                return path.open("rb")
+                # To open a named pipe would block until somebody writes to it.
+                file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: PTH123 - Path.open has no opener
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
                 raise self._not_found(key) from error
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            file.close()
+            raise self._not_regular(key)
+        return file
 
     def put(self, key: str, data: bytes, *, if_match: str | None = None) -> str:
         path = self._path_to_write(key)
@@ -193,6 +200,10 @@ class LocalBucket(Bucket):
             raise self._bad_key(key, "would be written through a link that leads out of the folder")
         return path
 
+    def _not_regular(self, key: str) -> ObjectDeniedError:
+        reason = "is a named pipe, a socket or a device; put a regular file in its place"
+        return ObjectDeniedError(f"{self.url(key)} {reason}.", f"it {reason}")
+
     @contextlib.contextmanager
     def _translate_errors(self, key: str) -> Iterator[None]:
         """Translate errors that concern this object alone; add its name to all others."""
@@ -209,6 +220,8 @@ class LocalBucket(Bucket):
                 raise ObjectDeniedError(
                     f"{self.url(key)}: {error.strerror}. Mount the file system so that it can be written to."
                 ) from error
+            if error.errno == errno.ENXIO:  # a socket, or a device without a driver
+                raise self._not_regular(key) from error
             if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
                 raise self._bad_key(key, f"can't be resolved by the file system ({error})") from error
             error.add_note(f"while accessing {self.url(key)}")

@@ -50,9 +50,23 @@ def store(trained, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def client(store):
+def pipe(tmp_path_factory):
+    """Where a named pipe is put to hold up decoders."""
+    return tmp_path_factory.mktemp("pipe") / "pipe"
+
+
+@pytest.fixture(scope="module")
+def holding(pipe):
+    """Variables with which decoders, and the server that starts one, wait for a writer to the pipe, if there is one."""
+    return in_decoders(
+        f"import os\nif os.path.exists({str(pipe)!r}):\n    open({str(pipe)!r}).close()", pipe.with_name("code")
+    )
+
+
+@pytest.fixture(scope="module")
+def client(store, holding):
     """A client whose server uses that store."""
-    with CaptionClient(environment=environment(store)) as client:
+    with CaptionClient(environment=environment(store, **holding)) as client:
         yield client
 
 
@@ -85,14 +99,6 @@ def copy_model(trained, version, store, **changes):
         store.put(item.key.replace(trained.model.version, version), trained.store.get(item.key))
     metadata = load_metadata(trained.model.version, store).model_copy(update={"version": version, **changes})
     json.write(metadata, layout.model_metadata(version), store)
-
-
-def to_fifo(store, version):
-    """Replace a model's metadata by a named pipe, at which loading hangs until somebody writes; return its path."""
-    path = store.root / layout.model_metadata(version)
-    path.unlink()
-    os.mkfifo(path)
-    return path
 
 
 def test_the_captions_are_those_on_demand(client, trained, store, tmp_path):
@@ -200,21 +206,19 @@ def test_the_number_of_waiting_pictures_is_limited(client):
     assert colour(client.caption(toy.picture("green"))) == "green"
 
 
-def test_a_new_champion_captions_the_next_picture(client, trained, store, monkeypatch):
+def test_a_new_champion_captions_the_next_picture(client, trained, store, pipe, monkeypatch):
     """The same server loads it; the time of loading does not count as that of the picture. A rollback works alike."""
     copy_model(trained, "second", store, max_length=1)
     before = client.caption(toy.picture("red"))
     process = pid(client)
     registry.promote("second", store)
-    metadata = store.get(layout.model_metadata("second"))
-    pipe = to_fifo(store, "second")
+    os.mkfifo(pipe)
     monkeypatch.setattr(client, "seconds", 1)
-    slow = threading.Timer(2, pipe.write_bytes, [metadata])
+    slow = threading.Timer(2, pipe.write_bytes, [b""])
     slow.start()
     answer = client.caption(toy.picture("red"))
     slow.join()
     pipe.unlink()
-    store.put(layout.model_metadata("second"), metadata)
     assert answer.version == "second"
     assert len(answer.captions[0].caption.split()) == 1
     registry.roll_back(store)
@@ -353,19 +357,19 @@ def test_the_process_of_the_client_loads_nothing_heavy(store):
 
 
 @pytest.mark.parametrize("busy", [False, True])
-def test_the_server_ends_with_its_parent(busy, trained, tmp_path):
+def test_the_server_ends_with_its_parent(busy, store, pipe, holding):
     """Idle or busy without end, it does not outlive a killed parent."""
-    store = promoted(trained, tmp_path / "store")
-    # Opened for writing as soon as the server has opened it, which then waits for data that never comes.
-    pipe = to_fifo(store, trained.model.version) if busy else os.devnull
+    if busy:
+        os.mkfifo(pipe)
     parent = subprocess.Popen(
         serve_page("client.warm()" if busy else CAPTION),
         cwd=PROJECT,
-        env=environment(store)(),
+        env=environment(store, **holding)(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
-    with parent, open(pipe, "wb"):
+    # Opened for writing as soon as a decoder has opened it, which the server then waits for.
+    with parent, open(pipe if busy else os.devnull, "wb"):
         process = int(parent.stdout.readline())
         parent.kill()
         parent.wait()

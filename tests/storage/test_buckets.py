@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -729,6 +731,35 @@ def test_only_regular_files_are_listed(tmp_path: Path) -> None:
     assert passed_over == {"broken links and special files": 2}
 
 
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
+def test_only_regular_files_are_read(kind: str, tmp_path: Path) -> None:
+    """A named pipe would block its reader, and a device may have no end: neither is opened, also through a link."""
+    path = tmp_path / "a.jpg"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(path))
+    bucket = LocalBucket(tmp_path)
+    for read in (bucket.get, bucket.open, partial(bucket.first_bytes, count=9), partial(bucket.get, limit=9)):
+        with pytest.raises(ObjectDeniedError, match=r"a\.jpg is a named pipe, .* put a regular file in its place"):
+            read("a.jpg")
+    assert bucket.etag("a.jpg") == ABSENT
+
+
+def test_a_file_that_grows_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit holds for what is read, not for what the size was before."""
+    bucket = LocalBucket(tmp_path)
+    bucket.put("a.jpg", bytes(9))
+    status = (tmp_path / "a.jpg").stat()
+    (tmp_path / "a.jpg").write_bytes(bytes(99))
+    monkeypatch.setattr(os, "fstat", lambda _: status)
+    with pytest.raises(ObjectTooLargeError, match="more than the limit of 10"):
+        bucket.get("a.jpg", limit=10)
+
+
 def test_a_name_that_is_not_utf8_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Such a name can't be written into any table. It is counted, the log names it, and all others are listed."""
     (tmp_path / os.fsdecode(b"\xe9")).mkdir()
@@ -920,6 +951,7 @@ def test_a_file_that_may_not_be_accessed(tmp_path: Path, monkeypatch: pytest.Mon
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", refuse)
         patch.setattr(Path, "stat", refuse)
+        patch.setattr(os, "open", refuse)
         for use in (bucket.get, bucket.open, bucket.etag, bucket.delete, lambda key: bucket.put(key, b"")):
             with pytest.raises(ObjectDeniedError, match="Permission denied") as error:
                 use("denied")
