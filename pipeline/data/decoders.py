@@ -53,6 +53,10 @@ class DecoderStartError(RuntimeError):
     """No decoder process can start on this machine; the message says why, and what to do."""
 
 
+class DecodersBusyError(RuntimeError):
+    """No decoder process was free in time."""
+
+
 class _DecoderDiedError(Exception):
     """A process has died at a picture, but not at the limit of its time."""
 
@@ -80,12 +84,16 @@ class _Pool:
         conversion: arguments of ``_converter``.
         seconds: limit for each picture, in CPU time.
         memory: limit for each process, in bytes; there is none on systems without such a limit (macOS).
+        wait: limit for waiting for a free process, in seconds; None waits until one is free.
     """
 
-    def __init__(self, *conversion: str | int, seconds: float = SECONDS, memory: int = MEMORY) -> None:
+    def __init__(
+        self, *conversion: str | int, seconds: float = SECONDS, memory: int = MEMORY, wait: float | None = None
+    ) -> None:
         self.conversion = conversion
         self.seconds = seconds
         self.memory = memory
+        self.wait = wait
         self._size = os.cpu_count() or 1
         # None is a process not started yet: a single picture needs only one.
         self._idle: queue.LifoQueue[_Process | None] = queue.LifoQueue()
@@ -121,7 +129,7 @@ class _Pool:
         return memoryview(answer)[1:]
 
     def _try(self, data: bytes, seconds: float) -> bytes:
-        process, usable = self._idle.get(), None
+        process, usable = self._take(), None
         try:
             process = process or _Process(self.memory, *self.conversion)
             answer = process.convert(data, seconds)
@@ -132,16 +140,30 @@ class _Pool:
 
     def _try_alone(self, data: bytes, seconds: float) -> bytes:
         """Convert a picture in a new process while the others wait: together they may have exhausted the memory."""
-        with self._second_try:
-            idle = [self._idle.get() for _ in range(self._size)]
-            try:
-                process = _Process(self.memory, *self.conversion)
-                answer = process.convert(data, seconds)
-                process.end()
-            finally:
-                for each in idle:
-                    self._idle.put(each)
+        if not self._second_try.acquire(timeout=-1 if self.wait is None else self.wait):
+            raise self._busy()
+        idle: list[_Process | None] = []
+        try:
+            for _ in range(self._size):
+                idle.append(self._take())
+            process = _Process(self.memory, *self.conversion)
+            answer = process.convert(data, seconds)
+            process.end()
+        finally:
+            for each in idle:
+                self._idle.put(each)
+            self._second_try.release()
         return answer
+
+    def _take(self) -> "_Process | None":
+        """A process that is not busy; None if it is not started yet. Raises ``DecodersBusyError``."""
+        try:
+            return self._idle.get(timeout=self.wait)
+        except queue.Empty:
+            raise self._busy() from None
+
+    def _busy(self) -> DecodersBusyError:
+        return DecodersBusyError(f"No decoder was free within {self.wait:g} s: try again in a moment.")
 
 
 class Decoders(_Pool):
@@ -175,11 +197,14 @@ class Decoders(_Pool):
 class Thumbnails(_Pool):
     """Processes that make thumbnails whose longer side has at most ``side`` pixels."""
 
-    def __init__(self, side: int, *, seconds: float = SECONDS, memory: int = MEMORY) -> None:
-        super().__init__("thumbnail", side, seconds=seconds, memory=memory)
+    def __init__(self, side: int, *, seconds: float = SECONDS, memory: int = MEMORY, wait: float | None = None) -> None:
+        super().__init__("thumbnail", side, seconds=seconds, memory=memory, wait=wait)
 
     def thumbnail(self, data: bytes) -> bytes:
-        """A JPEG as ``images.thumbnail`` makes it. Raises the errors of ``Decoders.decode``."""
+        """A JPEG as ``images.thumbnail`` makes it.
+
+        Raises the errors of ``Decoders.decode``, and ``DecodersBusyError`` if no process is free in time.
+        """
         return bytes(self._convert(data, self.seconds))
 
 

@@ -14,7 +14,6 @@ from datetime import datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from pipeline.config import SidecarPlace
@@ -113,8 +112,7 @@ def find(keys: Collection[str], store: Bucket, *, events: pa.Table | None = None
     """
     try:
         with parquet.opened(layout.CURRENT_CAPTIONS, store, by_ranges=True, advice=ADVICE) as file:
-            groups = [group for group in range(file.num_row_groups) if _may_hold(file, group, keys)]
-            table = file.read_row_groups(groups).select(SCHEMA.names).cast(SCHEMA)
+            table = file.read_row_groups(parquet.groups_with(file, "image_key", keys)).select(SCHEMA.names).cast(SCHEMA)
     except ObjectNotFoundError:
         return SCHEMA.empty_table()
     found = table.filter(pc.is_in(table["image_key"], pa.array(list(keys), pa.string())))
@@ -395,12 +393,6 @@ def _without_words(withdrawn: Correction | None) -> dict[str, object]:
         # Not known here; the next night knows.
         "captioned_at": None,
     }
-
-
-def _may_hold(file: pq.ParquetFile, group: int, keys: Collection[str]) -> bool:
-    """Whether a row group may hold one of these images, by its statistics."""
-    statistics = file.metadata.row_group(group).column(SCHEMA.get_field_index("image_key")).statistics
-    return statistics is None or any(statistics.min <= key <= statistics.max for key in keys)
 
 
 def _read(store: Bucket) -> tuple[pa.Table, str]:

@@ -1,7 +1,7 @@
 """Parquet tables in a bucket."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import pyarrow as pa
@@ -114,6 +114,17 @@ def opened(
                 raise
             message = f"{bucket.url(key)} is damaged, or not a Parquet file of this kind: {error}."
             raise DamagedObjectError(f"{message} {advice}".rstrip()) from error
+
+
+def groups_with(file: pq.ParquetFile, name: str, values: Collection[str]) -> list[int]:
+    """The row groups of an open file that may hold one of the values in a column of text, by their statistics."""
+    place = file.schema_arrow.names.index(name)
+    statistics = [file.metadata.row_group(group).column(place).statistics for group in range(file.num_row_groups)]
+    return [
+        group
+        for group, found in enumerate(statistics)
+        if found is None or not found.has_min_max or any(found.min <= value <= found.max for value in values)
+    ]
 
 
 def read_all(

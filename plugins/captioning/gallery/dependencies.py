@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from captioning.connections import INBOX, STORE, bucket_environment, child_environment, private_folder
+from captioning.gallery import limits
 from pipeline.settings import read_settings
 from pipeline.storage import Bucket, open_bucket
 
@@ -22,19 +23,24 @@ _open_folders = contextlib.ExitStack()
 atexit.register(_open_folders.close)
 
 
-def store() -> Bucket:
-    """The store."""
-    return _open(read_settings().store, STORE, int(time.monotonic() / SECONDS))
+async def store() -> Bucket:
+    """The store, for one request."""
+    return await _opened(read_settings().store, STORE)
 
 
-def inbox() -> Bucket:
-    """The inbox."""
-    return _open(read_settings().inbox, INBOX, int(time.monotonic() / SECONDS))
+async def inbox() -> Bucket:
+    """The inbox, for one request."""
+    return await _opened(read_settings().inbox, INBOX)
 
 
 def environment() -> Mapping[str, str]:
     """The environment of a child process that opens the store."""
     return child_environment(_folder()) if read_settings().store.startswith("s3://") else os.environ
+
+
+async def _opened(uri: str, profile: str) -> Bucket:
+    bucket = await limits.openers.call(_open, uri, profile, int(time.monotonic() / SECONDS))
+    return limits.ExpiringBucket(bucket, seconds=limits.PAGE_SECONDS)
 
 
 @lru_cache(maxsize=4)

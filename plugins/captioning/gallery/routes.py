@@ -17,10 +17,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from captioning.gallery import access, dependencies
+from captioning.gallery import access, dependencies, limits
 from captioning.gallery.plots import plot
 from pipeline.data import corrections
 from pipeline.data.corrections import Correction
@@ -120,6 +119,7 @@ class CaptionQuery(Filters):
 
 
 @app.get("/")
+@limits.pages.run
 def show_captions(request: Request, store: Store, query: Annotated[CaptionQuery, Query()]) -> HTMLResponse:
     """A page of the newest captions that match the filters."""
     shards = browse.shards(store)
@@ -139,6 +139,7 @@ def show_captions(request: Request, store: Store, query: Annotated[CaptionQuery,
 
 
 @app.get("/image")
+@limits.pages.run
 def show_image(
     request: Request,
     store: Store,
@@ -156,6 +157,7 @@ def show_image(
 
 
 @app.get("/corrections")
+@limits.pages.run
 def show_corrections(request: Request, store: Store, user: GetUserDep) -> HTMLResponse:
     """What people said about captions, and what became of it; the newest first."""
     damaged: list[str] = []
@@ -172,6 +174,7 @@ def show_corrections(request: Request, store: Store, user: GetUserDep) -> HTMLRe
 
 
 @app.get("/corrections.csv")
+@limits.pages.run
 def download_corrections(store: Store) -> Response:
     """All corrections as CSV."""
     csv = correction_use.to_csv(correction_use.list_corrections(store))
@@ -180,6 +183,7 @@ def download_corrections(store: Store) -> Response:
 
 
 @app.get("/corrections/pictures/{picture}")
+@limits.thumbnails.run
 def show_corrected_picture(
     store: Store, picture: Annotated[str, PathParameter(pattern=r"^[0-9a-f]{32}\.[a-z0-9]+$")]
 ) -> Response:
@@ -194,6 +198,7 @@ def show_corrected_picture(
 
 
 @app.get("/nights")
+@limits.pages.run
 def show_nights(request: Request, store: Store) -> HTMLResponse:
     """The last nights: how they ended, their counts, and their drift."""
     damaged: list[str] = []
@@ -205,6 +210,7 @@ def show_nights(request: Request, store: Store) -> HTMLResponse:
 
 
 @app.get("/models")
+@limits.pages.run
 def show_models(request: Request, store: Store) -> HTMLResponse:
     """The newest models, their scores, and which is the champion."""
     damaged: list[str] = []
@@ -213,6 +219,7 @@ def show_models(request: Request, store: Store) -> HTMLResponse:
 
 
 @app.get("/models/{version}/report")
+@limits.pages.run
 def show_report(version: str, store: Store) -> HTMLResponse:
     """The report of a model's newest evaluation."""
     try:
@@ -225,6 +232,7 @@ def show_report(version: str, store: Store) -> HTMLResponse:
 
 
 @app.get("/try")
+@limits.pages.run
 def show_try(request: Request, user: GetUserDep) -> HTMLResponse:
     """The page that captions uploads; the model starts to load when the page is opened."""
     can_trigger = access.user_can_trigger(user)
@@ -234,6 +242,7 @@ def show_try(request: Request, user: GetUserDep) -> HTMLResponse:
 
 
 @app.get("/thumbnail")
+@limits.thumbnails.run
 def thumbnail(
     inbox: Inbox,
     key: Annotated[str, Query(min_length=1, max_length=1024)],
@@ -251,7 +260,7 @@ def thumbnail(
 
 
 @app.get("/static/{name}")
-def static(name: str) -> FileResponse:
+async def static(name: str) -> FileResponse:
     """A static file of the pages."""
     if name not in STATIC:
         raise HTTPException(status.HTTP_404_NOT_FOUND, "There is no file of this name.")
@@ -262,7 +271,7 @@ def static(name: str) -> FileResponse:
 async def caption(picture: Annotated[bytes, Depends(access.read_upload)]) -> JSONResponse:
     """The champion's captions of the picture in the request's body, the best first."""
     try:
-        answer = await run_in_threadpool(worker.caption, picture)
+        answer = await limits.uploads.call(worker.caption, picture)
     except CaptioningError as error:
         raise HTTPException(_STATUS.get(type(error), status.HTTP_503_SERVICE_UNAVAILABLE), str(error)) from error
     return JSONResponse(answer.model_dump())
@@ -332,7 +341,7 @@ async def correct(
         return added, _what_becomes_of(added, store)
 
     try:
-        said, summary = await run_in_threadpool(save)
+        said, summary = await limits.uploads.call(save)
     except PipelineError as error:
         raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, str(error)) from error
     return JSONResponse({**said.model_dump(mode="json"), "summary": summary}, status.HTTP_201_CREATED)
