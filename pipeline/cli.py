@@ -587,7 +587,12 @@ def export(
         Literal["csv", "jsonl", "coco", "webdataset", "iceberg"] | None,
         typer.Option("--format", help="by default csv for .csv, jsonl for .jsonl and coco for .json"),
     ] = None,
-    words: Annotated[str, typer.Option(help="only if each word occurs in the caption, the key or the error")] = "",
+    words: Annotated[
+        str,
+        typer.Option(
+            help="words and phrases in quotation marks, which must occur in the caption, the key or the error"
+        ),
+    ] = "",
     under: Annotated[str, typer.Option(help="only images whose key begins with this")] = "",
     status: Annotated[
         Literal["ok", "failed", "waiting"] | None,

@@ -145,7 +145,7 @@ class _Pool:
         idle: list[_Process | None] = []
         try:
             for _ in range(self._size):
-                idle.append(self._take())
+                idle.append(self._take())  # noqa: PERF401 - if one is not free, those taken go back
             process = _Process(self.memory, *self.conversion)
             answer = process.convert(data, seconds)
             process.end()

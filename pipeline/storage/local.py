@@ -128,7 +128,7 @@ class LocalBucket(Bucket):
         with self._translate_errors(key):
             try:
                 # To open a named pipe would block until somebody writes to it.
-                file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: PTH123 - Path.open has no opener
+                file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115 - it is returned
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
                 raise self._not_found(key) from error
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):

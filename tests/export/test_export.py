@@ -110,7 +110,7 @@ def run(store, inbox):
         ({}, set(CURRENT["image_key"].to_pylist())),
         (
             {"words": "DOG"},
-            {k for k, text in TEXTS.items() if "dog" in text} | {"person.jpg", "a/old.jpg", "broken.jpg"},
+            {k for k, text in TEXTS.items() if re.search(r"\bdog\b", text)} | {"person.jpg", "a/old.jpg", "broken.jpg"},
         ),
         ({"words": "dog old"}, {"a/old.jpg"}),
         ({"under": "a/"}, {"a/plain.jpg", "a/old.jpg"}),

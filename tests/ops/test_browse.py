@@ -1,5 +1,6 @@
 """Captions page by page, and what people said about them."""
 
+import hashlib
 import itertools
 from datetime import UTC, datetime
 
@@ -17,6 +18,7 @@ from pipeline.nightly.captions import SCHEMA
 from pipeline.ops import browse
 from pipeline.ops.browse import Filters
 from pipeline.storage import layout, open_bucket, parquet
+from pipeline.storage.s3 import TAIL
 from tests.support import toy
 from tests.support.caption_tables import row, shard_key, write
 from tests.support.effort import random_inputs
@@ -75,6 +77,41 @@ def test_filters(bucket):
     assert keys(bucket, image="cats/1.jpg") == ["cats/1.jpg"]
 
 
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("cat", {"a cat.", "Cat's", "my_cat.jpg"}),
+        ("CAT a", {"a cat."}),
+        ('"a cat"', {"a cat."}),
+        ("“a  cat”", {"a cat."}),
+        ('"cat a"', set()),
+        ('"a cat', {"a cat."}),
+        ('"" "a"cat', {"a cat."}),
+        ("cat.", {"a cat.", "my_cat.jpg"}),
+        ("trunc", set()),
+        ("chat", set()),
+        ("CHÂTEAU", {"le château"}),
+        ("teau", set()),
+        ("собака", {"рыжая собака"}),
+        ("соба", set()),
+        ("猫", {"黑猫在睡觉"}),
+        ("睡觉", {"黑猫在睡觉"}),
+        ("コーヒ", {"コーヒーを飲む"}),
+        ("ーを", {"コーヒーを飲む"}),
+        ("แมว", {"มีแมวตัวหนึ่ง"}),
+        ("(.*)", set()),
+    ],
+)
+def test_words_and_phrases(bucket, words, found):
+    """Whole words are found, in any script; where words have no spaces between them, any text is."""
+    captions = ["a cat.", "a dog, truncated", "Cat's", "un châtchat", "le château", "рыжая собака", "黑猫在睡觉"]
+    captions += ["コーヒーを飲む", "มีแมวตัวหนึ่ง"]
+    rows = [row(f"{number}.jpg", caption) for number, caption in enumerate(captions)] + [row("my_cat.jpg", "it")]
+    write(bucket, rows, night="2026-01-01", shard="s")
+    shown = browse.page(browse.shards(bucket), Filters(words=words), store=bucket, size=99).rows
+    assert {each["caption"] if each["caption"] != "it" else each["image_key"] for each in shown} == found
+
+
 @settings(max_examples=random_inputs(60))
 @given(
     shards=st.lists(st.tuples(st.integers(1, 3), st.lists(st.booleans(), max_size=6)), max_size=6),
@@ -131,6 +168,31 @@ def test_a_page_reads_what_it_shows(s3_bucket_name):
     assert ask(Filters(night="2026-01-05")) == (["5-0", "5-1", "5-2"], 1)
     assert ask(Filters(words="zebra")) == ([], 28)
     assert ask(Filters(words="zebra"), seconds=0.0) == ([], 1)
+
+
+def long_text(number):
+    """A text that hardly compresses."""
+    return hashlib.sha512(b"%d" % number).hexdigest()
+
+
+def test_a_picture_reads_the_shards_that_may_hold_it(s3_bucket_name):
+    """Of all others it reads the end alone, which says what keys they hold."""
+    store = open_bucket(f"s3://{s3_bucket_name}/wide")
+    for night in range(1, 9):
+        rows = [row(f"{night}/{number:05}", long_text(number)) for number in range(6000)]
+        write(store, rows, night=f"2026-01-{night:02}", shard="s")
+    sizes = [item.size for item in store.list(layout.CAPTIONS)]
+    received = []
+    store.client.meta.events.register(
+        "after-call.s3", lambda parsed, **_: received.append(parsed.get("ContentLength", 0))
+    )
+    [found] = browse.image_captions("3/00042", store=store).history
+    assert found["caption"] == long_text(42)
+    assert max(received) < sizes[0]
+    assert sum(received) < sum(sizes) / 2
+    received.clear()
+    assert browse.image_captions("unknown", store=store).counting is None
+    assert max(received) <= TAIL
 
 
 def test_shards_that_go_meanwhile(bucket):
@@ -320,7 +382,7 @@ def test_a_picture_of_long_ago(tmp_path, monkeypatch):
     assert (found.history, found.searched_to) == ([], "2026-01-26")
     found = browse.image_captions("2.jpg", store=store, night="2026-01-02")
     assert [each["night"] for each in found.history] == ["2026-01-02"]
-    # One that both searches find is shown once.
+    # One that is in both is shown once.
     assert len(browse.image_captions("28.jpg", store=store, night="2026-01-28").history) == 1
 
 

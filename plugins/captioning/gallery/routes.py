@@ -23,14 +23,22 @@ from captioning.gallery import access, dependencies, limits
 from captioning.gallery.plots import plot
 from pipeline.data import corrections
 from pipeline.data.corrections import Correction
-from pipeline.data.decoders import DecoderStartError, Thumbnails
-from pipeline.data.images import MAX_BYTES, BadImageError
+from pipeline.data.decoders import DecodersBusyError, DecoderStartError, Thumbnails
+from pipeline.data.images import MAX_BYTES, TOO_LARGE, BadImageError
 from pipeline.errors import PipelineError, printable
 from pipeline.ops import browse, correction_use
 from pipeline.ops.browse import Filters
 from pipeline.serving.client import BadPictureError, BusyError, CaptionClient, CaptioningError, TimeLimitError
 from pipeline.settings import read_settings
-from pipeline.storage import Bucket, layout
+from pipeline.storage import (
+    BadKeyError,
+    Bucket,
+    ObjectChangedError,
+    ObjectDeniedError,
+    ObjectNotFoundError,
+    ObjectTooLargeError,
+    layout,
+)
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +95,7 @@ app = FastAPI(
 
 worker = CaptionClient(environment=dependencies.environment)
 
-small, large = Thumbnails(320, seconds=10), Thumbnails(1280, seconds=10)
+small, large = (Thumbnails(side, seconds=5, wait=5) for side in (320, 1280))
 """For pages with many pictures, and for a picture's own page."""
 
 pages = Environment(loader=FileSystemLoader(FOLDER / "templates"), autoescape=True, undefined=StrictUndefined)
@@ -188,13 +196,8 @@ def show_corrected_picture(
     store: Store, picture: Annotated[str, PathParameter(pattern=r"^[0-9a-f]{32}\.[a-z0-9]+$")]
 ) -> Response:
     """The copy of a corrected picture as a small JPEG."""
-    try:
-        thumbnail = small.thumbnail(
-            store.get(f"{layout.CORRECTIONS}{layout.CORRECTION_PICTURES}{picture}", limit=MAX_BYTES)
-        )
-    except (PipelineError, BadImageError):
-        raise HTTPException(status.HTTP_404_NOT_FOUND, "The picture was removed, or can't be shown.") from None
-    return Response(thumbnail, media_type="image/jpeg", headers=UNCHANGING)
+    key = f"{layout.CORRECTIONS}{layout.CORRECTION_PICTURES}{picture}"
+    return Response(_thumbnail(small, store, key), media_type="image/jpeg", headers=UNCHANGING)
 
 
 @app.get("/nights")
@@ -250,13 +253,24 @@ def thumbnail(
     whole: bool = False,
 ) -> Response:
     """A picture of the inbox as a small JPEG."""
-    try:
-        data = inbox.get(key, etag=etag or None, limit=MAX_BYTES)
-        picture = (large if whole else small).thumbnail(data)
-    except (PipelineError, BadImageError):
-        raise HTTPException(status.HTTP_404_NOT_FOUND, "The picture was removed, or can't be shown.") from None
+    picture = _thumbnail(large if whole else small, inbox, key, etag or None)
     # The content of an etag never changes.
     return Response(picture, media_type="image/jpeg", headers=UNCHANGING if etag else {})
+
+
+def _thumbnail(thumbnails: Thumbnails, bucket: Bucket, key: str, etag: str | None = None) -> bytes:
+    """The thumbnail of a picture. Raises ``HTTPException`` (404) with the reason if there is none."""
+    try:
+        return thumbnails.thumbnail(bucket.get(key, etag=etag, limit=MAX_BYTES))
+    except (ObjectNotFoundError, ObjectChangedError, BadKeyError):
+        why = "it was replaced or removed"
+    except ObjectDeniedError as error:
+        why = error.reason
+    except ObjectTooLargeError:
+        why = TOO_LARGE
+    except BadImageError as error:
+        why = str(error)
+    raise HTTPException(status.HTTP_404_NOT_FOUND, f"The picture can't be shown: {why}.")
 
 
 @app.get("/static/{name}")
@@ -342,6 +356,8 @@ async def correct(
 
     try:
         said, summary = await limits.uploads.call(save)
+    except limits.OutOfTimeError:
+        raise
     except PipelineError as error:
         raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, str(error)) from error
     return JSONResponse({**said.model_dump(mode="json"), "summary": summary}, status.HTTP_201_CREATED)
@@ -383,6 +399,18 @@ async def show_pipeline_error(request: Request, error: PipelineError) -> Respons
     """The same for errors in the store or the settings that a person has to fix."""
     log.warning("%s: %s", printable(request.url.path), printable(str(error)))
     return await show_error(request, HTTPException(status.HTTP_409_CONFLICT, str(error)))
+
+
+@app.exception_handler(limits.OutOfTimeError)
+async def show_out_of_time(request: Request, error: limits.OutOfTimeError) -> Response:
+    """The same where the storage is too slow."""
+    return await show_error(request, HTTPException(status.HTTP_504_GATEWAY_TIMEOUT, str(error)))
+
+
+@app.exception_handler(DecodersBusyError)
+async def show_busy_decoders(request: Request, error: DecodersBusyError) -> Response:
+    """The same where too many pictures are being decoded."""
+    return await show_error(request, HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE, str(error)))
 
 
 @app.exception_handler(DecoderStartError)

@@ -173,11 +173,16 @@ document.addEventListener("DOMContentLoaded", () => {
 });
 
 // Errors of pictures do not bubble. This script runs before any picture of the page is loaded.
-document.addEventListener("error", (event) => {
+document.addEventListener("error", async (event) => {
   const image = event.target;
   if (!image.dataset.missing) return;
   const text = document.createElement("p");
   text.className = "lost";
   text.textContent = image.dataset.missing;
   image.replaceWith(text);
+  // The event does not say why there is no picture; its address does.
+  try {
+    const response = await fetch(image.src, { headers: { Accept: "application/json" } });
+    text.textContent = (await response.json()).detail || text.textContent;
+  } catch { /* the text stays */ }
 }, true);
