@@ -828,11 +828,12 @@ def corrections(
     output_format: Annotated[Literal["json", "csv"], typer.Option("--format", help="format of the list")] = "json",
 ) -> None:
     """List what people said about captions, the newest first: who, when, and which models have learned from it."""
+    from pipeline.export import csv
     from pipeline.ops import correction_use
 
     found = correction_use.list_corrections(_store(), limit=limit)
     if output_format == "csv":
-        _write(correction_use.to_csv(found), sys.stdout)
+        _write(csv.render(correction_use.tabulate(found)).decode(), sys.stdout)
     else:
         _print([each.model_dump(mode="json") for each in found])
 

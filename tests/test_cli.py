@@ -327,15 +327,15 @@ def test_a_night(store, result, command, trained):
 
 
 def test_a_list_of_corrections(store, result, command):
-    """As JSON or as CSV, the newest first; what was said is withdrawn by the key of the image."""
+    """As JSON or as CSV, the newest first, and no formula for a spreadsheet; withdrawn by the key of the image."""
     words = {"model_caption": "a dog", "model_version": "v1", "corrected_by": "ann", "store": store}
-    for caption in ("a cat", "a bird"):
+    for caption in ("=a cat", "a bird"):
         corrections.add(toy.picture("red", 1), caption=caption, image_key="a.jpg", image_etag="1", **words)
-    assert [each["correction"]["caption"] for each in result("corrections")] == ["a bird", "a cat"]
+    assert [each["correction"]["caption"] for each in result("corrections")] == ["a bird", "=a cat"]
     [newest] = result("corrections", "--limit", "1")
     assert (newest["state"], newest["learned_by"]) == ("counts", [])
     status, line, _ = command("corrections", "--format", "csv")
-    assert (status, line.split(",")[0], "a cat" in line, "replaced" in line) == (0, "corrected", True, True)
+    assert (status, line.split(",")[0], '"\'=a cat"' in line, "replaced" in line) == (0, '"corrected"', True, True)
     assert (
         result("withdraw", "a.jpg", "--by", "bob")["summary"] == "a.jpg: the caption of the model counts again: a dog"
     )

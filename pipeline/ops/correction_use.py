@@ -1,7 +1,5 @@
 """What became of corrections: which models have learned from each, or why none has."""
 
-import csv
-import io
 import logging
 from collections import defaultdict
 from collections.abc import Iterable
@@ -113,17 +111,18 @@ def withdraw(image_key: str, *, by: str, store: Bucket) -> Correction:
     return corrections.withdraw(*newest, by=by, store=store)
 
 
-def to_csv(found: Iterable[Use]) -> str:
-    """Corrections and what became of them as CSV, a line for each."""
-    output = io.StringIO()
-    writer = csv.DictWriter(
-        output, [*Correction.model_fields, *(name for name in Use.model_fields if name != "correction")]
-    )
-    writer.writeheader()
-    for each in found:
-        row = each.model_dump(mode="json")
-        writer.writerow({**row.pop("correction"), **row, "learned_by": " ".join(each.learned_by)})
-    return output.getvalue()
+def tabulate(found: Iterable[Use]) -> pa.Table:
+    """Corrections and what became of them as a table, a row for each; ``learned_by`` is a text."""
+    rows = [
+        {
+            **each.correction.model_dump(),
+            **each.model_dump(exclude={"correction"}),
+            "learned_by": " ".join(each.learned_by),
+        }
+        for each in found
+    ]
+    added = [pa.field(name, pa.string()) for name in Use.model_fields if name != "correction"]
+    return pa.Table.from_pylist(rows, schema=pa.schema([*corrections.SCHEMA, *added]))
 
 
 def _about(correction: Correction) -> tuple[str, str]:

@@ -26,6 +26,7 @@ from pipeline.data.corrections import Correction
 from pipeline.data.decoders import DecodersBusyError, DecoderStartError, Thumbnails
 from pipeline.data.images import MAX_BYTES, TOO_LARGE, BadImageError
 from pipeline.errors import PipelineError, printable
+from pipeline.export import csv
 from pipeline.ops import browse, correction_use
 from pipeline.ops.browse import Filters
 from pipeline.serving.client import BadPictureError, BusyError, CaptionClient, CaptioningError, TimeLimitError
@@ -185,9 +186,9 @@ def show_corrections(request: Request, store: Store, user: GetUserDep) -> HTMLRe
 @limits.pages.run
 def download_corrections(store: Store) -> Response:
     """All corrections as CSV."""
-    csv = correction_use.to_csv(correction_use.list_corrections(store))
+    table = correction_use.tabulate(correction_use.list_corrections(store))
     headers = {"Content-Disposition": "attachment; filename=corrections.csv"}
-    return Response(csv, media_type="text/csv", headers=headers)
+    return Response(csv.render(table), media_type="text/csv", headers=headers)
 
 
 @app.get("/corrections/pictures/{picture}")
