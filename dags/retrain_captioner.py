@@ -25,6 +25,7 @@ from pydantic import BaseModel
 
 from captioning import notifications
 from captioning.assets import CANDIDATE, CHAMPION, DATASET, FEATURES, RETRAINING_DUE
+from captioning.links import page_url
 from captioning.names import GPU, RETRAINING_DAG
 from captioning.operators import DEFAULT_ARGS, PipelineOperator, end_run, extract_features
 from pipeline.config import DecodingConfig, TrainingConfig, describe_bounds
@@ -274,7 +275,8 @@ with DAG(
     approval = HITLOperator(
         task_id="approval",
         subject=f"Promote {VERSION}?",
-        body=STARTED_BY + "{{ ti.xcom_pull(task_ids='compare', key='comparison') }}",
+        body=f"{STARTED_BY}{{{{ ti.xcom_pull(task_ids='compare', key='comparison') }}}}\n\n"
+        f"[Report of the candidate]({page_url(PAGES['Report'])}), [all models]({page_url(PAGES['Models'])})",
         options=[PROMOTE, KEEP],
         execution_timeout=None,
     )

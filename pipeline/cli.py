@@ -359,7 +359,7 @@ def evaluate_champion(
     from pipeline.captioner.registry import find_champion
     from pipeline.evaluation import promotion_gate
     from pipeline.evaluation.evaluate import evaluate_model
-    from pipeline.evaluation.results import candidate_metrics, find_metrics, format_scores
+    from pipeline.evaluation.results import candidate_metrics, comparable_metrics, format_scores
 
     store, decoding = _store(), DecodingConfig(beam_width=beam_width, mbr_samples=mbr_samples)
     candidate = candidate_metrics(version, decoding, store)
@@ -372,7 +372,7 @@ def evaluate_champion(
     if decision is not None:
         _print({"champion": champion.version, "summary": f"not needed: {decision.reason}"})
         return
-    metrics = find_metrics(champion.version, candidate.dataset, decoding, store) or evaluate_model(
+    metrics = comparable_metrics(champion.version, candidate, store) or evaluate_model(
         champion.version,
         store=store,
         decoding=decoding,

@@ -315,6 +315,7 @@ def _converter(kind: str, *sizes: int) -> Callable[[bytes], bytes]:
     # There is a process for each core, and each further thread would take memory of its own.
     pillow_heif.options.DECODE_THREADS = AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     if kind == "thumbnail":
+        os.nice(10)  # they are made beside Airflow's API server
         [side] = sizes
         return lambda data: images.thumbnail(data, side)
     height, width = sizes

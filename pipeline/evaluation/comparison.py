@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.captioner.registry import find_champion
 from pipeline.config import DecodingConfig
-from pipeline.evaluation.results import Metrics, candidate_metrics, find_metrics, read_captions
-from pipeline.storage import Bucket, layout
+from pipeline.evaluation.results import Metrics, candidate_metrics, comparable_metrics, read_captions
+from pipeline.storage import Bucket
 
 SHOWN = 8
 """Photographs whose captions are shown."""
@@ -25,7 +25,7 @@ def compare(version: str, *, decoding: DecodingConfig, store: Bucket) -> str:
         return f"{_page(candidate, None, store)}\n\nThere is no champion yet."
     if champion.version == version:
         return f"{_page(candidate, None, store)}\n\nThis model is the champion already."
-    theirs = find_metrics(champion.version, candidate.dataset, decoding, store)
+    theirs = comparable_metrics(champion.version, candidate, store)
     if theirs is None:
         return (
             f"{_page(candidate, None, store)}\n\nThe champion {champion.version} was not evaluated on these "
@@ -35,7 +35,6 @@ def compare(version: str, *, decoding: DecodingConfig, store: Bucket) -> str:
 
 
 def _page(candidate: Metrics, champion: Metrics | None, store: Bucket) -> str:
-    report = layout.evaluation(candidate.version, candidate.dataset, candidate.decoding).report
     names = ["", f"candidate {candidate.version}", *([f"champion {champion.version}"] if champion else [])]
     rows = [
         [name, *(_number(metrics.summary.get(name)) for metrics in (candidate, champion) if metrics)]
@@ -51,8 +50,6 @@ def _page(candidate: Metrics, champion: Metrics | None, store: Bucket) -> str:
             "Captions of some test photographs:",
             "",
             *_captions(candidate, champion, store),
-            "",
-            f"Report of the candidate: {store.url(report)}",
         ]
     )
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.captioner import registry
 from pipeline.config import DecodingConfig
 from pipeline.errors import PipelineError
-from pipeline.evaluation.results import candidate_metrics, find_metrics
+from pipeline.evaluation.results import candidate_metrics, comparable_metrics
 from pipeline.storage import Bucket, json, layout
 from pipeline.work import runs
 from pipeline.work.runs import RetrainingRecord
@@ -144,7 +144,7 @@ def run_gate(
 ) -> RetrainingRecord:
     """Decide on a candidate, promote it if it passes, and write the record of the retraining, which it returns.
 
-    Both models are compared by their evaluations on the candidate's dataset with this decoding.
+    Both models are compared by their evaluations with this decoding on the candidate's test split.
 
     Raises:
         PipelineError: an evaluation of the candidate or the champion, or the decision of a person, is missing.
@@ -159,7 +159,7 @@ def run_gate(
     else:
         score = None
         if champion is not None:
-            theirs = find_metrics(champion.version, metrics.dataset, decoding, store)
+            theirs = comparable_metrics(champion.version, metrics, store)
             score = ChampionScore(version=champion.version, cider=None if theirs is None else theirs.cider)
         decision = decide_promotion(version, metrics.cider, score, config, approval)
         if decision.promoted:

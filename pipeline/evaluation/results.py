@@ -72,6 +72,30 @@ def candidate_metrics(version: str, decoding: DecodingConfig, store: Bucket) -> 
     return found
 
 
+def comparable_metrics(version: str, candidate: Metrics, store: Bucket) -> Metrics | None:
+    """The scores of a model that can be compared with a candidate's, or None if there are none.
+
+    They are by the same decoding, and on the same dataset or on another one with the same test split: a dataset that
+    has got corrections differs from the one before in the split train alone.
+    """
+    same = find_metrics(version, candidate.dataset, candidate.decoding, store)
+    if same is not None:
+        return same
+    keys = (layout.evaluation_of_metrics(item.key) for item in store.list(layout.evaluations(version)))
+    others = [json.find(Metrics, evaluation.metrics, store) for evaluation in keys if evaluation is not None]
+    split = _test_split(candidate, store)
+    for other in others:
+        if other is not None and other.decoding == candidate.decoding and _test_split(other, store) == split:
+            return other
+    return None
+
+
+def _test_split(metrics: Metrics, store: Bucket) -> list[tuple[object, ...]]:
+    """The images of an evaluation and their references."""
+    names = ("image_id", "image_key", "image_etag", "references")
+    return sorted(tuple(row[name] for name in names) for row in read_captions(metrics, store))
+
+
 def latest_metrics(model: ModelMetadata, store: Bucket) -> Metrics | None:
     """The newest scores of a model on its own dataset, or None if it was not evaluated."""
     prefix = layout.evaluations_on(model.version, model.dataset)

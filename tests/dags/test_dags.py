@@ -199,15 +199,20 @@ def test_the_dataset_may_be_several_lines(dag):
 @pytest.mark.parametrize(
     ("cause", "text"), [("12 corrections", "Started by 12 corrections.\n\nScores"), ("", "Scores")]
 )
-def test_the_approval_says_why_a_night_started_it(dag, cause, text):
-    """Before the scores; nothing if a person has started it."""
+def test_what_a_person_decides_by(dag, cause, text):
+    """Why a night has started the retraining, unless a person has; the scores; and links to pages of the gallery."""
+    found = {("resolve_inputs", "cause"): cause, ("compare", "comparison"): "Scores", ("train", "version"): "m1"}
 
     class Instance:
         def xcom_pull(self, task_ids, key):
-            return {("resolve_inputs", "cause"): cause, ("compare", "comparison"): "Scores"}[task_ids, key]
+            return found[task_ids, key]
 
-    template = dag.get_template_env().from_string(dag.task_dict["approval"].body)
-    assert template.render(ti=Instance()) == text
+    shown, links = (
+        dag.get_template_env().from_string(dag.task_dict["approval"].body).render(ti=Instance()).rsplit("\n\n", 1)
+    )
+    assert shown == text
+    assert "[Report of the candidate](http://localhost:8080/captions/models/m1/report)" in links
+    assert "[all models](http://localhost:8080/captions/models)" in links
 
 
 @pytest.mark.parametrize("dag", ["retrain_captioner"], indirect=True)

@@ -12,12 +12,13 @@ import pytest
 from PIL import Image
 
 from pipeline.data import decoders as module
-from pipeline.data.decoders import Decoders, DecoderStartError
+from pipeline.data.decoders import Decoders, DecodersBusyError, DecoderStartError, Thumbnails
 from pipeline.data.images import BadImageError, SlowImageError, decode
 from tests.support import damaged_images
 from tests.support.decoder_code import AT_A_MARK, CANNOT_START, MARK, in_decoders
 from tests.support.paths import PROJECT
 from tests.support.processes import children, gone, suspend
+from tests.support.waiting import wait_for
 
 
 def picture(seed=0):
@@ -123,6 +124,21 @@ def test_a_slow_machine_fails_no_picture(decoders_run):
     decoders_run(AT_A_MARK.format(act="import time; time.sleep(0.5)"))
     with Decoders((20, 20), seconds=0.4) as decoders:
         assert decoders.decode(picture() + MARK).pixels.shape == (20, 20, 3)
+
+
+def test_a_thumbnail_does_not_wait_without_a_limit(decoders_run):
+    """While pictures that need long keep all processes busy, the others are refused; then they are made again."""
+    end = decoders_run(AT_A_MARK.format(act="import time; all(time.process_time() < 60 for _ in iter(int, 1))"))
+    with Thumbnails(20, seconds=2, wait=0.2) as thumbnails, ThreadPoolExecutor(os.cpu_count()) as threads:
+        slow = [threads.submit(thumbnails.thumbnail, picture() + MARK) for _ in range(os.cpu_count())]
+        wait_for("busy processes", thumbnails._idle.empty, 60)
+        with pytest.raises(DecodersBusyError, match="No decoder was free within 0\\.2 s"):
+            thumbnails.thumbnail(picture())
+        for each in slow:
+            with pytest.raises(SlowImageError):
+                each.result()
+        end()
+        assert thumbnails.thumbnail(picture())[:2] == b"\xff\xd8"
 
 
 def test_a_picture_may_have_a_limit_of_its_own(decoders_run):

@@ -447,11 +447,12 @@ def test_the_form_is_the_conf_of_the_run(asked):
 
 
 @pytest.mark.airflow
-def test_a_person_is_asked(promoted, asked):
+def test_a_person_is_asked(deployment, promoted, asked):
     """The first candidate comes with its scores, and without a champion to be compared with."""
     assert asked.question["subject"] == f"Promote {promoted.version}?"
     assert "There is no champion yet." in asked.question["body"]
     assert "| CIDEr |" in asked.question["body"]
+    assert f"{deployment.url}/captions/models/{promoted.version}/report" in asked.question["body"]
 
 
 @pytest.mark.airflow

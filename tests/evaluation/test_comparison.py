@@ -6,7 +6,6 @@ from pipeline.captioner.registry import promote
 from pipeline.config import GREEDY
 from pipeline.errors import PipelineError
 from pipeline.evaluation import comparison
-from pipeline.storage import layout
 from tests.support.models import BEAM, DATASET, write_evaluation, write_model
 
 CAPTIONS_1 = {"a.jpg": "a dog", "b.jpg": "a yellow | square"}
@@ -28,7 +27,7 @@ def compare(version, store, decoding=BEAM):
 
 
 def test_the_first_candidate(store):
-    """Without a champion, the page has the candidate's scores, its captions, the human ones, and its report."""
+    """Without a champion, the page has the candidate's scores, its captions and the human ones. It names no file."""
     lines = compare("v1", store)
     assert "| CIDEr | 0.400 |" in lines
     assert "| BLEU-4 | 0.200 |" in lines
@@ -36,8 +35,7 @@ def test_the_first_candidate(store):
     assert "| a.jpg | a dog | a human caption |" in lines
     # A vertical bar in a caption does not divide cells.
     assert "| b.jpg | a yellow \\| square | a human caption |" in lines
-    report = store.url(layout.evaluation("v1", DATASET, BEAM).report)
-    assert f"Report of the candidate: {report}" in lines
+    assert not any(store.uri in line for line in lines)
     assert lines[-1] == "There is no champion yet."
 
 
@@ -48,6 +46,21 @@ def test_a_candidate_beside_the_champion(store):
     assert "|  | candidate v2 | champion v1 |" in lines
     assert "| CIDEr | 0.500 | 0.400 |" in lines
     assert "| photograph | candidate | champion | human |" in lines
+    assert "| a.jpg | a cat | a dog | a human caption |" in lines
+
+
+def test_a_dataset_that_differs_by_corrections(store):
+    """The test split is the same, so the champion's scores on its own dataset are shown; those on another are not."""
+    before = "toy/fedcba9876543210"
+    write_model("v0", store, dataset=before)
+    write_evaluation("v0", store, cider=0.45, dataset=before, decoding=GREEDY, captions=CAPTIONS_1)
+    write_evaluation("v0", store, cider=0.45, dataset="other/0123456789abcdef", captions={"a.jpg": "a dog"})
+    promote("v0", store)
+    assert "was not evaluated on these photographs" in compare("v2", store)[-1]
+    write_evaluation("v0", store, cider=0.45, dataset=before, captions=CAPTIONS_1)
+    lines = compare("v2", store)
+    assert "| CIDEr | 0.500 | 0.450 |" in lines
+    assert "| BLEU-4 | 0.200 | 0.200 |" in lines
     assert "| a.jpg | a cat | a dog | a human caption |" in lines
 
 

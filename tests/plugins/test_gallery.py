@@ -4,14 +4,19 @@ import csv
 import html
 import io
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
+from threading import Event, Semaphore
 from urllib.parse import quote, urlencode
 
 import boto3
 import pytest
+from PIL import Image
 
-from captioning.gallery import dependencies
+from captioning.gallery import dependencies, limits
 from pipeline.captioner import registry
 from pipeline.config import DecodingConfig
 from pipeline.data import corrections
@@ -24,8 +29,10 @@ from pipeline.work import runs
 from pipeline.work.runs import NightRecord
 from tests.support import toy
 from tests.support.caption_tables import row, shard_key, write
+from tests.support.damaged_images import encoded
 from tests.support.decoder_code import CANNOT_START, in_decoders
 from tests.support.long_history import write_history
+from tests.support.memory import MemoryBucket
 from tests.support.models import write_evaluation, write_model
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&{{ 7*7 }}"
@@ -94,6 +101,7 @@ def visit(server, buckets):
                 headers["Authorization"] = f"Bearer {token(role)}"
             return client.request(method, f"/captions{path}", headers=headers, **options)
 
+        ask.airflow = lambda path: client.get(path)
         yield ask
 
 
@@ -665,3 +673,92 @@ def test_what_a_night_passed_over(visit, buckets):
     assert "Passed over: 12 .mov, 1 hidden" in page
     assert "1,000" in page
     assert "3 × removed or replaced after they were listed" in page
+
+
+class HangingBucket(MemoryBucket):
+    """A bucket whose readers wait until they may go on."""
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.readers, self.go_on = Semaphore(0), Event()
+
+    def list(self, prefix="", *, passed_over=None):
+        """Wait."""
+        self.readers.release()
+        self.go_on.wait()
+        return iter(())
+
+    def get(self, key, *, etag=None, limit=None):
+        """Wait."""
+        return next(self.list())
+
+
+@pytest.mark.parametrize(("path", "threads"), [("/", limits.pages), ("/thumbnail?key=a", limits.thumbnails)])
+def test_airflow_answers_while_the_gallery_hangs(visit, monkeypatch, path, threads):
+    """A flood takes none of the threads that answer heartbeats, and what the queue does not hold is refused at once."""
+    from captioning.gallery import routes
+
+    hanging, flood = HangingBucket("hanging"), 200
+    for bucket in (dependencies.store, dependencies.inbox):
+        monkeypatch.setitem(routes.app.dependency_overrides, bucket, lambda: hanging)
+    with ThreadPoolExecutor(flood + 1) as users:
+        try:
+            answers = [users.submit(visit, path) for _ in range(flood)]
+            for _ in range(threads.count):
+                assert hanging.readers.acquire(timeout=60)
+            assert users.submit(visit.airflow, "/api/v2/version").result(timeout=60).status_code == 200
+            refused = list(islice(as_completed(answers, timeout=60), flood - threads.count - threads.waiting))
+            assert {answer.result().status_code for answer in refused} == {503}
+            assert {answer.result().headers["retry-after"] for answer in refused} == {"10"}
+        finally:
+            hanging.go_on.set()
+    assert visit("/static/gallery.css").status_code == 200
+
+
+def test_a_request_ends_with_its_time(visit, buckets, monkeypatch):
+    """The page says that the storage is slow, and what its function still reads is refused."""
+    monkeypatch.setattr(limits, "PAGE_SECONDS", -1)
+    for path in ("/", "/nights", "/image?key=red.jpg", "/thumbnail?key=red.jpg"):
+        answer = visit(path)
+        assert (answer.status_code, "storage is slow" in answer.json()["detail"]) == (504, True), path
+
+
+def test_pictures_that_are_no_files(visit, buckets):
+    """A named pipe in a local inbox, and a link to a device without end, are not read."""
+    _, inbox, _ = buckets
+    os.mkfifo(inbox.root / "pipe.jpg")
+    (inbox.root / "zero.jpg").symlink_to("/dev/zero")
+    for key in ("pipe.jpg", "zero.jpg"):
+        answer = visit("/thumbnail", params={"key": key})
+        assert (answer.status_code, "put a regular file in its place" in answer.json()["detail"]) == (404, True)
+
+
+@pytest.mark.parametrize(
+    ("key", "data", "why"),
+    [
+        ("missing.jpg", None, "it was replaced or removed"),
+        ("empty.jpg", b"", "the file is empty"),
+        ("bomb.png", encoded(Image.new("1", (9500, 9500)), "PNG"), "more than 90 million pixels; scale it down"),
+    ],
+    ids=["missing", "empty", "bomb"],
+)
+def test_why_there_is_no_thumbnail(visit, buckets, key, data, why):
+    """The answer says why, which the page of the picture shows in its place."""
+    _, inbox, _ = buckets
+    if data is not None:
+        inbox.put(key, data)
+    answer = visit("/thumbnail", params={"key": key})
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/json")
+    assert f"The picture can't be shown: {why}" in answer.json()["detail"]
+    assert inbox.uri not in answer.text
+
+
+def test_the_page_of_a_failed_picture(visit, buckets):
+    """It says what failed, also where the picture would be, and not that the picture is no longer in the inbox."""
+    store, inbox, _ = buckets
+    inbox.put("bad.jpg", b"not a picture")
+    write(store, [row("bad.jpg", error="not a picture in a known format")], night="2026-01-02", shard="s")
+    page = visit("/image?key=bad.jpg").text
+    assert '<p class="caption">not a picture in a known format</p>' in page
+    assert "The picture can't be shown: not a picture in a known format." in html.unescape(page)
+    assert "inbox" not in page

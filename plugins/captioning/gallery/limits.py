@@ -35,7 +35,7 @@ class Threads:
     """
 
     def __init__(self, count: int, *, waiting: int, seconds: float) -> None:
-        self.seconds = seconds
+        self.count, self.waiting, self.seconds = count, waiting, seconds
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="gallery")
         self._places = threading.Semaphore(count + waiting)
 
