@@ -21,7 +21,7 @@ from tests.support.long_history import write_history
 pytestmark = pytest.mark.airflow
 
 MEMORY = 400 << 20
-"""Bytes that an attack may leave behind in the API server and its decoders; a bomb needs as much while it is decoded."""
+"""Bytes that an attack may leave behind in the API server and its decoders: those of one bomb."""
 
 
 class Gallery:
