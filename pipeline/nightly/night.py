@@ -249,7 +249,7 @@ def plan_captions(run: str, *, store: Bucket, date: str, shard_size: int) -> lis
             return found
         # A shard is named by its content. Without the time, it would be the one that captioned these images before.
         time = pa.scalar(night.requested_at, pa.timestamp("us", tz="UTC"))
-        return found.append_column("requested_at", pc.if_else(waiting["requested"], time, None))
+        return found.append_column(shards.REQUESTED_AT, pc.if_else(waiting["requested"], time, None))
 
     names = shards.claim(
         find_pending,

@@ -35,9 +35,12 @@ log = logging.getLogger(__name__)
 MAX_SHARDS = 1000
 """Maximum shards of one claim; if there is more work, the shards grow instead."""
 
-
 READERS = 16
 """Objects that are read in parallel."""
+
+REQUESTED_AT = "requested_at"
+"""The column with the time at which a person asked to do an image again, null for others. It gives the shard another
+name than that of the shard which did the image before; of two requests, one open shard does for both."""
 
 _PLANNED_BY = (
     "`captioning plan-extraction` cuts a dataset into shards, `captioning night plan-extraction` and `captioning night "
@@ -155,8 +158,8 @@ def claim(
     Args:
         find_pending: returns the images that have no result, with the columns ``IDENTITY``. It must read the results
             again each time: a shard that was finished since is no longer in the list of open shards.
-        spec: the parameters of the shards. Open shards with the same parameters, except for the folder, are taken over,
-            unless what they say about a pending image is out of date.
+        spec: the parameters of the shards. Open shards with the same parameters, except for the folder, are taken over.
+            A pending image about which they say something out of date is claimed anew.
         product: names the list of open shards.
         order: columns to sort the images by before they are cut into shards.
         store: the store.
@@ -170,9 +173,9 @@ def claim(
         # A shard that can't be read is dropped, and its images are pending again.
         existing = list(read_existing(still_open, store))
         for shard in existing:
-            if {**shard.spec, "folder": ""} != {**spec, "folder": ""} or _is_outdated(shard, pending):
+            if {**shard.spec, "folder": ""} != {**spec, "folder": ""}:
                 continue
-            rest = pending.join(shard.images.select(IDENTITY), keys=IDENTITY, join_type="left anti")
+            rest = pending.join(_up_to_date(shard, pending), keys=IDENTITY, join_type="left anti")
             if len(rest) < len(pending):
                 taken_over.append(shard.name)
                 pending = rest
@@ -220,17 +223,13 @@ def read_stats(shards: Iterable[str], store: Bucket, *, kind: type[Stats]) -> li
         return list(filter(None, pool.map(find, shards)))
 
 
-def _is_outdated(shard: Shard, pending: pa.Table) -> bool:
-    """Whether an open shard says something else about a pending image, such as that it has no features yet."""
-    columns = [name for name in pending.column_names if name in shard.images.column_names]
-    here, now = (
-        table.join(other.select(IDENTITY), keys=IDENTITY, join_type="left semi")
-        .select(columns)
-        .sort_by([(name, "ascending") for name in IDENTITY])
-        for table, other in ((shard.images, pending), (pending, shard.images))
-    )
-    outdated: bool = here.to_pylist() != now.to_pylist()
-    return outdated
+def _up_to_date(shard: Shard, pending: pa.Table) -> pa.Table:
+    """The pending images about which an open shard says the same, such as where their features are, as ``IDENTITY``."""
+    shared = [name for name in pending.column_names if name in shard.images.column_names and name != REQUESTED_AT]
+    in_shard = pending.join(shard.images.select(IDENTITY), keys=IDENTITY, join_type="left semi").select(shared)
+    said = {tuple(row.values()) for row in shard.images.select(shared).to_pylist()}
+    same = [tuple(row.values()) in said for row in in_shard.to_pylist()]
+    return in_shard.filter(pa.array(same, pa.bool_())).select(IDENTITY)
 
 
 def _write(

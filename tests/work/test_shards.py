@@ -1,6 +1,7 @@
 """Shards of work: each image is claimed by one shard, however many processes plan at once."""
 
 import re
+from datetime import datetime
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -91,8 +92,8 @@ def test_shards_of_other_work_are_not_taken_over(store):
     assert shards.read(name, store).spec["source"] == "here"
 
 
-def test_an_open_shard_that_is_out_of_date_is_not_taken_over(store):
-    """An image whose features have been extracted since is in a new shard, which says so."""
+def test_what_an_open_shard_says_may_be_out_of_date(store):
+    """An image whose features have been extracted since is in a new shard, which says so; the others are taken over."""
 
     def claim_with(error):
         column = pa.array([error, None], pa.string())
@@ -100,11 +101,28 @@ def test_an_open_shard_that_is_out_of_date_is_not_taken_over(store):
 
     first = claim_with("removed or replaced")
     assert claim_with("removed or replaced") == first
-    [second] = claim_with(None)
-    assert second not in first
-    assert shards.read(second, store).images["error"].to_pylist() == [None, None]
+    [again, second] = claim_with(None)
+    assert [again] == first
+    assert shards.read(second, store).images.select(["image_key", "error"]).to_pylist() == [
+        {"image_key": "a", "error": None}
+    ]
     assert shards.open_shards(store) == {*first, second}
-    assert claim_with(None) == [second]
+    assert claim_with(None) == [*first, second]
+
+
+def test_one_open_shard_does_for_two_requests(store):
+    """Whenever an image was requested again, or if it was not; a request after it was done gets another shard."""
+
+    def request(hour):
+        time = pa.scalar(None if hour is None else datetime(2026, 1, 1, hour), pa.timestamp("us"))
+        column = pa.repeat(time, 2)
+        return claim("ab", store, find_pending=lambda: images("ab").append_column(shards.REQUESTED_AT, column))
+
+    first = request(1)
+    assert request(2) == request(None) == first
+    for name in first:
+        finish(name, store)
+    assert not {*request(2)} & {*first}
 
 
 def test_a_finished_shard_is_no_longer_open(store):
