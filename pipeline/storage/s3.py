@@ -82,7 +82,7 @@ class S3Bucket(Bucket):
         if self.name.startswith("arn:"):
             raise PipelineError(f"{uri}: an ARN is not a bucket's name. Use the alias of the access point (…-s3alias).")
         if not re.fullmatch(r"[\w.-]{1,255}", self.name, re.ASCII):
-            raise PipelineError(f"{uri}: {self.name!r} can't be the name of a bucket. {s3_errors.ADVICE}")
+            raise PipelineError(f"{uri}: what follows s3:// can't be the name of a bucket. {s3_errors.ADVICE}")
         self.prefix = f"{prefix}/" if prefix else ""
         with self._translate_errors("", None):
             self.client = _s3_client(environment or {})

@@ -4,7 +4,11 @@ import csv
 import html
 import io
 import json
+import math
+import operator
 import os
+import re
+import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime
 from itertools import islice
@@ -16,6 +20,7 @@ import boto3
 import pytest
 from PIL import Image
 
+from captioning import gallery
 from captioning.gallery import dependencies, limits
 from pipeline.captioner import registry
 from pipeline.config import DecodingConfig
@@ -222,8 +227,12 @@ def test_viewers_change_nothing(visit, post_correction, answering, buckets):
         {"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"},
         {"Sec-Fetch-Site": "same-site", "Origin": "http://127.0.0.1:8080"},
         {"Origin": "https://evil.example"},
+        {"Origin": "http://["},
         {"Origin": "null"},
         {},
+        {"Authorization": "Basic YTpi", "Origin": "https://evil.example"},
+        {"Authorization": "Bearer", "Sec-Fetch-Site": "cross-site"},
+        {"Authorization": "Digest Bearer"},
     ],
 )
 def test_posts_of_other_sites_are_refused(visit, post_correction, answering, buckets, headers):
@@ -246,6 +255,22 @@ def test_posts_of_the_page_itself_are_taken(visit, post_correction, answering, b
     answer = visit("/caption", method="POST", cookie=True, content=b"picture", headers=headers)
     assert (answer.status_code, answer.json()) == (200, ANSWER.model_dump())
     assert answering[1] == [b"picture"]
+
+
+def test_posts_behind_a_proxy_that_changes_the_host(visit, answering, monkeypatch):
+    """Its pages have the origin of ``[api] base_url``, and no other."""
+    for base_url, origin, status in (
+        ("http://Airflow.example:80/data", "http://airflow.example", 200),
+        ("http://airflow.example:8443", "http://airflow.example:8443", 200),
+        ("http://airflow.example:8443", "https://airflow.example:8443", 403),
+        ("http://airflow.example:8443", "http://airflow.example", 403),
+        ("", "http://airflow.example", 403),
+        ("", "", 403),
+    ):
+        monkeypatch.setenv("AIRFLOW__API__BASE_URL", base_url)
+        headers = {"Origin": origin, "Host": "10.0.0.7:8080"}
+        answer = visit("/caption", method="POST", cookie=True, content=b"x", headers=headers)
+        assert answer.status_code == status, (base_url, origin)
 
 
 def test_a_program_posts_with_its_token(visit, answering):
@@ -307,13 +332,19 @@ def test_hostile_names_and_captions_are_text(visit, post_correction, buckets):
         assert "<img src=x" not in visit(path, headers={"Accept": "text/html"}).text
 
 
-def test_pages_may_do_nothing_more(visit):
-    """No page loads, frames or runs anything but the gallery's own files."""
-    for path in ("/", "/nothing", "/static/gallery.js"):
-        headers = visit(path).headers
-        assert "default-src 'none'" in headers["content-security-policy"]
+def test_pages_may_do_nothing_more(visit, monkeypatch):
+    """No page loads, frames or runs anything but the gallery's own files; neither does an error, whatever it is."""
+    monkeypatch.setattr(LocalBucket, "list", lambda *_: (_ for _ in ()).throw(ConnectionError))
+    statuses = []
+    for path in ("/", "/nothing", "/static/gallery.js", "/caption", "/image"):
+        answer = visit(path)
+        statuses.append(answer.status_code)
+        headers = answer.headers
+        assert "default-src 'none'" in headers["content-security-policy"], path
+        assert ("no-store" in headers["cache-control"]) == (answer.status_code != 200)
         assert "unsafe" not in headers["content-security-policy"]
         assert headers["x-content-type-options"] == "nosniff"
+    assert statuses == [500, 404, 200, 405, 422]
 
 
 @pytest.mark.parametrize(
@@ -327,6 +358,28 @@ def test_nothing_outside_is_read(visit, post_correction, buckets, key):
     for path in ("/static/..%2Froutes.py", "/static/routes.py", "/models/..%2F..%2Fsecret/report", "/models/../report"):
         assert visit(path).status_code == 404
     assert corrections.count(buckets[0]) == 0
+
+
+@pytest.mark.parametrize("new_bucket", ["file", "s3"], indirect=True)
+def test_hidden_pictures_stay_hidden(visit, post_correction, new_bucket, monkeypatch):
+    """No night captions them: they are not shown, and nobody corrects them."""
+    from captioning.gallery import routes
+
+    inbox = new_bucket()
+    monkeypatch.setitem(routes.app.dependency_overrides, dependencies.inbox, lambda: inbox)
+    for key in (".thumbs/red.jpg", "a/.red.jpg", "@eaDir/red.jpg", ".trash"):
+        if isinstance(inbox, LocalBucket):
+            path = inbox.root / key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(toy.picture("red"))
+        else:
+            inbox.client.put_object(Bucket=inbox.name, Key=f"{inbox.prefix}{key}", Body=toy.picture("red"))
+        etag = inbox.etag(key)
+        for parameters in ({"key": key}, {"key": key, "etag": etag, "whole": "true"}):
+            assert visit("/thumbnail", params=parameters).status_code == 404
+        answer = post_correction({**WORDS, "image_key": key, "image_etag": etag})
+        assert (answer.status_code, "hidden" in answer.json()["detail"]) == (422, True)
+    assert "Nobody has corrected" in visit("/corrections").text
 
 
 def test_a_correction_is_stored(visit, post_correction, buckets):
@@ -491,14 +544,172 @@ def test_empty_pages(visit, tmp_path, monkeypatch):
 
 def test_errors_have_pages(visit):
     """A person sees a page that says what to do, a program JSON."""
-    page = visit("/", role=None, headers={"Accept": "text/html"})
-    assert (page.status_code, "Log in to Airflow" in page.text) == (401, True)
-    assert "../api/v2/auth/login?next=http" in page.text
     page = visit("/image?key=x", headers={"Accept": "text/html"})
     assert (page.status_code, "There are no captions" in page.text) == (404, True)
     page = visit("/?after=gone:1", headers={"Accept": "text/html"})
     assert (page.status_code, "pruned" in page.text) == (409, True)
     assert "night" in visit("/?night=x").json()["detail"]
+
+
+@pytest.mark.parametrize("accept", ["text/html,*/*", "*/*"])
+@pytest.mark.parametrize("cookie", [None, "not.a.token", "signed by an older server"])
+def test_whoever_is_not_logged_in_is_led_to_the_login(visit, monkeypatch, accept, cookie):
+    """And from there back to the page; a program gets a status. A cookie that is not valid any more is none."""
+    if cookie and " " in cookie:
+        import jwt
+
+        now = int(time.time())
+        claims = {"sub": "someone", "role": "admin", "exp": now + 600, "iat": now, "nbf": now, "aud": "apache-airflow"}
+        cookie = jwt.encode(claims, "1" * 64, "HS512")
+    headers = {"Accept": accept, **({"Cookie": f"_token={cookie}"} if cookie else {})}
+    for path, root in (("/?words=a%26b", "./"), ("/models/m1/report", "../../"), ("/caption", "./")):
+        method = "POST" if path == "/caption" else "GET"
+        answer = visit(path, method=method, role=None, headers=headers, follow_redirects=False)
+        if accept == "*/*":
+            assert (answer.status_code, set(answer.json())) == (401, {"detail"})
+        else:
+            login = f"{root}../api/v2/auth/login?" + urlencode({"next": f"/captions{path}"})
+            assert (answer.status_code, answer.headers["location"]) == (303, login)
+    # A user without permission has a login already.
+    from airflow.api_fastapi.app import get_auth_manager
+
+    monkeypatch.setattr(get_auth_manager(), "is_authorized_dag", lambda **_: False)
+    assert visit("/", cookie=True, headers={"Accept": accept}, follow_redirects=False).status_code == 403
+
+
+@pytest.mark.parametrize("prefix", ["", "/proxied"])
+def test_the_last_slash_may_be_missing(server, prefix):
+    """A redirect adds it, and keeps the query and what a proxy puts before the path."""
+    from starlette.testclient import TestClient
+
+    app, _ = server
+    with TestClient(app, root_path=prefix) as client:
+        answer = client.get(f"{prefix}/captions?words=a%26b&night=2026-01-01", follow_redirects=False)
+        assert (answer.status_code, answer.next_request.url.raw_path.decode()) == (
+            307,
+            f"{prefix}/captions/?words=a%26b&night=2026-01-01",
+        )
+        assert client.get(f"{prefix}/captions", follow_redirects=False).headers["location"] == "captions/"
+        assert client.get(f"{prefix}/captions").status_code == 401
+        assert "location" not in client.get(f"{prefix}/captionsx", follow_redirects=False).headers
+
+
+@pytest.mark.parametrize("accept", ["text/html", "application/json"])
+def test_viewers_do_not_learn_where_the_store_is(visit, post_correction, buckets, caplog, accept):
+    """No answer names the address of a bucket, or the path of a folder; the log does."""
+    store, inbox, etag = buckets
+    for key in (shard_key("2026-01-02", "s"), layout.run_record("night", "n1"), layout.model_metadata("m1")):
+        store.put(key, b"{")
+    message = f"{store.url('x')} and {inbox.uri}, {store.root}/y and '{inbox.root}' at https://10.0.0.7:9000/x are away"
+    record = NightRecord(
+        run="n2", started_at=datetime(2026, 1, 3, tzinfo=UTC), status="failed", message=message, warnings=[message]
+    )
+    runs.write_record(record.model_copy(update={"errors": {message: 2}}), store)
+    headers = {"Accept": accept}
+    answers = [
+        visit(path, headers=headers) for path in ("/", "/nights", "/models", "/models/m2/report", "/image?key=x")
+    ]
+    (store.root / layout.CORRECTION_LOG).parent.mkdir(exist_ok=True)
+    store.put(layout.correction("2026-01-01", "c"), b"{")
+    answers += [visit(path, headers=headers) for path in ("/corrections", "/corrections.csv", "/image?key=red.jpg")]
+    for key in ("a/../b", "red.jpg/x", "x" * 1000, "missing.jpg"):
+        answers.append(post_correction({**WORDS, "image_key": key, "image_etag": etag}, headers=headers))
+    for answer in answers:
+        text = html.unescape(answer.text)
+        assert str(store.root.parent) not in text, answer.url
+        assert "10.0.0.7" not in text
+    assert "the store/x and the inbox, the store/y and 'the inbox' at the server are away" in html.unescape(
+        answers[1].text
+    )
+    assert "the store" in answers[3].text
+    assert f"There is no model 'm2' in {store.uri}" in caplog.text
+    assert str(inbox.root) in caplog.text
+
+
+def test_addresses_that_are_set_wrongly(visit, monkeypatch):
+    """The answer says what is wrong, not the address."""
+    for uri in ("ftp://user:secret@host/x", "gs://secret", "s3://secret?", "s3://secret/a//b", "s3://arn:secret"):
+        monkeypatch.setenv("CAPTION_STORE", uri)
+        answer = visit("/")
+        assert (answer.status_code, "secret" in answer.text) == (409, False), answer.text
+    monkeypatch.setenv("CAPTION_SHARD_SIZE", "secret")
+    answer = visit("/")
+    assert (answer.status_code, "CAPTION_SHARD_SIZE" in answer.text, "secret" in answer.text) == (409, True, False)
+
+
+def test_an_upload_that_breaks_off(server, buckets, caplog):
+    """It is one line in the log, of the request."""
+    import asyncio
+
+    import structlog
+
+    app, token = server
+    body = iter(({"type": "http.request", "body": b"abc", "more_body": True}, {"type": "http.disconnect"}))
+
+    async def receive():
+        return next(body, {"type": "http.disconnect"})
+
+    async def send(message):
+        sent.append(message)
+
+    for path in ("/captions/caption", "/captions/corrections"):
+        body, sent = iter(({"type": "http.request", "body": b"abc", "more_body": True},)), []
+        scope = {
+            "type": "http",
+            "http_version": "1.1",
+            "method": "POST",
+            "scheme": "http",
+            "path": path,
+            "query_string": b"",
+            "headers": [(b"host", b"x"), (b"authorization", f"Bearer {token('admin')}".encode())],
+            "state": {},
+        }
+        with structlog.testing.capture_logs() as logs:
+            asyncio.run(app(scope, receive, send))
+        assert [(each["event"], each["status_code"]) for each in logs] == [("request finished", 400)]
+    assert caplog.records == []
+
+
+def test_the_icon_is_visible_wherever_it_is():
+    """Some part of it contrasts with each background of Airflow's navigation: at rest, under the mouse and selected."""
+    import airflow
+
+    [bundle] = Path(airflow.__file__).with_name("ui").glob("dist/assets/index-*.js")
+    brand = re.search(r"brand:\{50:\{value:.*?\}\}", bundle.read_text())[0]
+    shades = {
+        int(shade): tuple(map(float, value.split()))
+        for shade, value in re.findall(r"(\d+):\{value:`oklch\((.*?)\)", brand)
+    }
+    static = Path(gallery.__file__).with_name("static")
+    for name, backgrounds in (("icon.svg", (200, 300, 600)), ("icon-dark.svg", (800, 700, 600))):
+        colours = {_light(colour) for colour in re.findall("#[0-9a-f]+", (static / name).read_text())}
+        for shade in backgrounds:
+            assert max(_contrast(_light(shades[shade]), colour) for colour in colours) >= 4.5, (name, shade)
+
+
+def _light(colour):
+    """The relative luminance of a colour of WCAG 2: hexadecimal, or lightness, chroma and hue of OKLCH."""
+    if isinstance(colour, str):
+        digits = colour[1:] if len(colour) == 7 else "".join(digit * 2 for digit in colour[1:])
+        values = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+        channels = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in values]
+    else:
+        lightness, chroma, hue = colour
+        a, b = chroma * math.cos(math.radians(hue)), chroma * math.sin(math.radians(hue))
+        to_cones = ((0.3963377774, 0.2158037573), (-0.1055613458, -0.0638541728), (-0.0894841775, -1.2914855480))
+        cones = [(lightness + x * a + y * b) ** 3 for x, y in to_cones]
+        to_channels = (
+            (4.0767416621, -3.3077115913, 0.2309699292),
+            (-1.2684380046, 2.6097574011, -0.3413193965),
+            (-0.0041960863, -0.7034186147, 1.7076147010),
+        )
+        channels = [sum(map(operator.mul, row, cones)) for row in to_channels]
+    return sum(map(operator.mul, channels, (0.2126, 0.7152, 0.0722)))
+
+
+def _contrast(*lights):
+    darker, lighter = sorted(lights)
+    return (lighter + 0.05) / (darker + 0.05)
 
 
 def test_a_store_that_is_down_has_a_page(visit, monkeypatch):

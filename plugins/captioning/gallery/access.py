@@ -2,13 +2,17 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Annotated
 from urllib.parse import urlsplit
 
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
-from airflow.api_fastapi.core_api.security import requires_access_dag
+from airflow.api_fastapi.core_api.security import bearer_scheme, get_user, requires_access_dag
+from airflow.configuration import conf
 from fastapi import Depends, HTTPException, Request, status
+from fastapi.security import HTTPAuthorizationCredentials
+from starlette.requests import ClientDisconnect
 
 from captioning.names import NIGHT_DAG
 from pipeline.data.images import MAX_BYTES, TOO_LARGE
@@ -18,6 +22,24 @@ UPLOADS = 8
 
 UPLOAD_SECONDS = 60
 """Time limit for receiving an upload."""
+
+Token = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer_scheme)]
+"""The token that a program sends, if it does; Airflow then ignores the login's cookie."""
+
+
+async def require_login(request: Request, token: Token) -> None:
+    """Refuse requests without a valid login.
+
+    Airflow answers a cookie that it did not sign as it answers a user without permission, but only a new login helps.
+
+    Raises:
+        HTTPException: there is no login, or it is not valid any more (401).
+    """
+    try:
+        await get_user(request, None, token)
+    except HTTPException as error:
+        raise HTTPException(status.HTTP_401_UNAUTHORIZED, error.detail) from error
+
 
 can_view = Depends(requires_access_dag("GET", param_dag_id=NIGHT_DAG))
 """Users who can see the DAG of nights can see its captions."""
@@ -36,29 +58,39 @@ def user_can_trigger(user: BaseUser) -> bool:
 _upload_slots = asyncio.Semaphore(UPLOADS)
 
 
-def require_same_origin(request: Request) -> None:
+def require_same_origin(request: Request, token: Token) -> None:
     """Refuse requests that another site makes a browser send, because the login's cookie is sent with them.
 
     A browser states the origin of a request, and no page can change that. A program that authenticates with a token
-    states no origin, and needs none.
+    states no origin, and needs none: no browser adds a token by itself, as it does a password.
 
     Raises:
         HTTPException: the request comes from another site (403).
     """
-    if "authorization" in request.headers:
+    if token:
         return
     site = request.headers.get("sec-fetch-site")
     # Browsers omit this header where the connection is neither encrypted nor local.
-    origin = urlsplit(request.headers.get("origin", "")).netloc
-    if site != "same-origin" and (site or origin != request.headers.get("host")):
+    if site != "same-origin" and (site or request.headers.get("origin") not in _own_origins(request)):
         raise HTTPException(status.HTTP_403_FORBIDDEN, "This request came from another site: use the page itself.")
+
+
+def _own_origins(request: Request) -> set[str]:
+    """Origins of the gallery's pages: the host of the request and, since a proxy may change it, ``[api] base_url``."""
+    host = request.headers.get("host", "")
+    base = urlsplit(conf.get("api", "base_url", fallback="").lower())
+    # A browser leaves out the default port.
+    base_host = base.netloc.removesuffix({"http": ":80", "https": ":443"}.get(base.scheme, ""))
+    # A proxy may also end the encryption.
+    return {f"http://{host}", f"https://{host}", f"{base.scheme}://{base_host}"}
 
 
 async def read_upload(request: Request) -> AsyncIterator[bytes]:
     """The body of a request, an image, bounded in size and time. Its slot is held until the request is answered.
 
     Raises:
-        HTTPException: it is too large (413), arrives too slowly (408), or there are too many at a time (503).
+        HTTPException: it is too large (413), arrives too slowly (408), breaks off (400), or there are too many at a
+            time (503).
     """
     if _upload_slots.locked():
         raise HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE, "Too many uploads at a time: try again in a moment.")
@@ -70,6 +102,8 @@ async def read_upload(request: Request) -> AsyncIterator[bytes]:
             raise HTTPException(
                 status.HTTP_408_REQUEST_TIMEOUT, f"The picture did not arrive within {UPLOAD_SECONDS} seconds."
             ) from None
+        except ClientDisconnect:
+            raise HTTPException(status.HTTP_400_BAD_REQUEST, "The upload broke off.") from None
         yield data
 
 

@@ -1,18 +1,21 @@
 """The dependencies of the routes: the deployment's buckets, with the credentials of Airflow's connection if it exists.
 
-The tasks open the buckets in the same way.
+The tasks open the buckets in the same way. Viewers of the gallery do not learn where the buckets are.
 """
 
 import atexit
 import contextlib
 import os
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
+from urllib.parse import unquote
 
 from captioning.connections import INBOX, STORE, bucket_environment, child_environment, private_folder
 from captioning.gallery import limits
+from pipeline.errors import PipelineError
 from pipeline.settings import read_settings
 from pipeline.storage import Bucket, open_bucket
 
@@ -43,9 +46,34 @@ async def _opened(uri: str, profile: str) -> Bucket:
     return limits.ExpiringBucket(bucket, seconds=limits.PAGE_SECONDS)
 
 
+def concealer() -> Callable[[str], str]:
+    """A function that replaces the addresses of the store, the inbox and any server in a message for viewers."""
+    names: dict[str, str] = {}
+    with contextlib.suppress(PipelineError):  # the message is then about a setting, and does not show its value
+        settings = read_settings()
+        for name, uri in (("the store", settings.store), ("the inbox", settings.inbox)):
+            names |= dict.fromkeys(_addresses(uri), name)
+    # One may be inside of the other.
+    known = [rf"(?<![\w/]){re.escape(address)}(?![\w-])" for address in sorted(names, key=len, reverse=True)]
+    pattern = re.compile("|".join([*known, r"https?://\w[^\s\"']*"]))
+    return lambda text: pattern.sub(lambda found: names.get(found[0], "the server"), text)
+
+
+def _addresses(uri: str) -> set[str]:
+    """The address of a bucket as it is set and as it was opened, which may be elsewhere, and the paths of a folder."""
+    uris = {uri.rstrip("/"), _opened_as.get(uri, uri)}
+    return (uris | {unquote(each.removeprefix("file://")) for each in uris}) - {"", "/", "file:"}
+
+
+_opened_as: dict[str, str] = {}
+"""The address of each bucket that was opened, by the one that is set."""
+
+
 @lru_cache(maxsize=4)
 def _open(uri: str, profile: str, _period: int) -> Bucket:
-    return open_bucket(uri, bucket_environment(_folder(), profile) if uri.startswith("s3://") else None)
+    bucket = open_bucket(uri, bucket_environment(_folder(), profile) if uri.startswith("s3://") else None)
+    _opened_as[uri] = bucket.uri
+    return bucket
 
 
 @lru_cache(maxsize=1)

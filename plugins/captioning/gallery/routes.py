@@ -14,10 +14,12 @@ from airflow.api_fastapi.core_api.security import GetUserDep
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response, status
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import Message, Receive, Scope, Send
 
 from captioning.gallery import access, dependencies, limits
 from captioning.gallery.plots import plot
@@ -40,6 +42,7 @@ from pipeline.storage import (
     ObjectTooLargeError,
     layout,
 )
+from pipeline.storage.bucket import hidden_part
 
 log = logging.getLogger(__name__)
 
@@ -86,9 +89,24 @@ DRIFT_TITLES = {
 }
 """Titles of the drift measures (see ``pipeline.evaluation.drift``)."""
 
-app = FastAPI(
+
+class Gallery(FastAPI):
+    """The application. All its answers, also those to errors that nobody expected, restrict what a page may do."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await super().__call__(scope, receive, send_with_headers)
+
+
+app = Gallery(
     title="Captions",
-    dependencies=[access.can_view],
+    dependencies=[Depends(access.require_login), access.can_view],
     docs_url=None,
     redoc_url=None,
     openapi_url=None,
@@ -105,15 +123,6 @@ pages.filters["query"] = lambda values: urlencode({name: value for name, value i
 
 Store = Annotated[Bucket, Depends(dependencies.store)]
 Inbox = Annotated[Bucket, Depends(dependencies.inbox)]
-
-
-@app.middleware("http")
-async def add_headers(request: Request, call_next: Any) -> Response:
-    """Restrict what the browser lets a page do."""
-    response: Response = await call_next(request)
-    for name, value in HEADERS.items():
-        response.headers.setdefault(name, value)
-    return response
 
 
 class CaptionQuery(Filters):
@@ -262,7 +271,7 @@ def thumbnail(
 def _thumbnail(thumbnails: Thumbnails, bucket: Bucket, key: str, etag: str | None = None) -> bytes:
     """The thumbnail of a picture. Raises ``HTTPException`` (404) with the reason if there is none."""
     try:
-        return thumbnails.thumbnail(bucket.get(key, etag=etag, limit=MAX_BYTES))
+        return thumbnails.thumbnail(_read_picture(bucket, key, etag))
     except (ObjectNotFoundError, ObjectChangedError, BadKeyError):
         why = "it was replaced or removed"
     except ObjectDeniedError as error:
@@ -272,6 +281,17 @@ def _thumbnail(thumbnails: Thumbnails, bucket: Bucket, key: str, etag: str | Non
     except BadImageError as error:
         why = str(error)
     raise HTTPException(status.HTTP_404_NOT_FOUND, f"The picture can't be shown: {why}.")
+
+
+def _read_picture(bucket: Bucket, key: str, etag: str | None) -> bytes:
+    """The bytes of a picture. No night captions a hidden one, so the gallery does not read any either.
+
+    Raises:
+        PipelineError: there is no such picture, or it is hidden or too large.
+    """
+    if hidden_part(key) is not None:
+        raise ObjectNotFoundError(f"There is no picture {key!r}: hidden files are not captioned.")
+    return bucket.get(key, etag=etag, limit=MAX_BYTES)
 
 
 @app.get("/static/{name}")
@@ -343,7 +363,7 @@ async def correct(
         # Who saves the model's caption as it is says that it is right.
         is_right = form.action == "confirmed" or form.caption.strip() == form.model_caption
         added = corrections.add(
-            inbox.get(key, etag=etag, limit=MAX_BYTES) if key else upload,
+            _read_picture(inbox, key, etag) if key else upload,
             action="confirmed" if is_right else "corrected",
             caption=form.model_caption if is_right else form.caption,
             model_caption=form.model_caption,
@@ -375,13 +395,18 @@ def _what_becomes_of(correction: Correction, store: Bucket) -> str:
 
 @app.exception_handler(StarletteHTTPException)
 async def show_error(request: Request, error: StarletteHTTPException) -> Response:
-    """An error as a page for a person, and as JSON for a program."""
+    """An error as a page for a person, or the login if that is what is missing, and as JSON for a program."""
     headers = dict(error.headers or {})
     if error.status_code == status.HTTP_503_SERVICE_UNAVAILABLE:
         headers.setdefault("Retry-After", "10")
+    detail = dependencies.concealer()(error.detail)
+    if detail != error.detail:
+        log.warning("%s: %s", printable(request.url.path), printable(error.detail))
     if "text/html" not in request.headers.get("accept", ""):
-        return JSONResponse({"detail": error.detail}, error.status_code, headers)
-    response = page(request, "error.html", status=error.status_code, detail=error.detail, next=str(request.url))
+        return JSONResponse({"detail": detail}, error.status_code, headers)
+    if error.status_code == status.HTTP_401_UNAUTHORIZED:
+        return RedirectResponse(_login(request), status.HTTP_303_SEE_OTHER)
+    response = page(request, "error.html", status=error.status_code, detail=detail)
     response.status_code = error.status_code
     response.headers.update(headers)
     return response
@@ -398,7 +423,6 @@ async def show_invalid_values(request: Request, error: RequestValidationError) -
 @app.exception_handler(PipelineError)
 async def show_pipeline_error(request: Request, error: PipelineError) -> Response:
     """The same for errors in the store or the settings that a person has to fix."""
-    log.warning("%s: %s", printable(request.url.path), printable(str(error)))
     return await show_error(request, HTTPException(status.HTTP_409_CONFLICT, str(error)))
 
 
@@ -430,6 +454,22 @@ async def show_unexpected_error(request: Request, error: Exception) -> Response:
 
 def page(request: Request, template: str, *, damaged: Sequence[str] = (), **values: Any) -> HTMLResponse:
     """A rendered page; ``root`` is the relative URL of the gallery, ``damaged`` says which objects it left out."""
-    path = request.url.path.removeprefix(request.scope.get("root_path", ""))
-    root = "../" * max(0, path.count("/") - 1) or "./"
-    return HTMLResponse(pages.get_template(template).render(root=root, path=path, damaged=damaged, **values))
+    values |= {"root": _root(request), "path": _path(request), "damaged": damaged, "conceal": dependencies.concealer()}
+    return HTMLResponse(pages.get_template(template).render(values))
+
+
+def _path(request: Request) -> str:
+    """The path of a request inside the gallery."""
+    return request.url.path.removeprefix(request.scope.get("root_path", ""))
+
+
+def _root(request: Request) -> str:
+    """The relative URL of the gallery, as seen from the page that is requested."""
+    return "../" * max(0, _path(request).count("/") - 1) or "./"
+
+
+def _login(request: Request) -> str:
+    """The relative URL of Airflow's login, which leads back to the page that is requested."""
+    # Without the host, which a proxy may have changed.
+    page_url = request.url.replace(scheme="", netloc="")
+    return f"{_root(request)}../api/v2/auth/login?{urlencode({'next': str(page_url)})}"
