@@ -36,6 +36,7 @@ from tests.support import toy
 from tests.support.caption_tables import row, shard_key, write
 from tests.support.damaged_images import encoded
 from tests.support.decoder_code import CANNOT_START, in_decoders
+from tests.support.gallery import routes
 from tests.support.long_history import write_history
 from tests.support.memory import MemoryBucket
 from tests.support.models import write_evaluation, write_model
@@ -142,19 +143,6 @@ def answering(monkeypatch):
     always.answer = ANSWER
     monkeypatch.setattr(module, "worker", always)
     return always, calls
-
-
-def routes():
-    """Method and an example of the path of every route of the gallery."""
-    from fastapi.routing import APIRoute
-
-    from captioning.gallery.routes import app
-
-    values = {"version": "m1", "name": "gallery.css", "picture": f"{'0' * 32}.jpg"}
-    found = [(method, route.path.format(**values)) for route in app.routes for method in sorted(route.methods)]
-    assert all(isinstance(route, APIRoute) for route in app.routes), "a mounted application is not protected"
-    assert len(found) >= 12
-    return found
 
 
 def test_nobody_gets_in_without_a_login(visit):

@@ -1,0 +1,187 @@
+"""The gallery under the auth manager of Flask-AppBuilder (FAB): what each role may do, and the way to the login."""
+
+import json
+import re
+
+import pytest
+
+from captioning.names import NIGHT_DAG
+from pipeline.data import corrections
+from pipeline.serving.server import Answer, ScoredCaption
+from pipeline.storage import open_bucket
+from tests.support import toy
+from tests.support.caption_tables import row, write
+from tests.support.gallery import routes
+
+# Those of packages that only FAB needs.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+READER, OUTSIDER = "Reader", "Outsider"
+"""Roles that may see one DAG each: that of nights, and another one."""
+
+MAY_SEE = {"Public": False, OUTSIDER: False, READER: True, "Viewer": True, "User": True, "Op": True, "Admin": True}
+"""Roles, and whether they may see the DAG of nights; all but the last two and ``Viewer`` are those of FAB."""
+
+MAY_TRIGGER = ("User", "Op", "Admin")
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+"""The name of the administrator."""
+
+
+@pytest.fixture(scope="module")
+def server(airflow_home):
+    """Airflow's API server with FAB, and its users by role."""
+    from airflow.api_fastapi.app import create_app, get_auth_manager, purge_cached_app
+    from airflow.providers.fab.auth_manager.models.db import FABDBManager
+    from airflow.utils.session import create_session
+
+    with pytest.MonkeyPatch.context() as patch:
+        manager = "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager"
+        patch.setenv("AIRFLOW__CORE__AUTH_MANAGER", manager)
+        patch.setenv("AIRFLOW__FAB__CONFIG_FILE", str(airflow_home / "none.py"))
+        patch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "0" * 64)
+        patch.setenv("AIRFLOW__API__SECRET_KEY", "0" * 64)
+        with create_session() as session:
+            FABDBManager(session).initdb()
+        purge_cached_app()
+        app = create_app("core")
+        flask_app = get_auth_manager().flask_app
+        with flask_app.app_context():
+            security = flask_app.appbuilder.sm
+            for role, dag in ((READER, NIGHT_DAG), (OUTSIDER, "retrain_captioner")):
+                permission = security.create_permission("can_read", f"DAG:{dag}")
+                security.add_permission_to_role(security.add_role(role), permission)
+            users = {}
+            for role in MAY_SEE:
+                name = HOSTILE if role == "Admin" else role
+                users[role] = security.add_user(
+                    name, "Some", "One", f"{role}@example.org", security.find_role(role), "password"
+                )
+        yield app, users
+    purge_cached_app()
+
+
+@pytest.fixture
+def client(server):
+    """A browser."""
+    from starlette.testclient import TestClient
+
+    with TestClient(server[0], base_url="http://127.0.0.1:8080", raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture
+def visit(server, client):
+    """A function that gets or posts as a user of some role, or of none."""
+    from airflow.api_fastapi.app import get_auth_manager
+
+    def ask(role, path, *, method="GET", **options):
+        headers = {"Authorization": f"Bearer {get_auth_manager().generate_jwt(server[1][role])}"} if role else {}
+        return client.request(method, path, headers=headers, **options)
+
+    return ask
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """A store with a captioned picture of an inbox, and a captioning process that always answers the same."""
+    from captioning.gallery import routes as module
+
+    store, inbox = open_bucket(str(tmp_path / "store")), open_bucket(str(tmp_path / "inbox"))
+    etag = inbox.put("red.jpg", toy.picture("red"))
+    write(store, [{**row("red.jpg", "a ball"), "image_etag": etag}], night="2026-01-01", shard="s")
+    monkeypatch.setenv("CAPTION_STORE", store.uri)
+    monkeypatch.setenv("CAPTION_INBOX", inbox.uri)
+
+    class Always:
+        def caption(self, data):
+            return Answer(version="m1", captions=[ScoredCaption(caption="a ball", log_prob=-0.5, probability=0.4)])
+
+        def warm(self):
+            pass
+
+    monkeypatch.setattr(module, "worker", Always())
+    form = {"caption": "a red ball", "model_caption": "a ball", "image_key": "red.jpg", "image_etag": etag}
+    return store, json.dumps(form).encode() + b"\n"
+
+
+@pytest.mark.parametrize("role", [None, *MAY_SEE])
+def test_each_role_may_do_what_airflow_lets_it_do(visit, store, role):
+    """Each route opens to those to whom Airflow's own API opens the DAG of nights, to see it and to trigger it."""
+    bucket, form = store
+    may_see, may_trigger = MAY_SEE.get(role, False), role in MAY_TRIGGER
+    refused = 403 if role else 401
+    api = f"/api/v2/dags/{NIGHT_DAG}"
+    assert (visit(role, api).status_code != refused) == may_see
+    triggered = visit(role, f"{api}/dagRuns", method="POST", json={"logical_date": None})
+    assert (triggered.status_code != refused) == may_trigger
+    for method, path in routes():
+        status = visit(role, f"/captions{path}", method=method, content=form).status_code
+        if method == "POST":
+            assert (status in (200, 201), status == refused) == (may_trigger, not may_trigger), path
+        else:
+            assert (status in (200, 404, 422), status == refused) == (may_see, not may_see), path
+    for path in ("/", "/corrections", "/nights", "/models", "/try", "/image?key=red.jpg", "/thumbnail?key=red.jpg"):
+        answer = visit(role, f"/captions{path}")
+        assert answer.status_code == (200 if may_see else refused), path
+        assert may_trigger or '<button name="action"' not in answer.text
+    assert corrections.count(bucket) == may_trigger
+
+
+def test_a_name_of_a_user_is_text(visit, store):
+    """FAB takes any name; a page shows it as it is written."""
+    _, form = store
+    assert visit("Admin", "/captions/corrections", method="POST", content=form).json()["corrected_by"] == HOSTILE
+    for path in ("/captions/", "/captions/corrections", "/captions/image?key=red.jpg"):
+        page = visit("Viewer", path).text
+        assert ("<img src=x" in page, "&lt;img src=x" in page) == (False, True)
+
+
+def test_the_login_leads_back_to_the_page(client, store):
+    """From a page of the gallery to FAB's login and back, with the query; a login that was removed leads there, too."""
+    wanted = "/captions/?words=red+%26+blue"
+    client.cookies.set("_token", "of.another.server")
+    login = client.get(wanted, headers={"Accept": "text/html"})
+    assert (login.status_code, login.url.path) == (200, "/auth/login/")
+    form = {
+        "username": "Viewer",
+        "password": "password",
+        "csrf_token": re.search(r'csrf_token.*?value="(.+?)"', login.text)[1],
+    }
+    page = client.post(str(login.url), data=form, headers={"Accept": "text/html"})
+    assert (page.status_code, page.url.raw_path.decode()) == (200, wanted)
+    assert 'value="red &amp; blue"' in page.text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "//evil.example/",
+        "/%2F%2Fevil.example",
+        "/\\evil.example",
+        "/?next=https://evil.example",
+        "/http://evil.example",
+    ],
+)
+def test_the_login_leads_to_no_other_site(client, store, path):
+    """Whatever is asked for."""
+    login = client.get(f"/captions{path}", headers={"Accept": "text/html"})
+    assert login.url.host == "127.0.0.1"
+    form = {"username": "Viewer", "password": "password"}
+    if found := re.search(r'csrf_token.*?value="(.+?)"', login.text):
+        page = client.post(str(login.url), data=form | {"csrf_token": found[1]}, headers={"Accept": "text/html"})
+        assert page.url.host == "127.0.0.1"
+
+
+def test_a_user_who_was_deactivated_is_logged_out(server, client, visit, store):
+    """Whatever their token says."""
+    from airflow.api_fastapi.app import get_auth_manager
+
+    flask_app = get_auth_manager().flask_app
+    with flask_app.app_context():
+        security = flask_app.appbuilder.sm
+        gone = security.add_user("gone", "Some", "One", "gone@example.org", security.find_role("Admin"), "password")
+        gone.active = False
+        security.update_user(gone)
+    client.cookies.set("_token", get_auth_manager().generate_jwt(gone))
+    assert client.get("/captions/").status_code == 401
