@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import PipelineError
-from pipeline.ops import forget
+from pipeline.ops.sweep import sweep
 from pipeline.progress import track
 from pipeline.storage import Bucket, StoredObject, layout
 from pipeline.work import tombstones
@@ -74,7 +74,7 @@ def back_up(source: Bucket, target: Bucket) -> Copied:
     with ThreadPoolExecutor(WORKERS) as pool:
         size = sum(track(pool.map(carry, wanted), total=len(wanted), unit="objects", log=log))
     if (forgotten := tombstones.read(source)) != tombstones.read(target):
-        forget.sweep(forgotten, target, remove=True)
+        sweep(forgotten, target, remove=True)
     for key, data in mutable.items():
         target.put(key, data)
         size += len(data)

@@ -28,6 +28,7 @@ from pipeline.features import store as feature_store
 from pipeline.nightly import captions, current, preview
 from pipeline.nightly import night as nights
 from pipeline.ops import backup, forget
+from pipeline.ops.sweep import sweep
 from pipeline.storage import Bucket, json, layout, open_bucket
 from pipeline.work import runs, tombstones
 from tests.support import toy
@@ -349,7 +350,7 @@ def test_interrupted_anywhere_and_repeated(made, monkeypatch):
             store.crash_in = None
         else:
             break
-        forget.sweep(tombstones.read(store), store, remove=True)
+        sweep(tombstones.read(store), store, remove=True)
         assert {key for key, _ in set(store.objects.items()) ^ expected} == {layout.TOMBSTONES}
     assert number > writes
 
