@@ -28,7 +28,8 @@ from pipeline.features import store as feature_store
 from pipeline.nightly import captions, current, preview
 from pipeline.nightly import night as nights
 from pipeline.ops import backup, forget
-from pipeline.ops.sweep import sweep
+from pipeline.ops import sweep as sweeping
+from pipeline.ops.sweep import REDACTED, sweep
 from pipeline.storage import Bucket, json, layout, open_bucket
 from pipeline.work import runs, tombstones
 from tests.support import toy
@@ -249,8 +250,8 @@ def test_reports_and_records_say_the_rest(local):
     scores = "<figure.*"
     assert re.sub(scores, "", page, flags=re.DOTALL) == re.sub(scores, "", before, flags=re.DOTALL)
     record = runs.read_record(runs.NIGHT, "n2", store)
-    assert (record.message, record.warnings) == (forget.REDACTED, [forget.REDACTED])
-    assert record.errors == {forget.REDACTED: 1, "too large": 2}
+    assert (record.message, record.warnings) == (REDACTED, [REDACTED])
+    assert record.errors == {REDACTED: 1, "too large": 2}
     [shard] = runs.recorded_shards("n2", runs.EXTRACTION, store)
     assert json.read(dict[str, str | None], layout.shard_slow_images(shard), store) == {OTHERS[0]: "too slow"}
 
@@ -333,7 +334,7 @@ class _Serial:
 
 def test_interrupted_anywhere_and_repeated(made, monkeypatch):
     """Before each write. What has begun is completed without its key, because the tombstones say enough."""
-    monkeypatch.setattr(forget, "ThreadPoolExecutor", _Serial)
+    monkeypatch.setattr(sweeping, "ThreadPoolExecutor", _Serial)
     undisturbed = copied(made, MemoryBucket("store"))
     start, modified = dict(undisturbed.store.objects), dict(undisturbed.store.modified)
     forget_it(undisturbed)
