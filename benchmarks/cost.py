@@ -41,12 +41,12 @@ class Requests:
         return Requests(self.reads * times, self.writes * times)
 
 
-A_NIGHT = Requests(reads=36, writes=22)
+A_NIGHT = Requests(reads=42, writes=22)
 """Of any night, with the reading of one earlier night."""
 
 A_PICTURE = Requests(reads=1, writes=0)
 
-A_SHARD = Requests(reads=10, writes=3)
+A_SHARD = Requests(reads=11, writes=3)
 """Of extraction: to plan it, to write it, and to read its features again."""
 
 AN_EARLIER_NIGHT = Requests(reads=8, writes=0)
