@@ -40,7 +40,7 @@ SECONDS = 2.0
 """Time after which a search that has not filled its page stops."""
 
 READERS = 8
-"""Shards that are read in parallel."""
+"""Objects that are read in parallel, for all pages together: their host has other work to do."""
 
 SHARDS = 40
 """Newest shards that are searched for the captions of one image."""
@@ -64,6 +64,9 @@ BORDER = r"[^\p{L}\p{M}\p{N}]|[ー\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}
 
 REPLACED = {"log_prob": None, "status": "ok", "error": None}
 """What a person's word makes of the columns of captions, besides the caption itself."""
+
+
+_pool = ThreadPoolExecutor(READERS, thread_name_prefix="browse")
 
 
 class Filters(BaseModel):
@@ -183,18 +186,17 @@ def page(
         with_numbers: list[dict[str, Any]] = _overlay(taken, words).to_pylist()
         return with_numbers
 
-    with ThreadPoolExecutor(READERS) as pool:
-        for batch in _growing_batches(rest):
-            for shard, left in zip(batch, pool.map(read, batch), strict=True):
-                taken = left[: size - len(rows)]
-                rows += [{**row, "night": shard.night} for row in taken]
-                if len(rows) == size:
-                    more = len(taken) < len(left) or shard != rest[-1]
-                    following = f"{shard.key}:{taken[-1]['number'] + 1}" if more else None
-                    return Page(rows, following, damaged=tuple(damaged))
-            if time.monotonic() > deadline and batch[-1] != rest[-1]:
-                next_shard = rest[rest.index(batch[-1]) + 1]
-                return Page(rows, f"{next_shard.key}:0", searched_to=batch[-1].night, damaged=tuple(damaged))
+    for batch in _growing_batches(rest):
+        for shard, left in zip(batch, _pool.map(read, batch), strict=True):
+            taken = left[: size - len(rows)]
+            rows += [{**row, "night": shard.night} for row in taken]
+            if len(rows) == size:
+                more = len(taken) < len(left) or shard != rest[-1]
+                following = f"{shard.key}:{taken[-1]['number'] + 1}" if more else None
+                return Page(rows, following, damaged=tuple(damaged))
+        if time.monotonic() > deadline and batch[-1] != rest[-1]:
+            next_shard = rest[rest.index(batch[-1]) + 1]
+            return Page(rows, f"{next_shard.key}:0", searched_to=batch[-1].night, damaged=tuple(damaged))
     return Page(rows, None, damaged=tuple(damaged))
 
 
@@ -340,9 +342,8 @@ def models(store: Bucket, *, limit: int, damaged: list[str]) -> list[Model]:
         is_champion = champion is not None and version == champion.version
         return Model(metadata, latest_metrics(metadata, store), history.get(version), is_champion)
 
-    with ThreadPoolExecutor(READERS) as pool:
-        found = newest_models(store, champion.version if champion else None, limit=limit, damaged=damaged)
-        return list(pool.map(describe, found))
+    found = newest_models(store, champion.version if champion else None, limit=limit, damaged=damaged)
+    return list(_pool.map(describe, found))
 
 
 def report(version: str, store: Bucket) -> bytes:

@@ -90,7 +90,7 @@ UPLOAD_SECONDS = 180.0
 """Time limit for captioning or storing an upload: the model may have to be loaded first."""
 
 openers = Threads(1, waiting=150, seconds=THUMBNAIL_SECONDS)
-pages = Threads(4, waiting=20, seconds=PAGE_SECONDS)
+pages = Threads(2, waiting=22, seconds=PAGE_SECONDS)
 thumbnails = Threads(4, waiting=120, seconds=THUMBNAIL_SECONDS)
 uploads = Threads(8, waiting=0, seconds=UPLOAD_SECONDS)
 
