@@ -637,6 +637,14 @@ def test_a_hostile_name_is_a_name(page, deployment, promoted):
 
 
 @pytest.mark.browser
+def test_a_failed_picture_says_why(page, deployment, promoted):
+    """Its page has the error of the night, and in place of the picture the reason why it can't be shown."""
+    page.goto(f"{deployment.url}/captions/image?key=camera/broken.jpg")
+    expect(page.locator(".counting.failed")).to_contain_text("cannot be decoded")
+    expect(page.locator(".lost")).to_contain_text("The picture can't be shown: cannot be decoded")
+
+
+@pytest.mark.browser
 def test_models_and_nights(page, deployment, promoted):
     """The champion is highlighted, with its scores; a night has its counts and its drift."""
     version = registry.read_champion(deployment.store).version
