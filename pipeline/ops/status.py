@@ -60,7 +60,7 @@ def show(store: Bucket, *, limit: int, under: str) -> None:
         _print(console, f"damaged:     {message}")
     if covered:
         _print(console, f"coverage:    {_sentence(covered)}")
-    _print(console, f"captions:    {store.url(layout.CAPTIONS)}")
+    _print(console, f"captions:    {store.url(layout.CURRENT_CAPTIONS)}")
     if said := corrections.count(store):
         _print(console, f"corrections: {said} in {store.url(layout.CORRECTIONS)}")
     if report:

@@ -40,7 +40,7 @@ def test_an_empty_store(bucket, shown):
     text = shown(bucket, limit=5)
     assert "No model has been promoted" in text
     assert "trigger a retraining" in text
-    assert f"captions:    {bucket.url('captions/')}" in text.splitlines()
+    assert f"captions:    {bucket.url('current/captions.parquet')}" in text.splitlines()
 
 
 def test_a_used_store(bucket, shown, trained, tmp_path, monkeypatch):
