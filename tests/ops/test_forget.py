@@ -242,7 +242,7 @@ def test_reports_and_records_say_the_rest(local):
     before = store.get(keys.report).decode()
     pages = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forget.mlflow, "replace_report", lambda *each: pages.append(each))
+        patch.setattr(sweeping.mlflow, "replace_report", lambda *each: pages.append(each))
         forget_it(local, tracking_uri="sqlite:///mlflow.db")
     page = store.get(keys.report).decode()
     assert (before.count("data:image"), page.count("data:image")) == (12, 9)
