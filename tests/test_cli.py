@@ -353,7 +353,8 @@ def test_exports(environment, store, result, command):
     ]
     for row in rows:
         row["image_etag"] = photographs.put(row["image_key"], toy.picture("red", 1))
-    parquet.write(pa.Table.from_pylist(rows, schema=current.SCHEMA), layout.CURRENT_CAPTIONS, store)
+    table, facts = pa.Table.from_pylist(rows, schema=current.SCHEMA), {"listed_at": "2026-01-01T02:00:00+00:00"}
+    parquet.write(table, layout.CURRENT_CAPTIONS, store, metadata=facts)
     # Newer than the table, and exported all the same.
     corrections.add(
         toy.picture("red", 1),

@@ -1,8 +1,8 @@
 """The current captions: one table, with the caption that counts for each image in the inbox.
 
 A night replaces the table when it ends (``refresh``): each listed image has the newest caption by the champion, or else
-the one that it had before. What a person said about this version of the image wins over every model, at once: whoever
-reads the table through this module sees corrections that are newer than it, and ``fold`` puts them into it.
+the one that it had before. What a person said about this version of the image wins over every model, at once: ``read``
+and ``find`` also return corrections that are newer than the table, and ``fold`` puts them into it.
 
 The table is replaced by compare-and-swap, so that of two writers none undoes what the other has written.
 """
@@ -112,7 +112,7 @@ def find(keys: Collection[str], store: Bucket, *, events: pa.Table | None = None
     """
     try:
         with parquet.opened(layout.CURRENT_CAPTIONS, store, by_ranges=True, advice=ADVICE) as file:
-            table = file.read_row_groups(parquet.groups_with(file, "image_key", keys)).select(SCHEMA.names).cast(SCHEMA)
+            table = parquet.select(file, SCHEMA, groups=parquet.groups_with(file, "image_key", keys))
     except ObjectNotFoundError:
         return SCHEMA.empty_table()
     found = table.filter(pc.is_in(table["image_key"], pa.array(list(keys), pa.string())))
@@ -147,6 +147,7 @@ def coverage(store: Bucket) -> Coverage | None:
         table = parquet.read(layout.CURRENT_CAPTIONS, store, columns=columns, by_ranges=True, advice=ADVICE)
     except ObjectNotFoundError:
         return None
+    _check_is_of_a_night(table, store)
     captioned, failed = (len(table) - table[name].null_count for name in ("caption", "error"))
     return Coverage(
         listed_at=datetime.fromisoformat(parquet.metadata(table)["listed_at"]),
@@ -402,6 +403,14 @@ def _read(store: Bucket) -> tuple[pa.Table, str]:
         if etag == ABSENT:
             return SCHEMA.empty_table(), ABSENT
         try:
-            return parquet.read(layout.CURRENT_CAPTIONS, store, columns=SCHEMA, etag=etag, advice=ADVICE), etag
+            table = parquet.read(layout.CURRENT_CAPTIONS, store, columns=SCHEMA, etag=etag, advice=ADVICE)
         except (ObjectChangedError, ObjectNotFoundError):
             continue
+        _check_is_of_a_night(table, store)
+        return table, etag
+
+
+def _check_is_of_a_night(table: pa.Table, store: Bucket) -> None:
+    """Raise ``DamagedObjectError`` if another program wrote the table: it then lacks the facts about the night."""
+    if "listed_at" not in parquet.metadata(table):
+        raise DamagedObjectError(f"{store.url(layout.CURRENT_CAPTIONS)} was not written by a night. {ADVICE}")

@@ -67,12 +67,15 @@ def read(
         return file.read() if columns is None else select(file, columns)
 
 
-def select(file: pq.ParquetFile, columns: Sequence[str] | pa.Schema) -> pa.Table:
+def select(
+    file: pq.ParquetFile, columns: Sequence[str] | pa.Schema, *, groups: Sequence[int] | None = None
+) -> pa.Table:
     """Read columns of an open file, with the metadata of its table.
 
     Args:
         file: as ``opened`` gives it, in whose ``with`` block errors are those of a damaged file.
         columns: their names, or a schema, to whose types they are cast.
+        groups: the row groups that are read; None for all.
 
     Raises:
         ArrowInvalid: a column is missing, or can't be cast.
@@ -81,7 +84,7 @@ def select(file: pq.ParquetFile, columns: Sequence[str] | pa.Schema) -> pa.Table
     names = columns.names if isinstance(columns, pa.Schema) else list(columns)
     if missing := set(names) - set(file.schema_arrow.names):
         raise pa.ArrowInvalid(f"it has no column {', '.join(sorted(missing))}")
-    table = file.read(columns=names)
+    table = file.read(columns=names) if groups is None else file.read_row_groups(groups, columns=names)
     if isinstance(columns, pa.Schema):
         table = table.select(names).cast(columns).replace_schema_metadata(table.schema.metadata)
     return table

@@ -11,7 +11,7 @@ from pipeline.captioner import registry
 from pipeline.data import corrections
 from pipeline.errors import PipelineError
 from pipeline.nightly import captions, current, sidecars
-from pipeline.storage import ObjectChangedError, ObjectDeniedError, layout, parquet
+from pipeline.storage import DamagedObjectError, ObjectChangedError, ObjectDeniedError, layout, parquet
 from pipeline.work.outcomes import GONE
 from tests.support import caption_tables, toy
 from tests.support.nights import night, promote_copy
@@ -219,6 +219,21 @@ def test_a_fold_before_the_first_night_writes_no_table(bucket):
     assert bucket.exists(layout.CORRECTION_LOG)
 
 
+@pytest.mark.parametrize("columns", [["image_key"], current.SCHEMA.names], ids=["columns", "facts"])
+def test_a_table_of_another_program_is_damaged(bucket, columns):
+    """It lacks columns, or the facts about a night. The error says what to do, and the next night replaces it."""
+    parquet.write(current.SCHEMA.empty_table().select(columns), layout.CURRENT_CAPTIONS, bucket)
+    for read in (current.read, current.coverage):
+        with pytest.raises(DamagedObjectError, match="Delete it: the next night"):
+            read(bucket)
+    if columns == ["image_key"]:
+        with pytest.raises(DamagedObjectError, match="Delete it: the next night"):
+            current.find(["a.jpg"], bucket)
+    assert current.fold(bucket, place="store", damaged=[]) == 0
+    refresh(bucket, listing("a.jpg"), attempts(caption_tables.row("a.jpg", "a ball")))
+    assert texts(bucket) == {"a.jpg": "a ball"}
+
+
 def test_an_earlier_night_does_not_replace_a_later_one(bucket, caplog):
     """It was cleared, and ends after it: the listing of the later night is the newer one."""
     assert refresh(bucket, listing("a.jpg"), attempts(caption_tables.row("a.jpg")), hours=24)
@@ -391,9 +406,12 @@ def test_only_the_row_group_of_an_image_is_read(bucket, monkeypatch):
     keys = [f"{number:03}.jpg" for number in range(100)]
     refresh(bucket, listing(*keys), attempts(*map(caption_tables.row, keys)))
     read, groups = pq.ParquetFile.read_row_groups, []
-    monkeypatch.setattr(
-        pq.ParquetFile, "read_row_groups", lambda file, wanted: groups.append(wanted) or read(file, wanted)
-    )
+
+    def record(file, wanted, **options):
+        groups.append(wanted)
+        return read(file, wanted, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_groups", record)
     found = current.find(["034.jpg", "077.jpg", "0777.jpg", "nowhere.jpg"], bucket)
     assert found["image_key"].to_pylist() == ["034.jpg", "077.jpg"]
     assert groups == [[3, 7]]
