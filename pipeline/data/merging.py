@@ -12,8 +12,8 @@ from pipeline.data.sources import Part
 from pipeline.errors import PipelineError
 
 PRECEDENCE = (("test",), ("dev",), ("dev", "test"), ("train",), SPLITS)
-"""The splits between which a source leaves the choice to a hash, or the one that it gives, for a picture. Of those of
-all its copies, the first in this list counts: no model trains on a picture that any source holds out."""
+"""A source gives a picture one split, or several between which a hash chooses. If the sources of its copies differ, the
+first in this list counts: no model trains on a picture that any source holds out."""
 
 Row = dict[str, Any]
 

@@ -15,9 +15,7 @@ from pipeline.storage.parquet import column
 
 CAPTIONS = pa.schema(
     [
-        column(
-            "image_id", pa.string(), "id of the image in the dataset: the name of its file, or its key if names repeat"
-        ),
+        column("image_id", pa.string(), "id of the image in the dataset"),
         column("image_key", pa.string(), "key of the image in its bucket, which the dataset names"),
         column("image_etag", pa.string(), "etag of the image; for a corrected picture, the hash of its content"),
         column("caption", pa.string(), "the caption, by the decoding of the evaluation"),

@@ -101,7 +101,7 @@ class _Shard:
         name = layout.safe_name(row["image_key"], dotless=True)
         suffix = FORMATS[str(format_of(picture))][0]
         described = json.dumps(json_row(row), ensure_ascii=False).encode()
-        # Not known of a caption to which a person's withdrawal has gone back.
+        # Unknown until the next night if a correction was withdrawn, so that the model's caption counts again.
         written = int(row["captioned_at"].timestamp()) if row["captioned_at"] else 0
         for ending, data in ((suffix, picture), (".txt", row["caption"].encode()), (".json", described)):
             member = tarfile.TarInfo(f"{name}{ending}")

@@ -37,9 +37,7 @@ class Copied(BaseModel):
 def back_up(source: Bucket, target: Bucket) -> Copied:
     """Copy the objects that the target lacks, or has with another size or an older time.
 
-    Nothing is removed there but what was forgotten.
-
-    After an interruption, it can be repeated.
+    Nothing is removed there except what was forgotten. After an interruption, it can be repeated.
 
     Raises:
         PipelineError: source and target are the same, or one is inside the other.

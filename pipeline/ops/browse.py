@@ -49,7 +49,7 @@ NIGHT_SHARDS = 200
 """Shards of one night that are searched for them; a new champion's first night has one for 10,000 images."""
 
 MANY = 10_000
-"""Captions of one image: all."""
+"""More captions than one image has."""
 
 COLUMNS = ["image_key", "image_etag", "caption", "log_prob", "status", "error", "model_version", "captioned_at"]
 
@@ -60,7 +60,7 @@ SEARCHED = ["caption", "image_key", "error"]
 """The columns that are searched for words."""
 
 BORDER = r"[^\p{L}\p{M}\p{N}]|[ー\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
-"""Beside a character of these a word may begin or end: no letter or digit, or of a script without spaces."""
+"""A character next to which a word may begin or end: neither a letter nor a digit, or of a script without spaces."""
 
 REPLACED = {"log_prob": None, "status": "ok", "error": None}
 """What a person's word makes of the columns of captions, besides the caption itself."""
@@ -439,7 +439,7 @@ def _anywhere(match: Callable[..., pc.Expression], pattern: str) -> pc.Expressio
 def _as_words(texts: Sequence[str]) -> str:
     """A regular expression of Arrow's for texts one after the other, which neither begin nor end within a word."""
     begins, ends = (
-        # Next to what is no letter or digit there is a border already.
+        # A text that begins or ends with such a character may stand next to any other.
         "" if pc.match_substring_regex(edge, BORDER).as_py() else f"(?:{anchor}|{BORDER})"
         for edge, anchor in ((texts[0][0], "^"), (texts[-1][-1], "$"))
     )

@@ -20,7 +20,7 @@ from pipeline.storage import Bucket, has_portable_names
 log = logging.getLogger(__name__)
 
 MODELS = 20
-"""The newest models, of which it is said whether they have learned from a correction."""
+"""Models, the newest ones, that are searched for those that have learned from a correction."""
 
 WAITS = "the next retraining learns from it"
 

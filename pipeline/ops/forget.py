@@ -1,4 +1,4 @@
-"""Forgetting: photographs leave the store and MLflow, and nights and datasets pass over them from then on.
+"""Forgetting: photographs are removed from the store and from MLflow, and nights and datasets pass over them then.
 
 First, ``tombstones`` of all facts about a photograph are written: its key, the hash of its bytes, its copies in the
 inbox and in datasets. Then every object that may hold it is read, and written again without it, or removed (``sweep``).

@@ -1,14 +1,13 @@
-"""Tombstones: salted hashes of the photographs that people have had forgotten, so that nothing brings them back.
+"""Tombstones: salted hashes of photographs that were forgotten on request, so that nothing brings them back.
 
 A tombstone is a keyed hash (BLAKE2b, RFC 7693) of a fact about a photograph, such as its key in the inbox or the hash
-of its bytes. With the facts at hand one can tell whether a photograph is forgotten; nobody can read a key or a picture
-out of the tombstones. The salt, which is the key of the hash, is stored beside them, so whoever can read the store can
-still check a guess.
+of its bytes. The facts tell whether a photograph is forgotten, but no key or picture can be read from the tombstones.
+The salt, which is the key of the hash, is stored beside them, so anyone who can read the store can still check a guess.
 
 BLAKE2b takes a third of the time of HMAC-SHA-256: a night checks each key that it lists.
 
-Tombstones are written before anything is removed, and they are all that the removal goes by. So it can be repeated
-after an interruption, and in a backup, by somebody who does not know any more what was forgotten.
+Tombstones are written before anything is removed, and the removal needs nothing else. It can therefore be repeated
+after an interruption, and in a backup, without the keys of the photographs.
 """
 
 import hashlib

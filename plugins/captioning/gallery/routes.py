@@ -360,7 +360,7 @@ async def correct(
         if form.action == "withdrawn":
             withdrawn = corrections.withdraw(form.image_key, form.image_etag, by=user.get_name(), store=store)
             return withdrawn, "Withdrawn. The caption of the model counts again."
-        # Who saves the model's caption as it is says that it is right.
+        # A person who saves the model's caption unchanged confirms it.
         is_right = form.action == "confirmed" or form.caption.strip() == form.model_caption
         added = corrections.add(
             _read_picture(inbox, key, etag) if key else upload,
