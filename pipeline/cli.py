@@ -819,7 +819,7 @@ def fold() -> None:
 
     damaged: list[str] = []
     count = current.fold(_store(), place=read_settings().sidecars, damaged=damaged)
-    _print({"corrections": count, "damaged": damaged, "summary": f"{count:,} corrections"})
+    _print({"corrections": count, "damaged": damaged, "summary": f"{count:,} correction{'' if count == 1 else 's'}"})
 
 
 @app.command()

@@ -195,7 +195,7 @@ def summary(images: int, failed: int) -> str:
     """A short description of a finished shard."""
     if not images:
         return "done before"
-    return f"{images:,} images" + (f", {failed:,} failed" if failed else "")
+    return f"{images:,} image{'' if images == 1 else 's'}" + (f", {failed:,} failed" if failed else "")
 
 
 def open_shards(store: Bucket) -> set[str]:

@@ -276,7 +276,7 @@ def test_a_missing_shard_is_an_error(store):
 
 @pytest.mark.parametrize(
     ("images_in_all", "failed", "text"),
-    [(0, 0, "done before"), (1200, 0, "1,200 images"), (1200, 3, "1,200 images, 3 failed")],
+    [(0, 0, "done before"), (1, 0, "1 image"), (1200, 0, "1,200 images"), (1200, 3, "1,200 images, 3 failed")],
 )
 def test_a_finished_shard_in_one_line(images_in_all, failed, text):
     """Its images, and how many of them failed."""
