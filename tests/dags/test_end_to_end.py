@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.captioner import registry
-from pipeline.storage import open_bucket
+from pipeline.nightly import sidecars
+from pipeline.storage import layout, open_bucket
 from pipeline.work import runs
 from tests.support import toy
 from tests.support.airflow_server import NIGHT_DAG, RETRAINING_DAG
@@ -37,7 +38,7 @@ def deployment(tmp_path_factory, airflow_home, toy_encoder):
         inbox.put(f"{colour}.jpg", toy.picture(colour, 100 + seed))
     inbox.put("late/broken.jpg", b"no picture")
     inbox.put("notes.txt", b"not to be captioned")
-    environment = {"CAPTION_STORE": store.uri, "CAPTION_INBOX": inbox.uri}
+    environment = {"CAPTION_STORE": store.uri, "CAPTION_INBOX": inbox.uri, "CAPTION_SIDECARS": "store"}
     conf = {"dataset": toy.draw(source), "encoder": str(toy_encoder), "min_count": 1, **toy.CONFIG.model_dump()}
     run_dag(RETRAINING_DAG, conf, environment)
     run_dag(NIGHT_DAG, {}, environment)
@@ -52,7 +53,7 @@ def test_the_first_candidate_becomes_champion(deployment):
 
 
 def test_every_image_ends_in_one_row(deployment):
-    """Each photograph has one row, a true caption or an error; and the record counts them."""
+    """Each photograph has one row, a true caption or an error; the record counts them; each caption has a sidecar."""
     rows = {row["image_key"]: row for row in rows_in(deployment.store)}
     failed = rows.pop("late/broken.jpg")
     assert "known format" in failed["error"]
@@ -60,3 +61,6 @@ def test_every_image_ends_in_one_row(deployment):
     [record] = runs.list_records(runs.NIGHT, deployment.store)
     assert record.status == "succeeded"
     assert (record.listed, record.captioned, record.failed, record.already_done) == (5, 4, 1, 0)
+    found = [sidecars.parse(deployment.store.get(layout.sidecar(key))) for key in rows]
+    assert [each.caption for each in found] == [row["caption"] for row in rows.values()]
+    assert len(list(deployment.store.list(layout.SIDECARS))) == 4

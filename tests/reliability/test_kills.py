@@ -76,7 +76,7 @@ def retraining(world, source, encoder, *, seed=0, run="r1"):
     """All steps of a retraining."""
     resolve = world.command("resolve-inputs", run, "--dataset", source, "--encoder", encoder)
     inputs = (yield resolve).result()
-    dataset = (yield world.command("ingest", inputs["dataset"])).result()["dataset"]
+    dataset = (yield world.command("ingest", *inputs["sources"])).result()["dataset"]
     vocabulary = (yield world.command("vocabulary", dataset, "--min-count", "1")).result()["vocabulary"]
     encoder_id = (yield world.command("register-encoder", inputs["encoder"])).result()["encoder_id"]
     for shard in (yield world.command("plan-extraction", dataset, encoder_id, "--run", run)).result():
@@ -114,7 +114,8 @@ def counts(record):
 
 
 def test_a_night_killed_at_its_writes(world):
-    """Listing, planning, extraction, captioning and the count, killed at their writes in turn."""
+    """Listing, planning, extraction, captioning, sidecars and the count, killed at their writes in turn."""
+    world.settings["CAPTION_SIDECARS"] = "store"
     [record] = play(only(night(world), other=True, tally=KILLS, world=world))
     assert counts(record) == (4, 3, 1, 0)
     assert len(caption_rows(world.store)) == 4
