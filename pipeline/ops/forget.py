@@ -92,6 +92,8 @@ def forget(
             them.
     """
     known = set(keys)
+    # Before the rows are removed: a photograph that was deleted from the inbox first is still among them.
+    captioned = set(current.find(known, store)["image_key"].to_pylist()) if known else set()
     found = _find(known, pictures, inbox, store)
     facts = found.facts(source_name(inbox, store))
     marked = tombstones.add(facts, store) if remove else tombstones.read(store).adding(facts)
@@ -109,7 +111,6 @@ def forget(
                 "forgotten: something writes them again. Wait until all runs have ended, and repeat the command."
             )
         store.clean(datetime.now(UTC) - UNFINISHED)
-    captioned = set(current.find(known, store)["image_key"].to_pylist()) if known else set()
     return Forgotten(
         removed=remove,
         images=sorted(found.keys),

@@ -301,6 +301,15 @@ def test_nothing_is_removed_unless_asked(local):
     assert (done.objects, done.datasets) == (would.objects, would.datasets)
 
 
+def test_a_picture_that_was_deleted_first_is_known(local, new_bucket):
+    """The current captions have its row until it is forgotten, so its key is none that nobody knows."""
+    empty = new_bucket()
+    empty.put("another.jpg", toy.picture("red"))
+    for expected, remove in ((["Eve.jpg"], False), (["Eve.jpg"], True), (["Eve.jpg", KEY], True)):
+        found = forget.forget([KEY, "Eve.jpg"], inbox=empty, store=local.store, remove=remove)
+        assert found.unknown == expected
+
+
 @pytest.mark.parametrize("given", ["key", "picture"])
 def test_any_copy_leads_to_all(local, given):
     """It does not matter by which key, or that only the file is at hand."""
