@@ -265,7 +265,7 @@ def plan_captions(run: str, *, store: Bucket, date: str, shard_size: int) -> lis
         shard_size=SHARD_FACTOR * shard_size,
     )
     runs.record_shards(run, runs.CAPTIONS, names, store)
-    log.info("%d images: %d shards of captions of %s to write", len(images), len(names), night.version)
+    log.info("images of the night: %d; shards of captions of %s to write: %d", len(images), night.version, len(names))
     return names
 
 

@@ -69,7 +69,7 @@ def reconcile(
     attempts = written.join(images, keys=IDENTITY, join_type="inner")
     outcomes = latest_outcome(attempts, by="captioned_at")
     before = images.join(outcomes, keys=IDENTITY, join_type="left anti")
-    missing = before.join(others, keys=IDENTITY, join_type="left anti")
+    missing = _without_row(before, others, night)
     gone = outcomes.filter(pc.field("error") == GONE)
     failed = outcomes.filter((pc.field("status") == "failed") & (pc.field("error") != GONE))
     failures = list(zip(failed["image_key"].to_pylist(), failed["error"].to_pylist(), strict=True))
@@ -124,12 +124,26 @@ def reconcile(
     return record
 
 
+def _without_row(images: pa.Table, others: pa.Table, night: Night) -> pa.Table:
+    """The images that the attempts of other runs do not account for; ``images`` as ``worked_on`` gives them.
+
+    An image that is to be captioned again is accounted for by an attempt since the request.
+    """
+    missing = images.join(others, keys=IDENTITY, join_type="left anti")
+    if night.requested_at is None:
+        return missing
+    since = others.filter(pc.field("captioned_at") > pa.scalar(night.requested_at))
+    again = images.filter(pc.field("requested")).join(since, keys=IDENTITY, join_type="left anti")
+    return pa.concat_tables([missing.filter(~pc.field("requested")), again]).sort_by("image_key")
+
+
 def _check_complete(record: NightRecord, missing: pa.Table) -> None:
-    """Raise ``PipelineError`` if a listed image has no row."""
+    """Raise ``PipelineError`` if a listed image has no row, or none since it was to be captioned again."""
     if len(missing):
+        since = " since they were to be captioned again" if pc.any(missing["requested"]).as_py() else ""
         raise PipelineError(
             f"{record.listed} images were listed in {record.inbox}, but only {record.listed - len(missing)} are "
-            f"accounted for ({record}). The others have no row, such as "
+            f"accounted for ({record}). The others have no row{since}, such as "
             f"{', '.join(missing['image_key'].to_pylist()[:5])}. Run the night again."
         )
 

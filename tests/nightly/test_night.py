@@ -275,6 +275,19 @@ def test_new_images_of_a_selection_are_captioned_once(inbox, store):
 
 
 @pytest.mark.parametrize("new_bucket", ["file"], indirect=True)
+def test_a_selection_that_was_not_captioned_again(inbox, store):
+    """An earlier caption does not fulfil the request: the night fails, and names the images."""
+    night("n1", inbox, store)
+    nights.list_inbox("n2", inbox=inbox, store=store, options=AGAIN)
+    message = r"7 images were listed .* only 4 are accounted for .*no row since .*broken\.jpg, more/red again\.jpg"
+    with pytest.raises(PipelineError, match=message):
+        reconciled("n2", store)
+    assert runs.read_record(runs.NIGHT, "n2", store).status == "failed"
+    write("n2", store)
+    assert counts(reconciled("n2", store)) == (7, 4, 0, 2, 1)
+
+
+@pytest.mark.parametrize("new_bucket", ["file"], indirect=True)
 def test_two_requests_at_once(inbox, store):
     """The second run takes over the open shards of the first: they are captioned after its request, too."""
     night("n1", inbox, store)
