@@ -466,7 +466,11 @@ def test_the_list_of_corrections(visit, post_correction, buckets, monkeypatch):
     [
         ({"caption": " "}, toy.picture("red"), "caption"),
         ({"caption": "a dog"}, b"no picture", "picture"),
-        ({"caption": "a dog", "image_key": "red.jpg", "image_etag": "older"}, b"", "written or removed"),
+        (
+            {"caption": "a dog", "image_key": "red.jpg", "image_etag": "older"},
+            b"",
+            "Nothing was saved: 'red.jpg' was replaced or removed since the page was made.",
+        ),
         ({"caption": "a dog", "image_key": "red.jpg"}, b"", "expected the etag"),
         ({"caption": "a dog", "action": "praised"}, toy.picture("red"), "action"),
         ({"action": "confirmed"}, toy.picture("red"), "caption"),

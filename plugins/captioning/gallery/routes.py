@@ -379,6 +379,12 @@ async def correct(
         said, summary = await limits.uploads.call(save)
     except limits.OutOfTimeError:
         raise
+    except ObjectChangedError as error:
+        message = (
+            f"Nothing was saved: {form.image_key!r} was replaced or removed since the page was made. "
+            "The next night captions the photograph that is there now."
+        )
+        raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, message) from error
     except PipelineError as error:
         raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, str(error)) from error
     return JSONResponse({**said.model_dump(mode="json"), "summary": summary}, status.HTTP_201_CREATED)
