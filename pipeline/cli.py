@@ -22,6 +22,7 @@ import typer
 from pipeline import logs
 from pipeline.config import DecodingConfig, TrainingConfig
 from pipeline.errors import PipelineError, exit_on_error
+from pipeline.progress import counted
 from pipeline.settings import read_settings
 from pipeline.storage import names
 from pipeline.storage.bucket import is_utf8
@@ -503,7 +504,7 @@ def forget(
         bool, typer.Option("--remove", help="remove them for good; by default they are only looked for")
     ] = False,
 ) -> None:
-    """Remove photographs, and all that was made of them, from the store and from MLflow, and never caption them again.
+    """Remove photographs, and all that was made of them, from the store and from MLflow, and caption them never again.
 
     Without any, those that were forgotten earlier are looked for again. The inbox itself stays as it is.
     """
@@ -669,7 +670,7 @@ def demo_data(
 
 @app.command()
 def demo_inbox(count: Annotated[int, typer.Option(min=1, help="maximum number of photographs")] = 60) -> None:
-    """Copy photographs that are in no split of the newest model's dataset into the inbox, then those of its test."""
+    """Copy photographs beside the newest model's dataset into the inbox, or test photographs if there are too few."""
     from pipeline.ops import demo_inbox as demo
 
     _print(demo.fill(_store(), read_settings().inbox, count=count))
@@ -751,7 +752,8 @@ def night_list(
     )
     listed = nightly.list_inbox(run, inbox=_inbox(), store=_store(), options=options)
     again = f"; {listed['requested']:,} of them again, on request" if listed["requested"] else ""
-    _print({**listed, "summary": f"{listed['listed']:,} images, to be captioned by {listed['version']}{again}"})
+    summary = f"{counted(listed['listed'], 'image')}, to be captioned by {listed['version']}{again}"
+    _print({**listed, "summary": summary})
 
 
 @night.command("plan-extraction")
@@ -819,7 +821,7 @@ def fold() -> None:
 
     damaged: list[str] = []
     count = current.fold(_store(), place=read_settings().sidecars, damaged=damaged)
-    _print({"corrections": count, "damaged": damaged, "summary": f"{count:,} correction{'' if count == 1 else 's'}"})
+    _print({"corrections": count, "damaged": damaged, "summary": counted(count, "correction")})
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, an occasional line in a log."""
+"""Progress of long work: a bar on a terminal, an occasional line in a log; and counts in words."""
 
 import logging
 import sys
@@ -10,6 +10,11 @@ Item = TypeVar("Item")
 
 LOG_INTERVAL = 15.0
 """Seconds between two progress lines in a log."""
+
+
+def counted(count: int, noun: str) -> str:
+    """A count of something in words, such as ``1 image`` or ``2,000 images``; ``noun`` is the singular."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def track(items: Iterable[Item], *, total: int, unit: str, log: logging.Logger) -> Iterator[Item]:

@@ -389,7 +389,7 @@ def test_exports(environment, store, result, command):
         "pictures": 1,
         "changed": 0,
         "unreadable": 0,
-        "summary": "webdataset: 2 without caption, 1 rows, 1 shards, 1 pictures, 0 changed, 0 unreadable",
+        "summary": "webdataset: 2 without caption, 1 row, 1 shard, 1 picture, 0 changed, 0 unreadable",
     }
     catalog = f"--catalog=sqlite:///{environment}/other.db"
     done = result("export", str(environment / "w"), "--format=iceberg", "--table=a.b", catalog)
@@ -418,7 +418,7 @@ def test_a_retraining_that_is_due(store, result, trained, monkeypatch):
         store=store,
     )
     reconciled = result("night", "reconcile", "n1")
-    cause = "1 corrections since the last retraining"
+    cause = "1 correction since the last retraining"
     assert reconciled["retraining_due"] == cause
     assert reconciled["summary"].endswith(f"; a retraining is due: {cause}")
     inputs = result("resolve-inputs", "r1", f"--cause={cause}")

@@ -30,6 +30,7 @@ from pipeline.data.dataset import sources as buckets_of
 from pipeline.data.merging import merge
 from pipeline.data.sources import Part, PublishedCaptions, SourceCounts, content_hashes, count_captions
 from pipeline.errors import PipelineError
+from pipeline.progress import counted
 from pipeline.storage import Bucket, has_portable_names, json, layout, names, source_name
 from pipeline.work import tombstones
 
@@ -80,8 +81,9 @@ class IngestReport(BaseModel):
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.dropped.items())
         dropped = f", {len(self.dropped_rows):,} dropped ({reasons})" if self.dropped_rows else ""
         hashed = f"; a hash of the bytes chose the split of {self.split_by_hash:,}" if self.split_by_hash else ""
-        merged = f"; {self.merged:,} copies of an image merged" if self.merged else ""
-        text = f"{sum(self.images.values()):,} images ({splits}{hashed}{merged}), {self.captions:,} captions{dropped}"
+        merged = f"; copies of an image merged: {self.merged:,}" if self.merged else ""
+        images, captions = counted(sum(self.images.values()), "image"), counted(self.captions, "caption")
+        text = f"{images} ({splits}{hashed}{merged}), {captions}{dropped}"
         return "; ".join([text, *self.by_source])
 
     @property
@@ -91,7 +93,8 @@ class IngestReport(BaseModel):
             []
             if len(self.sources) == 1
             else [
-                f"{name}: {counts.images:,} images, {counts.captions:,} captions, {counts.dropped:,} dropped"
+                f"{name}: {counted(counts.images, 'image')}, {counted(counts.captions, 'caption')}, "
+                f"{counts.dropped:,} dropped"
                 for name, counts in self.sources.items()
             ]
         )

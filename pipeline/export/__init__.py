@@ -123,7 +123,11 @@ def export(
         bucket, key = open_object(destination)
         _put(RENDERERS[form](table), bucket, key, overwrite=overwrite)
         counts["destination"] = bucket.url(key)
-    shown = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items() if isinstance(count, int))
+    shown = ", ".join(
+        f"{count:,} {(name.removesuffix('s') if count == 1 else name).replace('_', ' ')}"
+        for name, count in counts.items()
+        if isinstance(count, int)
+    )
     return {**counts, "summary": f"{form}: {shown}"}
 
 

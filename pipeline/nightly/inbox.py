@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from pipeline.data.images import content_hash, is_image
 from pipeline.data.recognition import PAGE, identity, recognize
 from pipeline.errors import PipelineError
+from pipeline.progress import counted
 from pipeline.storage import (
     Bucket,
     StoredObject,
@@ -159,7 +160,7 @@ def check_size(
     # Those that were forgotten since then are still there.
     if listed + passed_over.get(FORGOTTEN, 0) >= (1 - max_shrink_fraction) * max(before, 1):
         return
-    found = f"{inbox.uri} holds {listed:,} photographs{runs.describe_passed_over(passed_over)}"
+    found = f"{inbox.uri} holds {counted(listed, 'photograph')}{runs.describe_passed_over(passed_over)}"
     if before:
         found += (
             f". The last night listed {before:,}, and at most {max_shrink_fraction:.0%} may be missing "

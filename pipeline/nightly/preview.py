@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from pipeline.features import store as feature_store
 from pipeline.nightly.inbox import read_looked_at
 from pipeline.nightly.night import SHARD_FACTOR, NightOptions, attempts, choose_images, not_done, outcomes, worked_on
+from pipeline.progress import counted
 from pipeline.storage import Bucket
 from pipeline.work import runs
 from pipeline.work.outcomes import IDENTITY, latest_outcome, pending
@@ -52,8 +53,9 @@ class Preview:
         duration = "an unknown time" if self.hours is None else f"{self.hours:.2f} hours"
         postponed = f" + {self.postponed:,} postponed" if self.postponed else ""
         return (
-            f"{self.listed:,} images listed = {self.done:,} done before + {self.pending:,} pending{postponed}; "
-            f"{self.to_extract:,} without features; {sum(self.shards):,} shards; {duration}"
+            f"{counted(self.listed, 'image')} listed = {self.done:,} done before + "
+            f"{self.pending:,} pending{postponed}; "
+            f"{self.to_extract:,} without features; {counted(sum(self.shards), 'shard')}; {duration}"
             f"{runs.describe_passed_over(self.passed_over)}"
         )
 

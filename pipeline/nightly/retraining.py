@@ -10,6 +10,7 @@ from itertools import islice
 import pyarrow.compute as pc
 
 from pipeline.data import corrections
+from pipeline.progress import counted
 from pipeline.storage import Bucket
 from pipeline.work import runs
 from pipeline.work.runs import NightRecord
@@ -35,7 +36,7 @@ def retraining_due(night: NightRecord, *, after_corrections: int, after_drift: i
     began = max((record.started_at for record in retrainings), default=datetime.min.replace(tzinfo=UTC))
     reasons = []
     if after_corrections and (count := _count_corrections(began, store)) >= after_corrections:
-        reasons.append(f"{count:,} corrections since the last retraining")
+        reasons.append(f"{counted(count, 'correction')} since the last retraining")
     if after_drift and _have_drifted(night.version, since=began, nights=after_drift, store=store):
         reasons.append(f"warnings of drift in the last {after_drift:,} nights")
     return " and ".join(reasons)

@@ -26,6 +26,7 @@ from pipeline.data.images import content_hash
 from pipeline.errors import PipelineError
 from pipeline.nightly import current, sidecars
 from pipeline.ops.sweep import sweep
+from pipeline.progress import counted
 from pipeline.storage import (
     BadKeyError,
     Bucket,
@@ -63,7 +64,8 @@ class Forgotten(BaseModel):
     def __str__(self) -> str:
         done = "forgotten" if self.removed else "found, nothing is removed without --remove"
         unknown = f"; neither in the inbox nor in the current captions: {len(self.unknown)}" if self.unknown else ""
-        return f"{len(self.images):,} images in {sum(self.objects.values()):,} objects {done}{unknown}"
+        images, objects = counted(len(self.images), "image"), counted(sum(self.objects.values()), "object")
+        return f"{images} in {objects} {done}{unknown}"
 
 
 def forget(

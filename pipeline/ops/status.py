@@ -16,6 +16,7 @@ from pipeline.evaluation.results import latest_metrics
 from pipeline.nightly import current
 from pipeline.nightly.current import PERSON
 from pipeline.ops import browse
+from pipeline.progress import counted
 from pipeline.storage import Bucket, DamagedObjectError, layout
 from pipeline.work import runs
 from pipeline.work.runs import NightRecord, RetrainingRecord
@@ -90,7 +91,7 @@ def _show_models(console: Console, store: Bucket, champion: str | None, damaged:
 
 def _sentence(covered: current.Coverage) -> str:
     return (
-        f"{covered.images:,} images = {covered.captioned:,} captioned ({covered.by_person:,} by a person) + "
+        f"{counted(covered.images, 'image')} = {covered.captioned:,} captioned ({covered.by_person:,} by a person) + "
         f"{covered.failed:,} failed + {covered.waiting:,} waiting, as of {covered.listed_at:%Y-%m-%d %H:%M} UTC"
     )
 
@@ -114,7 +115,7 @@ def _show_run(console: Console, record: NightRecord | RetrainingRecord) -> None:
     if record.status == "failed":
         _print(console, f"{name}: failed: {record.message}")
     elif isinstance(record, RetrainingRecord):
-        _print(console, f"{name}: features of {record.extracted} images extracted; {describe(record)}")
+        _print(console, f"{name}: features of {counted(record.extracted, 'image')} extracted; {describe(record)}")
     if isinstance(record, NightRecord) and record.listed:
         if record.status == "succeeded":
             _print(console, f"{name}: {record}")

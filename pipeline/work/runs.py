@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from pipeline.progress import counted
 from pipeline.storage import (
     ABSENT,
     Bucket,
@@ -80,7 +81,7 @@ class NightRecord(RunRecord):
         others = {"gone since": self.gone, "postponed": self.postponed}
         rest = "".join(f" + {count:,} {name}" for name, count in others.items() if count)
         return (
-            f"{self.listed:,} images listed = {self.captioned:,} captioned + {self.failed:,} failed + "
+            f"{counted(self.listed, 'image')} listed = {self.captioned:,} captioned + {self.failed:,} failed + "
             f"{self.already_done:,} done before{rest}; features of {self.extracted:,} extracted; "
             f"model {self.version}{describe_passed_over(self.passed_over)}{warnings}"
         )

@@ -18,6 +18,7 @@ from typing import TypeVar
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.progress import counted
 from pipeline.storage import (
     ABSENT,
     Bucket,
@@ -195,7 +196,7 @@ def summary(images: int, failed: int) -> str:
     """A short description of a finished shard."""
     if not images:
         return "done before"
-    return f"{images:,} image{'' if images == 1 else 's'}" + (f", {failed:,} failed" if failed else "")
+    return counted(images, "image") + (f", {failed:,} failed" if failed else "")
 
 
 def open_shards(store: Bucket) -> set[str]:

@@ -105,7 +105,7 @@ def test_the_report_counts_by_source(one: str, two: str, store: LocalBucket) -> 
     [row] = report.dropped_rows
     assert (row.source, row.file, row.line) == (Path(two).as_uri(), "captions.csv", 6)
     assert str(report) == (
-        "5 images (2 train, 1 dev, 2 test; 3 copies of an image merged), 7 captions, 1 dropped (image missing 1); "
+        "5 images (2 train, 1 dev, 2 test; copies of an image merged: 3), 7 captions, 1 dropped (image missing 1); "
         f"{Path(one).as_uri()}: 4 images, 4 captions, 0 dropped; {Path(two).as_uri()}: 4 images, 4 captions, 1 dropped"
     )
     assert ingest([report.dataset], store) == report
