@@ -40,7 +40,7 @@ def back_up(source: Bucket, target: Bucket) -> Copied:
     Nothing is removed there except what was forgotten. After an interruption, it can be repeated.
 
     Raises:
-        PipelineError: source and target are the same, or one is inside the other.
+        PipelineError: source and target are the same, or one is inside the other, or there is nothing in the source.
     """
     if f"{source.uri}/".startswith(f"{target.uri}/") or f"{target.uri}/".startswith(f"{source.uri}/"):
         raise PipelineError(
@@ -61,6 +61,11 @@ def back_up(source: Bucket, target: Bucket) -> Copied:
         if item.key not in mutable and (item.key in complete or not layout.is_completion_marker(item.key))
     ]
     known = {item.key: item for item in target.list()}
+    if not immutable and not mutable:
+        raise PipelineError(
+            f"{source.uri} is empty, so there is nothing to back up. Check CAPTION_STORE and, if it is on another "
+            "disk, that the disk is mounted."
+        )
     # The records of runs are shown in the order in which they were written.
     wanted = sorted((item for item in immutable if _differs(item, known.get(item.key))), key=lambda item: item.modified)
 

@@ -256,10 +256,22 @@ def test_an_interrupted_backup_is_completed(worked_on, new_bucket, monkeypatch):
     assert contents(copy) == contents(store)
 
 
+def test_an_empty_store_is_no_backup(worked_on, new_bucket, tmp_path):
+    """A wrong address, or a disk that is not mounted, is an error; the backup stays as it is."""
+    store, _ = worked_on
+    copy = new_bucket()
+    backup.back_up(store, copy)
+    for empty in (new_bucket(), LocalBucket(tmp_path / "typo")):
+        with pytest.raises(PipelineError, match=r"is empty, so there is nothing to back up\. Check CAPTION_STORE"):
+            backup.back_up(empty, copy)
+    assert contents(copy) == contents(store)
+
+
 def test_a_backup_is_in_another_place(tmp_path):
     """It can be neither inside the store nor around it."""
     store = LocalBucket(tmp_path / "store")
+    store.put("x", b"")
     for place in ("store", "store/backup", ""):
         with pytest.raises(PipelineError, match="must not be in the same place, or inside it"):
             backup.back_up(store, LocalBucket(tmp_path / place))
-    assert backup.back_up(store, LocalBucket(tmp_path / "store-2")).objects == 0
+    assert backup.back_up(store, LocalBucket(tmp_path / "store-2")).objects == 1
