@@ -504,7 +504,7 @@ def forget(
         bool, typer.Option("--remove", help="remove them for good; by default they are only looked for")
     ] = False,
 ) -> None:
-    """Remove photographs, and all that was made of them, from the store and from MLflow, and caption them never again.
+    """Remove photographs, and all that was made of them, from the store and from MLflow, and never caption them again.
 
     Without any, those that were forgotten earlier are looked for again. The inbox itself stays as it is.
     """
@@ -616,8 +616,13 @@ def export(
     """Write the current captions, one row an image, to a file or a table for other programs."""
     from pipeline import export as exports
     from pipeline.nightly import current
+    from pipeline.storage import layout
 
     store = _store()
+    if not store.exists(layout.CURRENT_CAPTIONS):
+        raise PipelineError(
+            f"{store.uri} has no current captions to export: a night writes them. Check CAPTION_STORE, and run one."
+        )
     filters = exports.Filters(words=words, under=under, status=status or "", version=version, source=source or "")
     exported = exports.export(
         exports.select(current.read(store), filters),
@@ -670,7 +675,7 @@ def demo_data(
 
 @app.command()
 def demo_inbox(count: Annotated[int, typer.Option(min=1, help="maximum number of photographs")] = 60) -> None:
-    """Copy photographs beside the newest model's dataset into the inbox, or test photographs if there are too few."""
+    """Copy photographs that are in no split of the newest model's dataset into the inbox, then those of its test."""
     from pipeline.ops import demo_inbox as demo
 
     _print(demo.fill(_store(), read_settings().inbox, count=count))

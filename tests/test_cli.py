@@ -353,6 +353,12 @@ def test_exports(environment, store, result, command):
     ]
     for row in rows:
         row["image_etag"] = photographs.put(row["image_key"], toy.picture("red", 1))
+    # An earlier export is not replaced by nothing, as with a wrong address of the store.
+    target = environment / "out.jsonl"
+    target.write_text("earlier")
+    status, _, error = command("export", str(target), "--overwrite")
+    assert (status, "has no current captions to export" in error) == (2, True)
+    assert target.read_text() == "earlier"
     table, facts = pa.Table.from_pylist(rows, schema=current.SCHEMA), {"listed_at": "2026-01-01T02:00:00+00:00"}
     parquet.write(table, layout.CURRENT_CAPTIONS, store, metadata=facts)
     # Newer than the table, and exported all the same.
@@ -366,7 +372,6 @@ def test_exports(environment, store, result, command):
         image_key="b/ok.jpg",
         image_etag=rows[1]["image_etag"],
     )
-    target = environment / "out.jsonl"
     for option, keys in (
         ("--words=DOG", {"a/ok.jpg", "a/failed.jpg"}),
         ("--under=a/", {"a/ok.jpg", "a/failed.jpg", "a/waiting.jpg"}),
