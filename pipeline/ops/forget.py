@@ -65,7 +65,8 @@ class Forgotten(BaseModel):
         done = "forgotten" if self.removed else "found, nothing is removed without --remove"
         unknown = f"; neither in the inbox nor in the current captions: {len(self.unknown)}" if self.unknown else ""
         images, objects = counted(len(self.images), "image"), counted(sum(self.objects.values()), "object")
-        return f"{images} in {objects} {done}{unknown}"
+        rows = f" and {counted(len(self.datasets), 'row')} of datasets" if self.datasets else ""
+        return f"{images}{rows} in {objects} {done}{unknown}"
 
 
 def forget(

@@ -321,7 +321,9 @@ def test_any_copy_leads_to_all(local, given):
 def test_a_picture_of_a_dataset_alone(local, trained):
     """It is recognized by its bytes, and only its own row goes, though the other dataset has one of the same key."""
     name = "pictures/red-0.jpg"
-    forget.forget([], [trained.inputs.source.get(name)], inbox=local.inbox, store=local.store, remove=True)
+    picture = trained.inputs.source.get(name)
+    found = forget.forget([], [picture], inbox=local.inbox, store=local.store, remove=True)
+    assert str(found).startswith("0 images and 1 row of datasets in ")
     table = datasets.load(trained.inputs.dataset, local.store).table
     assert "red-0.jpg" not in table["image_id"].to_pylist()
     assert len(table) == 23
