@@ -60,7 +60,9 @@ def params_of(model: type[BaseModel], section: str) -> dict[str, Param]:
     """The fields of a configuration as fields of the form, with the names, defaults, bounds and descriptions there."""
     params = {}
     for name, schema in model.model_json_schema()["properties"].items():
-        bounds = describe_bounds(schema)
+        # The form takes fractions of every number, and what it shows of the server's refusal names no field.
+        whole = ["a whole number"] if schema["type"] == "integer" else []
+        bounds = ", ".join([*whole, describe_bounds(schema)])
         params[name] = Param(
             schema.pop("default"),
             section=section,
@@ -117,7 +119,8 @@ with DAG(
             type="integer",
             minimum=1,
             title="Minimum word count",
-            description="How often a word must occur in the training captions to enter the vocabulary",
+            description="How often a word must occur in the training captions to enter the vocabulary (a whole "
+            "number, at least 1)",
             section="Data",
         ),
         "encoder": Param(

@@ -30,7 +30,7 @@ class TrainingConfig(BaseModel):
     )
     embedding_size: int = Field(50, ge=1, le=1024, description="Length of a word vector; GloVe's must have this length")
     units: int = Field(256, ge=8, le=4096, description="Width of the image projection, the LSTM and the merged layer")
-    dropout: float = Field(0.3, ge=0, lt=1, description="Share of the units dropped in training")
+    dropout: float = Field(0.3, ge=0, le=0.95, description="Share of the units dropped in training")
     epochs: int = Field(10, ge=1, le=1000, description="Maximum passes over the training captions")
     patience: int = Field(
         3,
@@ -39,7 +39,7 @@ class TrainingConfig(BaseModel):
     )
     batch_size: int = Field(256, ge=1, le=65536, description="Captions per step")
     learning_rate: float = Field(
-        2e-3, gt=0, le=1, description="Initial learning rate of Adam; a cosine decays it to zero over the epochs"
+        2e-3, ge=1e-6, le=1, description="Initial learning rate of Adam; a cosine decays it to zero over the epochs"
     )
     scst_epochs: int = Field(
         0,
@@ -50,7 +50,7 @@ class TrainingConfig(BaseModel):
     )
     scst_learning_rate: float = Field(
         2e-4,
-        gt=0,
+        ge=1e-6,
         le=1,
         title="SCST learning rate",
         description="Initial learning rate of Adam in the SCST epochs; decays in the same way",
