@@ -1,9 +1,10 @@
 """
 ### Caption new images
 
-Runs every night, and whenever there is a new champion: it lists the inbox, extracts the missing features, writes the
-captions that the champion has not written yet, and counts the result. Every listed image ends up in exactly one row,
-captioned or failed with the reason. The run fails if an image is unaccounted for, or if too many failed.
+Runs at the times of `CAPTION_NIGHT_SCHEDULE`, and whenever there is a new champion: it lists the inbox, extracts the
+missing features, writes the captions that the champion has not written yet, and counts the result. Every listed image
+ends up in exactly one row, captioned or failed with the reason. The run fails if an image is unaccounted for, or if too
+many failed.
 
 The captions are Parquet files under `captions/` in the store. `reconcile` returns the counts, and the run's record is
 under `runs/`. A run can be repeated, or interrupted and cleared: finished work is not done twice.
@@ -11,10 +12,10 @@ under `runs/`. A run can be repeated, or interrupted and cleared: finished work 
 The trigger form selects what a night captions: the whole archive or only new images, with or without the images that
 failed before, and some images again.
 
-If people have corrected enough captions, or drift has been noticed in enough nights in a row, the last task starts
-`retrain_captioner`: the settings `CAPTION_RETRAIN_AFTER_CORRECTIONS` and `CAPTION_RETRAIN_AFTER_DRIFT` say how many.
+If people have corrected enough captions, or drift has been noticed in enough nights in a row, the last task starts a
+retraining: the settings `CAPTION_RETRAIN_AFTER_CORRECTIONS` and `CAPTION_RETRAIN_AFTER_DRIFT` say how many.
 
-The run fails at once if no model has been promoted: trigger `retrain_captioner` first.
+The run fails at once if no model has been promoted: trigger a retraining first.
 """
 
 from typing import Any
@@ -25,7 +26,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from captioning import notifications
 from captioning.assets import CAPTIONS, CHAMPION, FEATURES, RETRAINING_DUE
-from captioning.names import GPU, NIGHT_DAG, RECONCILE
+from captioning.names import RECONCILE
 from captioning.operators import (
     DEFAULT_ARGS,
     MAP_INDEX_TEMPLATE,
@@ -33,12 +34,17 @@ from captioning.operators import (
     end_run,
     extract_features,
 )
+from captioning.settings import read_settings
+
+settings = read_settings()
 
 with DAG(
-    dag_id=NIGHT_DAG,
+    dag_id=settings.night_dag,
     description="Caption the new images in the inbox",
     doc_md=__doc__,
-    schedule=AssetOrTimeSchedule(timetable=CronTriggerTimetable("0 2 * * *", timezone="UTC"), assets=[CHAMPION]),
+    schedule=AssetOrTimeSchedule(
+        timetable=CronTriggerTimetable(settings.night_schedule, timezone=settings.timezone), assets=[CHAMPION]
+    ),
     start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
     catchup=False,
     max_active_runs=1,
@@ -104,9 +110,8 @@ with DAG(
     caption = PipelineOperator.partial(
         task_id="caption",
         arguments=["night", "caption"],
-        pool=GPU,
-        queue=GPU,
         map_index_template=MAP_INDEX_TEMPLATE,
+        **settings.accelerator,
     ).expand(shard=plan_captions.output)
     reconcile = PipelineOperator(
         task_id=RECONCILE,

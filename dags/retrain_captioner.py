@@ -10,6 +10,8 @@ trained again: choose another seed to get another model.
 
 * With the promotion *approve*, the run waits at `approval` until a person decides under Required Actions. So does a run
   that a night has started, because people have corrected many captions or because of drift: its first note says why.
+  A run by the clock (`CAPTION_RETRAINING_SCHEDULE`) has the promotion `CAPTION_SCHEDULED_PROMOTION`, which is *approve*
+  unless it is set.
 * `gate` writes to its log and to the run's record why a candidate was promoted or not.
 * `evaluate` logs the URL of the report and links to it.
 * To promote a model by hand or to go back to the previous one: `captioning promote VERSION`, `captioning rollback`.
@@ -19,15 +21,15 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.providers.standard.operators.hitl import HITLOperator
-from airflow.sdk import DAG, Param, get_current_context, task
+from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, Param, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
 from pydantic import BaseModel
 
 from captioning import notifications
 from captioning.assets import CANDIDATE, CHAMPION, DATASET, FEATURES, RETRAINING_DUE
 from captioning.links import page_url
-from captioning.names import GPU, RETRAINING_DAG
 from captioning.operators import DEFAULT_ARGS, PipelineOperator, end_run, extract_features
+from captioning.settings import read_settings
 from pipeline.config import DecodingConfig, TrainingConfig, describe_bounds
 
 PROMOTE, KEEP = "Promote", "Keep as a candidate"
@@ -52,8 +54,13 @@ STARTED_BY = (
 )
 """The same as a sentence for the person who decides."""
 
-POLICY = "{{ 'approve' if dag_run.run_type == 'asset_triggered' else params.promotion }}"
-"""The promotion: nobody has filled in the form of a run that a night has started, so a person decides."""
+settings = read_settings()
+
+POLICIES = {"asset_triggered": "approve", "scheduled": settings.scheduled_promotion}
+"""The promotion by the type of the run, where nobody has filled in the form."""
+
+POLICY = f"{{{{ {POLICIES}.get(dag_run.run_type, params.promotion) }}}}"
+"""The promotion: a person decides about a run that a night has started."""
 
 
 def params_of(model: type[BaseModel], section: str) -> dict[str, Param]:
@@ -78,10 +85,15 @@ DECODING_PARAMS = params_of(DecodingConfig, "Evaluation and promotion")
 DECODING_OPTIONS = [f"--{name.replace('_', '-')}={{{{ params.{name} }}}}" for name in DECODING_PARAMS]
 
 with DAG(
-    dag_id=RETRAINING_DAG,
+    dag_id=settings.retraining_dag,
     description="Ingest, extract, train, evaluate, promote",
     doc_md=__doc__,
-    schedule=[RETRAINING_DUE],
+    schedule=AssetOrTimeSchedule(
+        timetable=CronTriggerTimetable(settings.retraining_schedule, timezone=settings.timezone),
+        assets=[RETRAINING_DUE],
+    )
+    if settings.retraining_schedule
+    else [RETRAINING_DUE],
     catchup=False,
     max_active_runs=1,
     tags=["captioning"],
@@ -215,8 +227,7 @@ with DAG(
             "{{ '--crops' if params.crops else '--no-crops' }}",
             "--int8={{ ti.xcom_pull(task_ids='ingest', key='dataset') if params.int8 else '' }}",
         ],
-        pool=GPU,
-        queue=GPU,
+        **settings.accelerator,
     )
     plan_extraction = PipelineOperator(
         task_id="plan_extraction",
@@ -237,8 +248,7 @@ with DAG(
             register_encoder.result("encoder_id"),
             *(f"--set={name}={{{{ params.{name} }}}}" for name in TRAINING_PARAMS),
         ],
-        pool=GPU,
-        queue=GPU,
+        **settings.accelerator,
         # The extraction is skipped where no features are missing.
         trigger_rule="none_failed",
         execution_timeout=timedelta(hours=24),
@@ -249,8 +259,7 @@ with DAG(
     evaluate = PipelineOperator(
         task_id="evaluate",
         arguments=["evaluate", train.result("version"), *DECODING_OPTIONS],
-        pool=GPU,
-        queue=GPU,
+        **settings.accelerator,
         outlets=[CANDIDATE],
         pages=PAGES,
     )
@@ -263,8 +272,7 @@ with DAG(
             f"--policy={POLICY}",
             "--floor={{ params.floor }}",
         ],
-        pool=GPU,
-        queue=GPU,
+        **settings.accelerator,
         # On a dataset that is new to the champion, its features are extracted first.
         execution_timeout=timedelta(hours=12),
     )

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from captioning.settings import read_settings
 from pipeline.config import ENGLISH
+from pipeline.errors import exit_on_error
 from pipeline.settings import DATA
 
 BIN = Path(sys.executable).parent
@@ -34,6 +36,8 @@ def main() -> None:
     parser.add_argument("--language", default="", help="language of the captions, such as de; by default en")
     parser.add_argument("--encoder", default="random", help="imagenet, random, or a .keras or .h5 file")
     options = parser.parse_args()
+    with exit_on_error():
+        settings = read_settings()
     # The path is relative to this working directory; the tasks have another one.
     encoder = str(Path(options.encoder).resolve()) if Path(options.encoder).is_file() else options.encoder
     LOG.unlink(missing_ok=True)
@@ -43,9 +47,9 @@ def main() -> None:
         data = str(DRAWN)
         pipeline("demo-data", data, f"--language={options.language or ENGLISH}")
     training = {} if options.data else DRAWN_TRAINING
-    run_dag("retrain_captioner", {"dataset": data, "language": options.language, "encoder": encoder, **training})
+    run_dag(settings.retraining_dag, {"dataset": data, "language": options.language, "encoder": encoder, **training})
     inbox = pipeline("demo-inbox")
-    run_dag("caption_new_images", {})
+    run_dag(settings.night_dag, {})
     show_captions(str(inbox["under"]))
     if inbox["test"]:
         say(

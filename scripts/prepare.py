@@ -26,9 +26,10 @@ def main() -> None:
             f"Received: {os.environ['COMPOSE_PROFILES']!r}. Correct it in .env."
         )
     airflow = Path(sys.executable).with_name("airflow")
+    pool = os.environ.get("CAPTION_POOL", "gpu")
     for arguments in (
         ["db", "migrate"],
-        ["pools", "set", "gpu", "1", "the accelerator, or all CPU cores where there is none"],
+        ["pools", "set", pool, "1", "the accelerator, or all CPU cores where there is none"],
     ):
         subprocess.run([airflow, *arguments], check=True)
     write_login(

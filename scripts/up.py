@@ -15,6 +15,7 @@ import urllib.request
 from pathlib import Path
 from typing import IO, TextIO
 
+from captioning.settings import read_settings as read_airflow_settings
 from pipeline.captioner.registry import find_champion
 from pipeline.errors import PipelineError, exit_on_error
 from pipeline.settings import DATA, Settings, read_settings
@@ -35,6 +36,7 @@ def main() -> int:
     with exit_on_error():
         check_port()
         make_default_inbox(read_settings())
+        retraining_dag = read_airflow_settings().retraining_dag
     password = admin_password()
     with LOG.open("w") as log:
         airflow = Airflow(log)
@@ -49,7 +51,7 @@ def main() -> int:
         if not airflow.stopping:
             say(f"Airflow is at {URL}\n  user:     admin\n  password: {password}")
             # A bucket that does not answer keeps nobody from the login.
-            say(f"{next_step()}Ctrl-C stops it.")
+            say(f"{next_step(retraining_dag)}Ctrl-C stops it.")
         return airflow.wait()
     finally:
         airflow.end()
@@ -73,7 +75,7 @@ def make_default_inbox(settings: Settings) -> None:
         (DATA / "inbox").mkdir(parents=True, exist_ok=True)
 
 
-def next_step() -> str:
+def next_step(retraining_dag: str) -> str:
     """What to do in a store without a champion, in a line; empty where there is one, or where nobody can say."""
     try:
         if find_champion(open_bucket(Settings().store)):
@@ -81,7 +83,7 @@ def next_step() -> str:
     except Exception:  # such as credentials that only Airflow's connection has: its tasks will say so
         return ""
     return (
-        f"There is no model yet. Train one: {URL}/dags/retrain_captioner, Trigger. Or, in another terminal: make demo\n"
+        f"There is no model yet. Train one: {URL}/dags/{retraining_dag}, Trigger. Or, in another terminal: make demo\n"
     )
 
 

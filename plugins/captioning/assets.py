@@ -1,10 +1,22 @@
-"""The assets that the DAGs produce, for Airflow's lineage and schedules. An event's extra is its command's result."""
+"""The assets that the DAGs produce, for Airflow's lineage and schedules. An event's extra is its command's result.
+
+The deployment's prefix is in their names and URIs, so that no deployment starts the runs of another.
+"""
 
 from airflow.sdk import Asset
 
-DATASET = Asset("captioning_dataset", uri="x-captioning://dataset")
-FEATURES = Asset("image_features", uri="x-captioning://features")
-CANDIDATE = Asset("candidate_captioner", uri="x-captioning://candidate")
-CHAMPION = Asset("champion_captioner", uri="x-captioning://champion")
-CAPTIONS = Asset("image_captions", uri="x-captioning://captions")
-RETRAINING_DUE = Asset("retraining_due", uri="x-captioning://retraining")
+from captioning.settings import read_settings
+
+_PREFIX = read_settings().dag_prefix
+
+
+def _asset(name: str, address: str) -> Asset:
+    return Asset(f"{_PREFIX}{name}", uri=f"x-captioning://{_PREFIX}{address}")
+
+
+DATASET = _asset("captioning_dataset", "dataset")
+FEATURES = _asset("image_features", "features")
+CANDIDATE = _asset("candidate_captioner", "candidate")
+CHAMPION = _asset("champion_captioner", "champion")
+CAPTIONS = _asset("image_captions", "captions")
+RETRAINING_DUE = _asset("retraining_due", "retraining")

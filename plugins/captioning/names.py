@@ -1,11 +1,10 @@
 """Names that the DAGs, the listeners, the notifications and the gallery share."""
 
 RETRAINING_DAG = "retrain_captioner"
+"""Id of the DAG, after the deployment's prefix (``AirflowSettings.retraining_dag``)."""
 
 NIGHT_DAG = "caption_new_images"
-
-GPU = "gpu"
-"""Pool and queue of the tasks that use the accelerator, or all CPU cores where there is none."""
+"""Id of the DAG, after the deployment's prefix (``AirflowSettings.night_dag``)."""
 
 RECONCILE = "reconcile"
 """The last task of a night; the notification of warnings lists its XCom `warnings`."""
@@ -18,3 +17,8 @@ SUMMARY = "summary"
 
 ERROR = "error"
 """XCom key of the error message of a task that failed."""
+
+
+def is_ours(dag_id: str) -> bool:
+    """Whether a DAG is one of ours. The scheduler serves all deployments, and knows only the variables of one."""
+    return dag_id.endswith((NIGHT_DAG, RETRAINING_DAG))

@@ -67,7 +67,8 @@ def notify_late(context: Mapping[str, Any]) -> None:
     run = context["dag_run"]
     if run["state"] == "failed":
         return
-    hours = f"{read_settings().night_deadline:g} hours"
+    settings = read_settings()
+    hours = f"{settings.night_deadline:g} hours"
     send(
         f"{run['dag_id']} is late",
         f"The run {run['dag_run_id']} of {run['dag_id']} was queued at {run['queued_at']} and had not ended "
@@ -75,7 +76,7 @@ def notify_late(context: Mapping[str, Any]) -> None:
         f"Run: {run_url(run['dag_id'], run['dag_run_id'])}\n\n"
         "There is nothing to do if there is a lot to caption, as in a first night or after a new champion. Otherwise, "
         "open the run. The log of a running task shows its progress; a task that stays queued is waiting for the pool "
-        "gpu or for a worker.",
+        f"{settings.pool} or for a worker.",
     )
 
 

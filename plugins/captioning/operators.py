@@ -18,7 +18,8 @@ from captioning.assets import FEATURES
 from captioning.connections import child_environment, private_folder
 from captioning.failures import describe_failures
 from captioning.links import PageLink
-from captioning.names import END_RUN, ERROR, GPU, SUMMARY
+from captioning.names import END_RUN, ERROR, SUMMARY
+from captioning.settings import read_settings
 from pipeline.errors import PipelineError
 from pipeline.settings import PROJECT
 
@@ -146,10 +147,9 @@ def extract_features(shards: XComArg) -> MappedOperator:
     return PipelineOperator.partial(
         task_id="extract",
         arguments=["extract"],
-        pool=GPU,
-        queue=GPU,
         outlets=[FEATURES],
         map_index_template=MAP_INDEX_TEMPLATE,
+        **read_settings().accelerator,
     ).expand(shard=shards)
 
 

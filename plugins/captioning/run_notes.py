@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from airflow.listeners import hookimpl
 
 from captioning.failures import NO_MESSAGE, FailedTask
-from captioning.names import END_RUN, ERROR, NIGHT_DAG, RETRAINING_DAG, SUMMARY
+from captioning.names import END_RUN, ERROR, SUMMARY, is_ours
 from pipeline.errors import printable
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Message(NamedTuple):
 @hookimpl
 def on_dag_run_success(dag_run: "DagRun") -> None:
     """Note the last task's summary at the run."""
-    if dag_run.dag_id in (RETRAINING_DAG, NIGHT_DAG):
+    if is_ours(dag_run.dag_id):
         run, messages = note_tasks(dag_run)
         summaries = [each.text for each in messages if each.key == SUMMARY and each.task_id != END_RUN]
         write_note(run, "dag_run_note", summaries[-1] if summaries else "")
@@ -41,7 +41,7 @@ def on_dag_run_success(dag_run: "DagRun") -> None:
 @hookimpl
 def on_dag_run_failed(dag_run: "DagRun") -> None:
     """Note the error messages of the failed tasks at the run, last those of tasks that have left none."""
-    if dag_run.dag_id in (RETRAINING_DAG, NIGHT_DAG):
+    if is_ours(dag_run.dag_id):
         run, messages = note_tasks(dag_run)
         errors = {FailedTask(each.task_id, each.map_index): each.text for each in messages if each.key == ERROR}
         failed = sorted(

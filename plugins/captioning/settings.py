@@ -1,13 +1,16 @@
 """Settings that only Airflow uses, read from environment variables with the prefix ``CAPTION_``."""
 
-from pydantic import Field
+from typing import Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from captioning.names import NIGHT_DAG, RETRAINING_DAG
 from pipeline.settings import PREFIX, load_settings
 
 
 class AirflowSettings(BaseSettings):
-    """The connections of the buckets, the receivers of notifications, and the time after which a night is late."""
+    """The connections, the receivers of notifications, when the DAGs run, and what tells deployments apart."""
 
     # A wrong value may be an address with a password in it.
     model_config = SettingsConfigDict(env_prefix=PREFIX, hide_input_in_errors=True)
@@ -29,6 +32,63 @@ class AirflowSettings(BaseSettings):
     night_deadline: float = Field(
         5, gt=0, description="a night that has not ended this many hours after it was queued is reported as late"
     )
+    night_schedule: str = Field("0 2 * * *", description="when nights run, as five cron fields")
+    retraining_schedule: str = Field(
+        "", description="when retrainings run by the clock, as five cron fields, such as `0 3 * * 0`; empty for never"
+    )
+    timezone: str = Field(
+        "UTC", description="time zone of both schedules, by its name in the IANA database, such as `Europe/Berlin`"
+    )
+    scheduled_promotion: Literal["auto", "approve", "never"] = Field(
+        "approve", description="promotion of a retraining that runs by the clock: `auto`, `approve` or `never`"
+    )
+    dag_prefix: str = Field(
+        "",
+        max_length=100,
+        pattern=r"^[A-Za-z0-9_.-]*$",
+        description="begins the ids of both DAGs and the names of their assets, such as `team_a_`; deployments that "
+        "share an Airflow need different ones",
+    )
+    pool: str = Field(
+        "gpu", min_length=1, max_length=256, description="pool of the tasks that use the accelerator or all cores"
+    )
+    queue: str = Field("gpu", min_length=1, max_length=256, description="queue of the same tasks")
+
+    @field_validator("night_schedule", "retraining_schedule")
+    @classmethod
+    def _is_cron(cls, value: str, info: ValidationInfo) -> str:
+        from croniter import croniter  # type: ignore[import-untyped]
+
+        if value == cls.model_fields[str(info.field_name)].default:
+            return value
+        if len(value.split()) != 5 or not croniter.is_valid(value):
+            raise ValueError("expected five cron fields (minute, hour, day, month, weekday), such as 30 2 * * *")
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_timezone(cls, value: str) -> str:
+        import pendulum
+
+        try:
+            return pendulum.timezone(value).name
+        except ValueError:
+            raise ValueError("expected a name in the IANA database of time zones, such as Europe/Berlin") from None
+
+    @property
+    def night_dag(self) -> str:
+        """The id of the DAG of nights."""
+        return self.dag_prefix + NIGHT_DAG
+
+    @property
+    def retraining_dag(self) -> str:
+        """The id of the DAG of retrainings."""
+        return self.dag_prefix + RETRAINING_DAG
+
+    @property
+    def accelerator(self) -> dict[str, Any]:
+        """The pool and the queue as arguments of a task that uses the accelerator, or all cores if there is none."""
+        return {"pool": self.pool, "queue": self.queue}
 
 
 def read_settings() -> AirflowSettings:

@@ -174,7 +174,8 @@ def test_each_route_opens_with_a_login(visit, answering):
         assert visit(path, role="viewer").status_code == 200, path
 
 
-def test_users_who_cannot_see_the_dag_see_no_captions(visit, monkeypatch):
+@pytest.mark.parametrize("prefix", ["", "team_a_"])
+def test_users_who_cannot_see_the_dag_see_no_captions(visit, monkeypatch, prefix):
     """The permissions are those of the DAG that writes the captions."""
     from airflow.api_fastapi.app import get_auth_manager
 
@@ -185,9 +186,10 @@ def test_users_who_cannot_see_the_dag_see_no_captions(visit, monkeypatch):
         return False
 
     monkeypatch.setattr(get_auth_manager(), "is_authorized_dag", none)
+    monkeypatch.setenv("CAPTION_DAG_PREFIX", prefix)
     for method, path in routes():
         assert visit(path, method=method).status_code == 403, path
-    assert {question["details"].id for question in asked} == {"caption_new_images"}
+    assert {question["details"].id for question in asked} == {f"{prefix}caption_new_images"}
 
 
 ACTIONS = ("corrected", "confirmed", "withdrawn")

@@ -75,9 +75,9 @@ def visit(server, client):
     """A function that gets or posts as a user of some role, or of none."""
     from airflow.api_fastapi.app import get_auth_manager
 
-    def ask(role, path, *, method="GET", **options):
-        headers = {"Authorization": f"Bearer {get_auth_manager().generate_jwt(server[1][role])}"} if role else {}
-        return client.request(method, path, headers=headers, **options)
+    def ask(role, path, *, method="GET", headers=None, **options):
+        token = {"Authorization": f"Bearer {get_auth_manager().generate_jwt(server[1][role])}"} if role else {}
+        return client.request(method, path, headers={**token, **(headers or {})}, **options)
 
     return ask
 
@@ -126,6 +126,16 @@ def test_each_role_may_do_what_airflow_lets_it_do(visit, store, role):
         assert answer.status_code == (200 if may_see else refused), path
         assert may_trigger or '<button name="action"' not in answer.text
     assert corrections.count(bucket) == may_trigger
+
+
+def test_each_deployment_has_readers_of_its_own(visit, store, monkeypatch):
+    """With a prefix, the DAG of nights is another, and who may see that of another deployment sees nothing."""
+    assert visit(READER, "/captions/").status_code == 200
+    monkeypatch.setenv("CAPTION_DAG_PREFIX", "team_a_")
+    refused = visit(READER, "/captions/", headers={"Accept": "text/html"})
+    assert (refused.status_code, "<code>team_a_caption_new_images</code>" in refused.text) == (403, True)
+    assert visit("Admin", "/captions/").status_code == 200
+    assert "<code>team_a_retrain_captioner</code>" in visit("Admin", "/captions/models").text
 
 
 def test_a_name_of_a_user_is_text(visit, store):

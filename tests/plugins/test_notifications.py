@@ -60,6 +60,7 @@ def test_a_late_night_says_since_when(receivers, monkeypatch):
     from captioning import notifications
 
     monkeypatch.setenv("CAPTION_NIGHT_DEADLINE", "2.5")
+    monkeypatch.setenv("CAPTION_POOL", "team_a")
     run = {
         "dag_id": "caption_new_images",
         "dag_run_id": "scheduled__2026-03-01T02:00:00+00:00",
@@ -68,6 +69,7 @@ def test_a_late_night_says_since_when(receivers, monkeypatch):
     notifications.notify_late({"dag_run": {**run, "state": "running"}})
     text = receivers.sent("caption_new_images is late")
     assert "was queued at 2026-03-01T02:00:03Z and had not ended 2.5 hours later. Its state is now running." in text
+    assert "is waiting for the pool team_a or for a worker." in text
     assert (
         "https://airflow.example.com/dags/caption_new_images/runs/scheduled__2026-03-01T02%3A00%3A00%2B00%3A00" in text
     )

@@ -1,9 +1,10 @@
 """The pool of the accelerator, which a listener creates when a run starts without it."""
 
 import logging
+import uuid
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import insert, select
 
 
 @pytest.fixture
@@ -21,12 +22,17 @@ def session(airflow_home):
         session.rollback()
 
 
-def start(dag_id, session):
-    """Start a run, as the scheduler does; return the slots of each pool."""
-    from airflow.models import DagRun, Pool
+def start(dag_id, session, pool="gpu"):
+    """Start a run with a task in a pool, as the scheduler does; return the slots of each pool."""
+    from airflow.models import DagRun, Pool, TaskInstance
 
-    run = DagRun(dag_id=dag_id, run_id="r", run_type="manual", state="running")
+    run = DagRun(dag_id=dag_id, run_id=uuid.uuid4().hex, run_type="manual", state="running")
     session.add(run)
+    session.flush()
+    task = {"dag_id": dag_id, "run_id": run.run_id, "map_index": -1, "pool_slots": 1, "max_tries": 0}
+    for task_id, name in (("list_inbox", "default_pool"), ("caption", pool), ("extract", pool)):
+        values = {**task, "task_id": task_id, "pool": name, "queue": name}
+        session.execute(insert(TaskInstance).values(id=uuid.uuid4(), **values))
     with session.no_autoflush:
         run.notify_dagrun_state_changed("started")
         pools = dict(session.execute(select(Pool.pool, Pool.slots)).all())
@@ -34,7 +40,7 @@ def start(dag_id, session):
     return pools
 
 
-@pytest.mark.parametrize("dag_id", ["retrain_captioner", "caption_new_images"])
+@pytest.mark.parametrize("dag_id", ["retrain_captioner", "team_a_caption_new_images"])
 def test_a_missing_pool_is_created(session, dag_id, caplog):
     """It gets one slot within the scheduler's transaction, and the scheduler's log says so; a second run finds it."""
     with caplog.at_level(logging.WARNING):
@@ -55,6 +61,11 @@ def test_an_existing_pool_keeps_its_slots(session):
     assert start("caption_new_images", session)["gpu"] == 0
 
 
+def test_each_deployment_has_its_pool(session):
+    """The scheduler knows the variables of one deployment at most: a run's tasks say which pool they need."""
+    assert start("team_b_caption_new_images", session, pool="b")["b"] == 1
+
+
 def test_other_dags_need_no_pool(session):
     """A run of another DAG creates none."""
     assert "gpu" not in start("another", session)
@@ -67,6 +78,7 @@ def test_two_schedulers_create_one_pool(session, monkeypatch):
     session.add(Pool(pool="gpu", slots=4, include_deferred=False))
     session.flush()
     with monkeypatch.context() as patch:
-        patch.setattr(session, "scalar", lambda _: None)  # it was not there yet
+        # It was not there yet.
+        patch.setattr("captioning.pools._missing_pools", lambda *_: [("gpu", "gpu")])
         assert start("caption_new_images", session)["gpu"] == 4
     assert session.scalar(select(Pool.slots).where(Pool.pool == "gpu")) == 4

@@ -38,15 +38,17 @@ def airflow(tmp_path, monkeypatch):
     return make
 
 
-def test_both_dags_run_and_their_progress_is_shown(airflow, tmp_path, monkeypatch, capfd):
+@pytest.mark.parametrize("prefix", ["", "team_a_"])
+def test_both_dags_run_and_their_progress_is_shown(airflow, tmp_path, monkeypatch, capfd, prefix):
     """Commands, their progress and errors; all else is in the log only. At the end stands the table of captions."""
     arguments = airflow(0)
+    monkeypatch.setenv("CAPTION_DAG_PREFIX", prefix)
     monkeypatch.setattr("sys.argv", ["demo"])
     demo.main()
     retraining, night = arguments.read_text().splitlines()
-    assert retraining.startswith("dags test retrain_captioner --conf {")
+    assert retraining.startswith(f"dags test {prefix}retrain_captioner --conf {{")
     assert json.loads(retraining.partition("--conf ")[2])["epochs"] == demo.DRAWN_TRAINING["epochs"]
-    assert night == "dags test caption_new_images --conf {}"
+    assert night == f"dags test {prefix}caption_new_images --conf {{}}"
     shown = capfd.readouterr().out
     assert "\nstatus --captions 15 --under demo/\n" in shown
     assert shown.endswith("\n  make up\n")

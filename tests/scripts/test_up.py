@@ -50,9 +50,10 @@ def up(tmp_path):
         "AIRFLOW__API__HOST": "127.0.0.1",
         "AIRFLOW__API__PORT": str(port),
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(tmp_path / "passwords.json"),
+        "CAPTION_DAG_PREFIX": "team_a_",
         "CAPTION_STORE": (tmp_path / "store").as_uri(),
         "CAPTION_INBOX": (tmp_path / "inbox").as_uri(),
-        "PYTHONPATH": os.pathsep.join([str(PROJECT), sysconfig.get_path("purelib")]),
+        "PYTHONPATH": os.pathsep.join([str(PROJECT), str(PROJECT / "plugins"), sysconfig.get_path("purelib")]),
     }
     # The script runs what lies beside its interpreter.
     (tmp_path / "python").symlink_to(Path(sys.executable).resolve())
@@ -98,7 +99,9 @@ def test_it_says_where_airflow_is_and_stops_it(up, tmp_path):
         assert stat.S_IMODE(passwords.stat().st_mode) == 0o600
         assert json.loads(passwords.read_text()) == {"admin": password.removeprefix("  password: ").strip()}
         # The store is empty.
-        assert re.fullmatch(r"There is no model yet. Train one: \S+, Trigger. Or, .*: make demo\n", step)
+        assert re.fullmatch(
+            r"There is no model yet. Train one: \S+/dags/team_a_retrain_captioner, Trigger. Or, .*: make demo\n", step
+        )
         with up(AIRFLOW) as second:
             assert "is not free (Address already in use" in second.communicate()[1]
         assert second.returncode == 2

@@ -8,13 +8,13 @@ from urllib.parse import urlsplit
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
-from airflow.api_fastapi.core_api.security import bearer_scheme, get_user, requires_access_dag
+from airflow.api_fastapi.core_api.security import GetUserDep, bearer_scheme, get_user, requires_access_dag
 from airflow.configuration import conf
 from fastapi import Depends, HTTPException, Request, status
 from fastapi.security import HTTPAuthorizationCredentials
 from starlette.requests import ClientDisconnect
 
-from captioning.names import NIGHT_DAG
+from captioning.settings import read_settings
 from pipeline.data.images import MAX_BYTES, TOO_LARGE
 
 UPLOADS = 8
@@ -41,17 +41,26 @@ async def require_login(request: Request, token: Token) -> None:
         raise HTTPException(status.HTTP_401_UNAUTHORIZED, error.detail) from error
 
 
-can_view = Depends(requires_access_dag("GET", param_dag_id=NIGHT_DAG))
+def _require_access_to_nights(request: Request, user: GetUserDep) -> None:
+    requires_access_dag("GET", param_dag_id=read_settings().night_dag)(request, user)
+
+
+def _require_trigger_of_nights(request: Request, user: GetUserDep) -> None:
+    requires_access_dag("POST", DagAccessEntity.RUN, read_settings().night_dag)(request, user)
+
+
+can_view = Depends(_require_access_to_nights)
 """Users who can see the DAG of nights can see its captions."""
 
-can_trigger = Depends(requires_access_dag("POST", DagAccessEntity.RUN, NIGHT_DAG))
+can_trigger = Depends(_require_trigger_of_nights)
 """Users who can trigger the DAG of nights can caption uploads and save corrections."""
 
 
 def user_can_trigger(user: BaseUser) -> bool:
     """Whether ``can_trigger`` admits the user."""
+    details = DagDetails(id=read_settings().night_dag)
     return get_auth_manager().is_authorized_dag(
-        method="POST", access_entity=DagAccessEntity.RUN, details=DagDetails(id=NIGHT_DAG), user=user
+        method="POST", access_entity=DagAccessEntity.RUN, details=details, user=user
     )
 
 

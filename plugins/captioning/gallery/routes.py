@@ -23,6 +23,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from captioning.gallery import access, dependencies, limits
 from captioning.gallery.plots import plot
+from captioning.settings import read_settings as read_airflow_settings
 from pipeline.data import corrections
 from pipeline.data.corrections import Correction
 from pipeline.data.decoders import DecodersBusyError, DecoderStartError, Thumbnails
@@ -118,6 +119,7 @@ small, large = (Thumbnails(side, seconds=5, wait=5) for side in (320, 1280))
 """For pages with many pictures, and for a picture's own page."""
 
 pages = Environment(loader=FileSystemLoader(FOLDER / "templates"), autoescape=True, undefined=StrictUndefined)
+pages.globals["airflow"] = read_airflow_settings
 pages.filters["probability"] = lambda log_prob: f"{math.exp(log_prob):.2f}"
 pages.filters["query"] = lambda values: urlencode({name: value for name, value in values.items() if value})
 
