@@ -323,7 +323,7 @@ def test_a_picture_of_a_dataset_alone(local, trained):
     name = "pictures/red-0.jpg"
     picture = trained.inputs.source.get(name)
     found = forget.forget([], [picture], inbox=local.inbox, store=local.store, remove=True)
-    assert str(found).startswith("0 images and 1 row of datasets in ")
+    assert str(found).startswith("0 images and 3 rows of datasets in ")
     table = datasets.load(trained.inputs.dataset, local.store).table
     assert "red-0.jpg" not in table["image_id"].to_pylist()
     assert len(table) == 23
