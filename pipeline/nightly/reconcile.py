@@ -129,7 +129,7 @@ def _without_row(images: pa.Table, others: pa.Table, night: Night) -> pa.Table:
 
     An image that is to be captioned again is accounted for by an attempt since the request.
     """
-    missing = images.join(others, keys=IDENTITY, join_type="left anti")
+    missing = images.join(others, keys=IDENTITY, join_type="left anti").sort_by("image_key")
     if night.requested_at is None:
         return missing
     since = others.filter(pc.field("captioned_at") > pa.scalar(night.requested_at))
