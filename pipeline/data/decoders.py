@@ -109,9 +109,13 @@ class _Pool:
 
     def close(self) -> None:
         """End the processes; the next picture starts others."""
+        ended = 0
         while not self._idle.empty():
+            ended += 1
             if (process := self._idle.get()) is not None:
                 process.end()
+        for _ in range(ended):
+            self._idle.put(None)
 
     def _convert(self, data: bytes, seconds: float) -> memoryview:
         from pipeline.data.images import BadImageError

@@ -208,6 +208,14 @@ def test_nothing_is_left_behind(started):
     assert gone(pids)
 
 
+def test_pictures_after_the_end():
+    """After the processes were ended, the next picture starts others."""
+    with Thumbnails(8, wait=0) as thumbnails:
+        first = thumbnails.thumbnail(picture())
+        thumbnails.close()
+        assert thumbnails.thumbnail(picture()) == first
+
+
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_they_end_with_their_parent(sent):
     """A process that started decoders leaves none behind when it is killed or interrupted."""
