@@ -211,8 +211,10 @@ def test_what_a_person_decides_by(dag, cause, text):
         dag.get_template_env().from_string(dag.task_dict["approval"].body).render(ti=Instance()).rsplit("\n\n", 1)
     )
     assert shown == text
-    assert "[Report of the candidate](http://localhost:8080/captions/models/m1/report)" in links
-    assert "[all models](http://localhost:8080/captions/models)" in links
+    # Make names the server by its address.
+    base = os.environ.get("AIRFLOW__API__BASE_URL", "http://localhost:8080")
+    assert f"[Report of the candidate]({base}/captions/models/m1/report)" in links
+    assert f"[all models]({base}/captions/models)" in links
 
 
 @pytest.mark.parametrize("dag", ["retrain_captioner"], indirect=True)
