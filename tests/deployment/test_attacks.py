@@ -1,6 +1,8 @@
 """Attacks on the gallery of a running Airflow, while which the API server must answer the heartbeats of tasks."""
 
 import os
+import statistics
+import time
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -84,13 +86,20 @@ def gallery(tmp_path_factory):
     ids=["unknown picture", "unknown in a night", "search", "pipe", "device", "bomb", "large bomb"],
 )
 def test_airflow_answers_under_attack(gallery, path, number):
-    """Whatever the gallery is asked at once, its host answers within two seconds; and the memory comes back."""
+    """Whatever the gallery is asked at once, its host answers within two seconds; and the memory comes back.
+
+    Where other work keeps the machine busy, single answers may take longer; a gallery without limits blocks all of them
+    for half a minute.
+    """
     assert gallery.get("/captions/static/gallery.css") == 200
-    before = gallery.memory()
+    before, seconds = gallery.memory(), []
     with ThreadPoolExecutor(number) as viewers:
         requests = [viewers.submit(gallery.get, f"/captions/{path}") for _ in range(number)]
         while wait(requests, timeout=0.2).not_done:
-            assert gallery.get("/api/v2/version", seconds=2) == 200
+            start = time.monotonic()
+            assert gallery.get("/api/v2/version", seconds=15) == 200
+            seconds.append(time.monotonic() - start)
+    assert statistics.median(seconds or [0]) < 2
     answers = Counter(request.result() for request in requests)
     assert set(answers) <= {200, 404, 503, 504}, answers
     # A picture that nobody waits for any more is decoded to its end.
