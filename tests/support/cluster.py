@@ -240,7 +240,8 @@ class Cluster:
         wait_for(f"{name} to listen", lambda: re.search(rf"{name}@\S+ ready", log.read_text()[before:]))
 
     def _start(self, name: str, command: Sequence[str], more: Mapping[str, str] | None = None) -> None:
-        program, *arguments = command
+        # As Compose does where .env does not have the variable.
+        program, *arguments = [re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", word) for word in command]
         assert program == "airflow"
         self.parts[name] = Part([AIRFLOW, *arguments], {**self.environment, **(more or {})}, self._log(name))
 
