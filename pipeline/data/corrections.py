@@ -170,6 +170,11 @@ def withdraw(image_key: str, image_etag: str, *, by: str, store: Bucket) -> Corr
         raise PipelineError(
             f"There is no correction of {image_key or image_etag} to withdraw: `captioning corrections` lists them."
         )
+    return write_withdrawal(said, by=by, store=store)
+
+
+def write_withdrawal(said: Correction, *, by: str, store: Bucket) -> Correction:
+    """Withdraw a correction that counts."""
     withdrawn = said.model_copy(
         update={"action": WITHDRAWN, "caption": None, "corrected_by": by, "corrected_at": datetime.now(UTC)}
     )

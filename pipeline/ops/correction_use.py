@@ -102,13 +102,13 @@ def withdraw(image_key: str, *, by: str, store: Bucket) -> Correction:
         PipelineError: there is no such correction.
     """
     counting = corrections.by_image(corrections.latest(corrections.read(store)))
-    versions = [(key, etag) for key, etag in counting if (key or etag) == image_key]
+    versions = [said for (key, etag), said in counting.items() if (key or etag) == image_key]
     if not versions:
         raise PipelineError(
             f"There is no correction of {image_key!r} to withdraw: `captioning corrections` lists them."
         )
-    newest = max(versions, key=lambda version: counting[version].corrected_at)
-    return corrections.withdraw(*newest, by=by, store=store)
+    newest = max(versions, key=lambda said: said.corrected_at)
+    return corrections.write_withdrawal(newest, by=by, store=store)
 
 
 def tabulate(found: Iterable[Use]) -> pa.Table:
