@@ -32,6 +32,7 @@ from pipeline.storage import (
     open_source,
     parquet,
 )
+from pipeline.storage.bucket import read_version
 from pipeline.storage.parquet import column
 from pipeline.work import shards, tombstones
 from pipeline.work.listing import IMAGES
@@ -398,16 +399,15 @@ def _without_words(withdrawn: Correction | None) -> dict[str, object]:
 
 def _read(store: Bucket) -> tuple[pa.Table, str]:
     """The table as it is stored, and its etag, or ``ABSENT``."""
-    while True:
-        etag = store.etag(layout.CURRENT_CAPTIONS)
-        if etag == ABSENT:
-            return SCHEMA.empty_table(), ABSENT
-        try:
-            table = parquet.read(layout.CURRENT_CAPTIONS, store, columns=SCHEMA, etag=etag, advice=ADVICE)
-        except (ObjectChangedError, ObjectNotFoundError):
-            continue
-        _check_is_of_a_night(table, store)
-        return table, etag
+    table, etag = read_version(
+        lambda etag: parquet.read(layout.CURRENT_CAPTIONS, store, columns=SCHEMA, etag=etag, advice=ADVICE),
+        layout.CURRENT_CAPTIONS,
+        store,
+    )
+    if table is None:
+        return SCHEMA.empty_table(), ABSENT
+    _check_is_of_a_night(table, store)
+    return table, etag
 
 
 def _check_is_of_a_night(table: pa.Table, store: Bucket) -> None:

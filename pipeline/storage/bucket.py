@@ -5,6 +5,7 @@ new one, complete. An error that a person has to fix, or that concerns a single 
 others (a network failure, a full disk) keep their type and carry a note that names the object.
 """
 
+import contextlib
 import logging
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -188,6 +189,24 @@ class Bucket(ABC):
 
     def _bad_key(self, key: str, why: str) -> BadKeyError:
         return BadKeyError(f"{key!r} is not a valid key in {self.uri}: it {why}. Rename the object.")
+
+
+def read_version(read: Callable[[str], T], key: str, bucket: Bucket) -> tuple[T | None, str]:
+    """An object that is written by compare-and-swap, with the etag to pass to the write.
+
+    Args:
+        read: reads the object, given the etag that it must have.
+        key: of the object.
+        bucket: where it is.
+
+    Returns:
+        What ``read`` gave, and the etag; ``None`` and ``ABSENT`` if there is no such object.
+    """
+    while (etag := bucket.etag(key)) != ABSENT:
+        # It may be written again between the two requests.
+        with contextlib.suppress(ObjectChangedError, ObjectNotFoundError):
+            return read(etag), etag
+    return None, ABSENT
 
 
 def read_each(

@@ -20,7 +20,6 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.progress import counted
 from pipeline.storage import (
-    ABSENT,
     Bucket,
     DamagedObjectError,
     ObjectChangedError,
@@ -29,6 +28,7 @@ from pipeline.storage import (
     layout,
     parquet,
 )
+from pipeline.storage.bucket import read_version
 from pipeline.work.outcomes import IDENTITY
 
 log = logging.getLogger(__name__)
@@ -251,14 +251,13 @@ def _read_list(key: str, store: Bucket) -> tuple[dict[str, str], str]:
 
     A damaged list is read as an empty one, with a warning: work is then done again, and none is lost.
     """
-    while True:
-        etag = store.etag(key)
-        if etag == ABSENT:
-            return {}, ABSENT
+
+    def read(etag: str) -> dict[str, str]:
         try:
-            return json.read(dict[str, str], key, store, etag=etag), etag
-        except ObjectChangedError:
-            continue
+            return json.read(dict[str, str], key, store, etag=etag)
         except DamagedObjectError as error:
             log.warning("%s The next claim writes it again.", error)
-            return {}, etag
+            return {}
+
+    listed, etag = read_version(read, key, store)
+    return listed or {}, etag

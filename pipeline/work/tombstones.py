@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.storage import ABSENT, Bucket, ObjectChangedError, ObjectNotFoundError, json, layout
+from pipeline.storage import Bucket, ObjectChangedError, json, layout
+from pipeline.storage.bucket import read_version
 
 FORGOTTEN = "forgotten"
 """What listings and reports call forgotten photographs, which they pass over."""
@@ -148,11 +149,9 @@ def add(facts: Iterable[Fact], store: Bucket) -> Tombstones:
 
 def _read(store: Bucket) -> tuple[Tombstones, str]:
     advice = "Restore it from a backup: without it, forgotten photographs are captioned again."
-    while True:
-        etag = store.etag(layout.TOMBSTONES)
-        if etag == ABSENT:
-            return Tombstones(), ABSENT
-        try:
-            return json.read(Tombstones, layout.TOMBSTONES, store, etag=etag, advice=advice), etag
-        except (ObjectChangedError, ObjectNotFoundError):
-            continue
+    found, etag = read_version(
+        lambda etag: json.read(Tombstones, layout.TOMBSTONES, store, etag=etag, advice=advice),
+        layout.TOMBSTONES,
+        store,
+    )
+    return found or Tombstones(), etag
