@@ -71,9 +71,9 @@ FOLDERS = {
         "history of promotions."
     ),
     CURRENT: (
-        "The captions that count, one row for each image that the last night listed in the inbox. What a person has "
-        "said about a caption wins over every model. A night replaces the table in one step when it ends, and "
-        "`captioning fold` puts new corrections into it."
+        "The captions that count, one row for each image that the last night listed in the inbox. A caption that a "
+        "person wrote or confirmed replaces that of any model. A night replaces the table in one step when it ends, "
+        "and `captioning fold` puts new corrections into it."
     ),
     TRAINING: (
         "The checkpoints of trainings. An interrupted training continues from its last checkpoint, and trainings that "
