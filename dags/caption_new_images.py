@@ -21,7 +21,7 @@ The run fails at once if no model has been promoted: trigger a retraining first.
 from typing import Any
 
 import pendulum
-from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, Param, get_current_context, task
+from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, Param, TaskGroup, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
 
 from captioning import notifications
@@ -49,7 +49,7 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     tags=["captioning"],
-    default_args=DEFAULT_ARGS,
+    default_args={**DEFAULT_ARGS, "owner": settings.owner},
     params={
         "archive": Param(
             "all",
@@ -86,6 +86,7 @@ with DAG(
 ) as dag:
     list_inbox = PipelineOperator(
         task_id="list_inbox",
+        doc_md="List the inbox, fix the night's champion, and find the photographs that it has not captioned.",
         arguments=[
             "night",
             "list",
@@ -96,25 +97,27 @@ with DAG(
             "{{ '--accept-smaller-inbox' if params.accept_smaller_inbox else '--no-accept-smaller-inbox' }}",
         ],
     )
-    plan_extraction = PipelineOperator(
-        task_id="plan_extraction", arguments=["night", "plan-extraction", "{{ run_id }}"]
-    )
-    extract = extract_features(plan_extraction.output)
-    plan_captions = PipelineOperator(
-        task_id="plan_captions",
-        # A run that is cleared on another day continues in the partition in which it began.
-        arguments=["night", "plan-captions", "{{ run_id }}", "--date", "{{ dag_run.run_after | ds }}"],
-        # The extraction is skipped where no features are missing.
-        trigger_rule="none_failed",
-    )
-    caption = PipelineOperator.partial(
-        task_id="caption",
-        arguments=["night", "caption"],
-        map_index_template=MAP_INDEX_TEMPLATE,
-        **settings.accelerator,
-    ).expand(shard=plan_captions.output)
+    features = extract_features(["night", "plan-extraction", "{{ run_id }}"])
+    with TaskGroup("captions", prefix_group_id=False, tooltip="Caption the pending photographs") as captions:
+        plan_captions = PipelineOperator(
+            task_id="plan_captions",
+            doc_md="Divide the pending photographs into shards. An unfinished shard of an earlier run is taken over.",
+            # A run that is cleared on another day continues in the partition in which it began.
+            arguments=["night", "plan-captions", "{{ run_id }}", "--date", "{{ dag_run.run_after | ds }}"],
+            # The extraction is skipped where no features are missing.
+            trigger_rule="none_failed",
+        )
+        PipelineOperator.partial(
+            task_id="caption",
+            doc_md="Caption the photographs of a shard from their features, into one Parquet file.",
+            arguments=["night", "caption"],
+            map_index_template=MAP_INDEX_TEMPLATE,
+            **settings.accelerator,
+        ).expand(shard=plan_captions.output)
     reconcile = PipelineOperator(
         task_id=RECONCILE,
+        doc_md="Count the photographs: each is captioned, or failed with the reason. Write the night's record and the "
+        "table of current captions, and check for drift. Fails if a photograph is unaccounted for.",
         arguments=["night", "reconcile", "{{ run_id }}"],
         trigger_rule="none_failed",
         inlets=[CHAMPION, FEATURES],
@@ -129,6 +132,6 @@ with DAG(
             raise AirflowSkipException("no retraining is due")
         get_current_context()["outlet_events"][RETRAINING_DUE].extra = {"reason": reason}
 
-    list_inbox >> plan_extraction >> extract >> plan_captions >> caption >> reconcile
+    list_inbox >> features >> captions >> reconcile
     # Where one shard fails, its siblings may still run.
-    [extract, caption, emit_retraining_event(reconcile.result("retraining_due"))] >> end_run("night")
+    [features, captions, emit_retraining_event(reconcile.result("retraining_due"))] >> end_run("night")

@@ -21,7 +21,7 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.providers.standard.operators.hitl import HITLOperator
-from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, Param, get_current_context, task
+from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, Param, TaskGroup, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
 from pydantic import BaseModel
 
@@ -97,7 +97,7 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     tags=["captioning"],
-    default_args=DEFAULT_ARGS,
+    default_args={**DEFAULT_ARGS, "owner": settings.owner},
     **notifications.run_callbacks(),
     params={
         "dataset": Param(
@@ -197,6 +197,7 @@ with DAG(
 ) as dag:
     resolve_inputs = PipelineOperator(
         task_id="resolve_inputs",
+        doc_md="Choose the dataset and the encoder: the form's, the champion's, or those of the settings.",
         arguments=[
             "resolve-inputs",
             "{{ run_id }}",
@@ -207,6 +208,7 @@ with DAG(
     )
     ingest = PipelineOperator(
         task_id="ingest",
+        doc_md="Read the captions and pictures of all sources, clean and split them, and store them as a dataset.",
         arguments=[
             "ingest",
             resolve_inputs.result("sources"),
@@ -217,10 +219,12 @@ with DAG(
     )
     vocabulary = PipelineOperator(
         task_id="vocabulary",
+        doc_md="Collect the words of the training captions that occur often enough.",
         arguments=["vocabulary", ingest.result("dataset"), "--min-count={{ params.min_count }}"],
     )
     register_encoder = PipelineOperator(
         task_id="register_encoder",
+        doc_md="Store the image encoder, unless it is there, and calibrate it if 8-bit integers are chosen.",
         arguments=[
             "register-encoder",
             resolve_inputs.result("encoder"),
@@ -229,18 +233,13 @@ with DAG(
         ],
         **settings.accelerator,
     )
-    plan_extraction = PipelineOperator(
-        task_id="plan_extraction",
-        arguments=[
-            "plan-extraction",
-            ingest.result("dataset"),
-            register_encoder.result("encoder_id"),
-            "--run={{ run_id }}",
-        ],
+    features = extract_features(
+        ["plan-extraction", ingest.result("dataset"), register_encoder.result("encoder_id"), "--run={{ run_id }}"]
     )
-    extract = extract_features(plan_extraction.output)
     train = PipelineOperator(
         task_id="train",
+        doc_md="Train the merge model on the training split; the epoch that is best on the dev split is kept. "
+        "A cleared task continues after its last epoch.",
         arguments=[
             "train",
             ingest.result("dataset"),
@@ -258,69 +257,83 @@ with DAG(
     )
     evaluate = PipelineOperator(
         task_id="evaluate",
+        doc_md="Score the candidate on the test split with the COCO metrics, and write its report.",
         arguments=["evaluate", train.result("version"), *DECODING_OPTIONS],
         **settings.accelerator,
         outlets=[CANDIDATE],
         pages=PAGES,
     )
-    evaluate_champion = PipelineOperator(
-        task_id="evaluate_champion",
-        arguments=[
-            "evaluate-champion",
-            train.result("version"),
-            *DECODING_OPTIONS,
-            f"--policy={POLICY}",
-            "--floor={{ params.floor }}",
-        ],
-        **settings.accelerator,
-        # On a dataset that is new to the champion, its features are extracted first.
-        execution_timeout=timedelta(hours=12),
-    )
+    with TaskGroup(
+        "promotion", prefix_group_id=False, tooltip="Decide whether the candidate becomes the champion"
+    ) as promotion:
+        evaluate_champion = PipelineOperator(
+            task_id="evaluate_champion",
+            doc_md="Score the champion on the candidate's test split, unless it has these scores.",
+            arguments=[
+                "evaluate-champion",
+                train.result("version"),
+                *DECODING_OPTIONS,
+                f"--policy={POLICY}",
+                "--floor={{ params.floor }}",
+            ],
+            **settings.accelerator,
+            # On a dataset that is new to the champion, its features are extracted first.
+            execution_timeout=timedelta(hours=12),
+        )
 
-    @task.branch
-    def choose_approval(policy: str) -> str:
-        """Go through the approval, or straight to the gate."""
-        return "compare" if policy == "approve" else "gate"
+        @task.branch
+        def choose_approval(policy: str) -> str:
+            """Go through the approval, or straight to the gate."""
+            return "compare" if policy == "approve" else "gate"
 
-    compare = PipelineOperator(task_id="compare", arguments=["compare", train.result("version"), *DECODING_OPTIONS])
-    approval = HITLOperator(
-        task_id="approval",
-        subject=f"Promote {VERSION}?",
-        body=f"{STARTED_BY}{{{{ ti.xcom_pull(task_ids='compare', key='comparison') }}}}\n\n"
-        f"[Report of the candidate]({page_url(PAGES['Report'])}), [all models]({page_url(PAGES['Models'])})",
-        options=[PROMOTE, KEEP],
-        execution_timeout=None,
-    )
-    gate = PipelineOperator(
-        task_id="gate",
-        arguments=[
-            "gate",
-            train.result("version"),
-            *DECODING_OPTIONS,
-            "--run={{ run_id }}",
-            f"--policy={POLICY}",
-            "--tolerance={{ params.tolerance }}",
-            "--floor={{ params.floor }}",
-            f"{{{{ '--promote' if {ANSWER}.get('chosen_options') == ['{PROMOTE}'] else '--keep' }}}}",
-            f"--by={{{{ ({ANSWER}.get('responded_by_user') or {{}}).get('name') or 'nobody' }}}}",
-        ],
-        # Without the policy approve, compare and approval are skipped.
-        trigger_rule="none_failed_min_one_success",
-        inlets=[CANDIDATE],
-        pages=PAGES,
-    )
+        compare = PipelineOperator(
+            task_id="compare",
+            doc_md="Put scores and captions of the candidate beside those of the champion, for the approval.",
+            arguments=["compare", train.result("version"), *DECODING_OPTIONS],
+        )
+        approval = HITLOperator(
+            task_id="approval",
+            doc_md="Wait until a person decides, under Required Actions.",
+            subject=f"Promote {VERSION}?",
+            body=f"{STARTED_BY}{{{{ ti.xcom_pull(task_ids='compare', key='comparison') }}}}\n\n"
+            f"[Report of the candidate]({page_url(PAGES['Report'])}), [all models]({page_url(PAGES['Models'])})",
+            options=[PROMOTE, KEEP],
+            execution_timeout=None,
+        )
+        gate = PipelineOperator(
+            task_id="gate",
+            doc_md="Promote the candidate if its scores, or the person's decision, allow it; record the decision.",
+            arguments=[
+                "gate",
+                train.result("version"),
+                *DECODING_OPTIONS,
+                "--run={{ run_id }}",
+                f"--policy={POLICY}",
+                "--tolerance={{ params.tolerance }}",
+                "--floor={{ params.floor }}",
+                f"{{{{ '--promote' if {ANSWER}.get('chosen_options') == ['{PROMOTE}'] else '--keep' }}}}",
+                f"--by={{{{ ({ANSWER}.get('responded_by_user') or {{}}).get('name') or 'nobody' }}}}",
+            ],
+            # Without the policy approve, compare and approval are skipped.
+            trigger_rule="none_failed_min_one_success",
+            inlets=[CANDIDATE],
+            pages=PAGES,
+        )
 
-    @task(outlets=[CHAMPION])
-    def emit_champion_event(decision: Any) -> None:
-        """Emit the asset event of a new champion with the gate's result; skipped if the candidate was not promoted."""
-        if not decision["promoted"]:
-            raise AirflowSkipException(decision["reason"])
-        get_current_context()["outlet_events"][CHAMPION].extra = decision
+        @task(outlets=[CHAMPION])
+        def emit_champion_event(decision: Any) -> None:
+            """Emit the asset event of a new champion, with the gate's result; skipped if there is none."""
+            if not decision["promoted"]:
+                raise AirflowSkipException(decision["reason"])
+            get_current_context()["outlet_events"][CHAMPION].extra = decision
+
+        evaluate_champion >> choose_approval(POLICY) >> [compare, gate]
+        compare >> approval >> gate
+        emit_champion_event(gate.output)
 
     # The encoder is not downloaded for captions that cannot be read.
     ingest >> register_encoder
-    extract >> train
-    evaluate >> evaluate_champion >> choose_approval(POLICY) >> [compare, gate]
-    compare >> approval >> gate
+    features >> train
+    evaluate >> promotion
     # Where one of two parallel tasks fails, the other may still run.
-    [vocabulary, extract, emit_champion_event(gate.output)] >> end_run("retraining")
+    [vocabulary, features, promotion] >> end_run("retraining")

@@ -34,7 +34,7 @@ SETTINGS: dict[str, tuple[type[BaseModel], Sequence[str]]] = {
     "Nightly captions": (Settings, ["night_limit", "beam_width", "mbr_samples", "sidecars", "drift_limit"]),
     "Retraining by itself": (Settings, ["retrain_after_corrections", "retrain_after_drift"]),
     "Schedule": (AirflowSettings, ["night_schedule", "retraining_schedule", "timezone", "scheduled_promotion"]),
-    "Several deployments": (AirflowSettings, ["dag_prefix", "pool", "queue"]),
+    "Several deployments": (AirflowSettings, ["dag_prefix", "owner", "pool", "queue"]),
     "Connections": (AirflowSettings, ["store_connection", "inbox_connection"]),
     "Notifications": (AirflowSettings, ["notify_email", "notify_webhook", "night_deadline"]),
 }

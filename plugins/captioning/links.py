@@ -3,9 +3,7 @@
 from typing import Any
 from urllib.parse import quote
 
-from airflow.sdk import BaseOperatorLink
-from airflow.sdk.configuration import conf
-from airflow.sdk.types import TaskInstanceKey
+from airflow.sdk import BaseOperatorLink, conf
 
 
 def page_url(path: str) -> str:
@@ -44,6 +42,6 @@ class PageLink(BaseOperatorLink):
         """The XCom key of the URL."""
         return f"_link_{self._name}"
 
-    def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
         """The page's URL."""
         return page_url(operator.pages[self._name])

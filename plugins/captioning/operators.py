@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow.providers.standard.hooks.subprocess import SubprocessHook, SubprocessResult
-from airflow.sdk import BaseOperator, Context, XComArg
-from airflow.sdk.definitions.mappedoperator import MappedOperator
+from airflow.sdk import BaseOperator, Context, TaskGroup, XComArg
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from captioning.assets import FEATURES
@@ -142,20 +141,37 @@ class EndRunOperator(PipelineOperator):
         return super().execute(context)
 
 
-def extract_features(shards: XComArg) -> MappedOperator:
-    """The task that extracts the features of planned shards, one instance per shard; it is the same in both DAGs."""
-    return PipelineOperator.partial(
-        task_id="extract",
-        arguments=["extract"],
-        outlets=[FEATURES],
-        map_index_template=MAP_INDEX_TEMPLATE,
-        **read_settings().accelerator,
-    ).expand(shard=shards)
+def extract_features(plan: Sequence[Any]) -> TaskGroup:
+    """The tasks that extract missing features, the same in both DAGs.
+
+    Args:
+        plan: the command that plans the extraction and returns its shards.
+    """
+    with TaskGroup(
+        "features", prefix_group_id=False, tooltip="Encode the images whose features are not in the store"
+    ) as features:
+        plan_extraction = PipelineOperator(
+            task_id="plan_extraction",
+            arguments=plan,
+            doc_md="Find the images without stored features, and divide them into shards of `CAPTION_SHARD_SIZE`.",
+        )
+        PipelineOperator.partial(
+            task_id="extract",
+            arguments=["extract"],
+            outlets=[FEATURES],
+            map_index_template=MAP_INDEX_TEMPLATE,
+            doc_md="Encode the images of a shard and store their features. Skipped if no features are missing.",
+            **read_settings().accelerator,
+        ).expand(shard=plan_extraction.output)
+    return features
 
 
 def end_run(kind: str) -> EndRunOperator:
     """The teardown task of a DAG: it runs however the run went, and does not decide whether the run failed."""
     teardown: EndRunOperator = EndRunOperator(
-        task_id=END_RUN, kind=kind, execution_timeout=timedelta(minutes=10)
+        task_id=END_RUN,
+        kind=kind,
+        execution_timeout=timedelta(minutes=10),
+        doc_md="Write the record of a run that failed, with the errors of its tasks. Runs however the run went.",
     ).as_teardown()
     return teardown

@@ -11,8 +11,9 @@ from airflow.listeners import hookimpl
 from captioning.names import is_ours
 
 if TYPE_CHECKING:
-    from airflow.models import DagRun
     from sqlalchemy.orm import Session
+
+    from captioning.internals import DagRun
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +34,9 @@ def on_dag_run_running(dag_run: "DagRun") -> None:
 
 def _missing_pools(session: "Session", dag_run: "DagRun") -> list[tuple[str, str | None]]:
     """The pools of the run's tasks that do not exist, each with the queue of its tasks."""
-    from airflow.models import Pool, TaskInstance
     from sqlalchemy import select
+
+    from captioning.internals import Pool, TaskInstance
 
     tasks = select(TaskInstance.pool, TaskInstance.queue).where(
         TaskInstance.dag_id == dag_run.dag_id,
@@ -45,9 +47,10 @@ def _missing_pools(session: "Session", dag_run: "DagRun") -> list[tuple[str, str
 
 
 def _create_pool(session: "Session", name: str, queue: str | None) -> None:
-    from airflow.models import Pool
     from sqlalchemy import insert
     from sqlalchemy.exc import IntegrityError
+
+    from captioning.internals import Pool
 
     pool = {"pool": name, "slots": 1, "include_deferred": False, "description": "created when a run needed it"}
     # The scheduler forbids its session to commit here, and a savepoint of the session would count as one. Without any,

@@ -1,4 +1,4 @@
-"""A listener that writes the notes of our runs and of their tasks: one line on what was done, or the error message.
+"""A listener that writes the notes of our runs and of their tasks: what was done and how long it took, or the error.
 
 A task of Airflow 3.3 can't write a note (apache/airflow#64890), but it can leave the text as an XCom. When a run has
 ended, Airflow calls this listener in the process that noticed it, the scheduler, with the run as it is about to be
@@ -7,6 +7,7 @@ written to the database.
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import pendulum
 from airflow.listeners import hookimpl
 
 from captioning.failures import NO_MESSAGE, FailedTask
@@ -14,7 +15,7 @@ from captioning.names import END_RUN, ERROR, SUMMARY, is_ours
 from pipeline.errors import printable
 
 if TYPE_CHECKING:
-    from airflow.models import DagRun, TaskInstance
+    from captioning.internals import DagRun, TaskInstance
 
 LENGTH = 1000
 """Maximum characters of a note: Airflow's column holds no more."""
@@ -35,7 +36,7 @@ def on_dag_run_success(dag_run: "DagRun") -> None:
     if is_ours(dag_run.dag_id):
         run, messages = note_tasks(dag_run)
         summaries = [each.text for each in messages if each.key == SUMMARY and each.task_id != END_RUN]
-        write_note(run, "dag_run_note", summaries[-1] if summaries else "")
+        write_note(run, "dag_run_note", _timed(summaries[-1], dag_run.duration) if summaries else "")
 
 
 @hookimpl
@@ -57,11 +58,10 @@ def note_tasks(ended: "DagRun") -> tuple["DagRun", list[Message]]:
     Returns:
         The run as it is in the database, and the messages in the order in which they were left.
     """
-    from airflow import settings
-    from airflow.models import DagRun
-    from airflow.models.xcom import XComModel
     from sqlalchemy import select
     from sqlalchemy.orm import object_session
+
+    from captioning.internals import DagRun, XComModel, settings
 
     # `airflow dags test` passes a run that belongs to no session; this thread's session is committed all the same.
     session = object_session(ended) or settings.Session()  # type: ignore[misc]
@@ -70,11 +70,17 @@ def note_tasks(ended: "DagRun") -> tuple["DagRun", list[Message]]:
     left = select(*columns).where(XComModel.dag_run_id == run.id, XComModel.key.in_((SUMMARY, ERROR)))
     rows = session.execute(left.order_by(XComModel.timestamp))
     messages = [Message(task_id, map_index, key, printable(text)) for task_id, map_index, key, text in rows]
-    texts = {each.task_id: each.text for each in messages if each.map_index < 0}
+    texts = {each.task_id: each for each in messages if each.map_index < 0}
     for instance in run.task_instances:
-        if instance.map_index < 0 and instance.task_id in texts:
-            write_note(instance, "task_instance_note", texts[instance.task_id])
+        if instance.map_index < 0 and (message := texts.get(instance.task_id)):
+            text = _timed(message.text, instance.duration) if message.key == SUMMARY else message.text
+            write_note(instance, "task_instance_note", text)
     return run, messages
+
+
+def _timed(summary: str, seconds: float | None) -> str:
+    """A summary with the duration of what it summarizes."""
+    return f"{summary} ({pendulum.duration(seconds=max(1, round(seconds or 0))).in_words()})"
 
 
 def write_note(target: "DagRun | TaskInstance", relation: str, text: str) -> None:

@@ -49,6 +49,9 @@ class AirflowSettings(BaseSettings):
         description="begins the ids of both DAGs and the names of their assets, such as `team_a_`; deployments that "
         "share an Airflow need different ones",
     )
+    owner: str = Field(
+        "captioning", min_length=1, max_length=500, description="owner of both DAGs, as Airflow's list of DAGs shows it"
+    )
     pool: str = Field(
         "gpu", min_length=1, max_length=256, description="pool of the tasks that use the accelerator or all cores"
     )

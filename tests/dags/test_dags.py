@@ -78,6 +78,27 @@ def test_parsing_is_light(airflow_home):
 
 
 @BOTH
+def test_the_grid_explains_itself(dag):
+    """Every task says what it does and has the deployment's owner, and related tasks are folded into groups."""
+    assert [task.task_id for task in dag.tasks if not task.doc_md] == []
+    assert {task.owner for task in dag.tasks} == {"captioning"}
+    groups = {
+        "caption_new_images": {
+            "features": {"plan_extraction", "extract"},
+            "captions": {"plan_captions", "caption"},
+        },
+        "retrain_captioner": {
+            "features": {"plan_extraction", "extract"},
+            "promotion": {
+                "evaluate_champion", "choose_approval", "compare", "approval", "gate", "emit_champion_event",
+            },
+        },
+    }  # fmt: skip
+    found = {name: set(group.children) for name, group in dag.task_group_dict.items()}
+    assert found == groups[dag.dag_id]
+
+
+@BOTH
 def test_tasks_retry_with_backoff_and_end(dag):
     """Every task of the pipeline is retried with growing pauses and has a time limit; one run is active at a time."""
     tasks = [task for task in dag.tasks if task.task_id not in OURS]

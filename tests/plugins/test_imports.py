@@ -1,5 +1,6 @@
 """Our modules in Airflow's processes: each file is loaded under one name only, and plugins stay light."""
 
+import ast
 import importlib.metadata
 import json
 import os
@@ -131,3 +132,51 @@ def test_the_plugins_folder_shows_what_no_package_shows(installed, monkeypatch):
     assert {"GalleryPlugin", "RunNotesPlugin"} & names.keys() == (
         set() if installed else {"GalleryPlugin", "RunNotesPlugin"}
     )
+
+
+PUBLIC = ("airflow.listeners", "airflow.plugins_manager", "airflow.sdk.exceptions", "airflow.triggers.base")
+"""Modules of Airflow's public interface beside ``airflow.sdk``, whose names are listed in it, and the providers."""
+
+
+def airflow_imports(path):
+    """The names that a module imports from Airflow, in any of its lines."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "airflow")
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "airflow":
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_what_is_internal_to_airflow_is_in_one_module():
+    """Everything imported from Airflow is public, but for the list in one module, which is what an upgrade checks."""
+    import airflow.sdk
+
+    def is_public(name):
+        module, _, attribute = name.rpartition(".")
+        if module == "airflow.sdk":
+            return attribute in airflow.sdk.__all__
+        return module in PUBLIC or module.startswith("airflow.providers.")
+
+    internal = {
+        (path.relative_to(PROJECT).as_posix(), name)
+        for folder in ("dags", "pipeline", "plugins", "scripts")
+        for path in (PROJECT / folder).rglob("*.py")
+        for name in airflow_imports(path)
+        if not is_public(name)
+    }
+    assert {path for path, _ in internal} == {"plugins/captioning/internals.py"}
+    assert {name for _, name in internal} == {
+        "airflow.api_fastapi.app.get_auth_manager",
+        "airflow.api_fastapi.auth.managers.models.base_user.BaseUser",
+        "airflow.api_fastapi.auth.managers.models.resource_details.DagAccessEntity",
+        "airflow.api_fastapi.auth.managers.models.resource_details.DagDetails",
+        "airflow.api_fastapi.core_api.security.GetUserDep",
+        "airflow.api_fastapi.core_api.security.bearer_scheme",
+        "airflow.api_fastapi.core_api.security.get_user",
+        "airflow.api_fastapi.core_api.security.requires_access_dag",
+        "airflow.models.DagRun",
+        "airflow.models.Pool",
+        "airflow.models.TaskInstance",
+        "airflow.models.xcom.XComModel",
+        "airflow.settings",
+    }

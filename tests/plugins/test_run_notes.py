@@ -1,9 +1,13 @@
 """The notes of runs and tasks, which a listener writes when a run has ended."""
 
 import itertools
+import re
 
 import pendulum
 import pytest
+
+DURATION = r"\d+ seconds?"
+"""The duration of a short task or run in its note."""
 
 MONDAY = pendulum.datetime(2026, 1, 5, tz="UTC")
 
@@ -28,7 +32,7 @@ def run(airflow_home):
             tasks = [push.override(task_id=task_id)(key, text) for task_id, key, text in messages]
             for before, after in itertools.pairwise(tasks):
                 before >> after
-        run_id = dag.test(logical_date=MONDAY).run_id
+        run_id = dag.test(logical_date=pendulum.now("UTC")).run_id  # at which such a run is said to have started
         with create_session() as session:
             of_run = select(DagRun).where(DagRun.run_id == run_id)
             of_tasks = select(TaskInstance).where(TaskInstance.run_id == run_id)
@@ -47,19 +51,19 @@ def test_the_last_summary_is_the_run_s_note(run):
         ("end_run", "summary", "the record stays"),
     ]
     tasks, note = run(messages)
-    assert tasks == {
-        "train": "20 epochs",
-        "gate": "promoted",
+    assert {task: note and re.sub(DURATION, "…", note) for task, note in tasks.items()} == {
+        "train": "20 epochs (…)",
+        "gate": "promoted (…)",
         "emit_champion_event": None,
-        "end_run": "the record stays",
+        "end_run": "the record stays (…)",
     }
-    assert note == "promoted"
+    assert re.fullmatch(rf"promoted \({DURATION}\)", note)
 
 
 def test_a_failed_run_s_note_is_its_errors(run):
     """The note of a run that failed names the failed task and its error, up to the maximum length of a note."""
     tasks, note = run([("train", "summary", "20 epochs"), ("evaluate", "error", "no test image " * 100)])
-    assert tasks["train"] == "20 epochs"
+    assert tasks["train"].startswith("20 epochs (")
     assert tasks["evaluate"].startswith("no test image")
     assert note.startswith("evaluate: no test image no")
     assert len(note) == len(tasks["evaluate"]) == 1000
@@ -120,3 +124,14 @@ def test_a_person_s_note_stays(airflow_home):
     run.dag_run_note.content, run.dag_run_note.user_id = "looked at it", "admin"
     write_note(run, "dag_run_note", "promoted again")
     assert (run.note, run.dag_run_note.user_id) == ("looked at it", "admin")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "1 second"), (59.6, "1 minute"), (3723.4, "1 hour 2 minutes 3 seconds"), (None, "1 second")],
+)
+def test_durations_are_words(seconds, text):
+    """A summary is followed by how long the work took, in whole seconds."""
+    from captioning.run_notes import _timed
+
+    assert _timed("20 epochs", seconds) == f"20 epochs ({text})"

@@ -5,15 +5,21 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from airflow.api_fastapi.app import get_auth_manager
-from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
-from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
-from airflow.api_fastapi.core_api.security import GetUserDep, bearer_scheme, get_user, requires_access_dag
-from airflow.configuration import conf
+from airflow.sdk import conf
 from fastapi import Depends, HTTPException, Request, status
 from fastapi.security import HTTPAuthorizationCredentials
 from starlette.requests import ClientDisconnect
 
+from captioning.internals import (
+    BaseUser,
+    DagAccessEntity,
+    DagDetails,
+    GetUserDep,
+    bearer_scheme,
+    get_auth_manager,
+    get_user,
+    requires_access_dag,
+)
 from captioning.settings import read_settings
 from pipeline.data.images import MAX_BYTES, TOO_LARGE
 

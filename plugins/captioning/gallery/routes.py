@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlencode
 
-from airflow.api_fastapi.core_api.security import GetUserDep
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response, status
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
@@ -23,6 +22,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from captioning.gallery import access, dependencies, limits
 from captioning.gallery.plots import plot
+from captioning.internals import GetUserDep
 from captioning.settings import read_settings as read_airflow_settings
 from pipeline.data import corrections
 from pipeline.data.corrections import Correction
