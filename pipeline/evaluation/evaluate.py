@@ -22,6 +22,7 @@ from pipeline.data.images import BadImageError, decode
 from pipeline.data.ingest import IngestReport
 from pipeline.data.text import is_english
 from pipeline.data.vocabulary import SPECIAL_WORDS
+from pipeline.errors import PipelineError
 from pipeline.evaluation.drift import Profile
 from pipeline.evaluation.error_analysis import ErrorCount, ErrorKind, by_length, count_errors
 from pipeline.evaluation.report import Example, Report, render
@@ -29,7 +30,7 @@ from pipeline.evaluation.results import CAPTIONS, Metrics, format_scores
 from pipeline.features import extraction
 from pipeline.features.splits import SplitFeatures, read_split
 from pipeline.metrics.coco import HumanBaseline, Scorer, diversity
-from pipeline.storage import Bucket, ObjectChangedError, ObjectDeniedError, json, layout, parquet
+from pipeline.storage import Bucket, json, layout, parquet
 
 T = TypeVar("T")
 
@@ -229,7 +230,8 @@ def _thumbnail(source: Bucket, key: str, etag: str) -> bytes:
     """A JPEG of the picture as the encoder saw it; grey if the photograph is gone, or can't be read any more."""
     try:
         pixels = decode(source.get(key, etag=etag), THUMBNAIL).pixels
-    except (ObjectChangedError, ObjectDeniedError, BadImageError):
+    except (PipelineError, BadImageError) as error:
+        log.warning("%s is grey in the report: %s", key, error)
         pixels = np.full((*THUMBNAIL, 3), 128, np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=80)

@@ -275,7 +275,7 @@ def test_a_removed_photograph_is_grey(tmp_path, trained, toy_encoder):
     assert (len(thumbnails), len(set(thumbnails))) == (report.count("data:image/jpeg"), 1)
 
 
-@pytest.mark.parametrize("error", [ObjectChangedError, ObjectDeniedError, ObjectArchivedError])
+@pytest.mark.parametrize("error", [ObjectChangedError, ObjectDeniedError, ObjectArchivedError, PipelineError])
 def test_a_photograph_that_can_no_longer_be_read_is_grey(local_store, monkeypatch, error):
     """Whatever the storage says, the report does not fail for one picture."""
 
