@@ -536,6 +536,34 @@ def backup(target: Annotated[str, typer.Argument(help="file:///folder or s3://bu
 
 
 @app.command()
+def import_model(
+    source: Annotated[
+        str, typer.Argument(help="the other store, which is only read: file:///folder or s3://bucket/prefix")
+    ],
+    version: Annotated[
+        str | None,
+        typer.Argument(help="version of a model; by default the champion there", callback=_check(names.VERSION)),
+    ] = None,
+    *,
+    promote: Annotated[
+        bool, typer.Option("--promote/--no-promote", help="make the model the champion, or only copy it")
+    ] = True,
+    profile: Annotated[str, typer.Option(help="AWS profile of the other store, if it needs other credentials")] = "",
+    endpoint_url: Annotated[
+        str, typer.Option(metavar="URL", help="S3 server of the other store, if it is another one")
+    ] = "",
+) -> None:
+    """Copy a model from another store, such as that of staging, with all that it needs, and promote it."""
+    from pipeline.ops import import_model as importing
+    from pipeline.storage import open_bucket
+
+    access = {"AWS_PROFILE": profile, "AWS_ENDPOINT_URL": endpoint_url}
+    other = open_bucket(source, {name: value for name, value in access.items() if value})
+    imported = importing.import_model(version, source=other, target=_store(), promote=promote)
+    _print({**imported.model_dump(), "summary": str(imported)})
+
+
+@app.command()
 def caption(
     pictures: Annotated[
         list[str], typer.Argument(help="paths or URIs of pictures, or of folders; an S3 folder ends in /")

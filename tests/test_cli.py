@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+import uuid
 
 import pyarrow as pa
 import pytest
@@ -51,6 +52,7 @@ COMMANDS = {
     "prune": {"--keep", "--older-than", "--remove"},
     "forget": {"keys", "--from", "--picture", "--remove"},
     "backup": {"target"},
+    "import-model": {"source", "version", "--promote", "--no-promote", "--profile", "--endpoint-url"},
     "caption": {"pictures", "--alternatives", "--json", "--model", *DECODING},
     "export": {
         "destination",
@@ -601,6 +603,38 @@ def test_a_backup(environment, store, result):
     assert target.get("datasets/a") == b"1"
 
 
+@pytest.fixture
+def staging(trained, s3_bucket_name):
+    """A store on S3 with a champion."""
+    store = open_bucket(f"s3://{s3_bucket_name}/staging-{uuid.uuid4().hex}")
+    toy.copy(trained.store, store, "")
+    registry.promote(trained.model.version, store)
+    return store
+
+
+def test_an_import(environment, staging, result, command, monkeypatch):
+    """The other store is on a server of its own, with credentials of its own."""
+    version = registry.read_champion(staging).version
+    (environment / "config").write_text("[profile staging]\naws_access_key_id = a\naws_secret_access_key = b\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(environment / "config"))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    access = ("--profile=staging", f"--endpoint-url={staging.client.meta.endpoint_url}")
+    copied = result("import-model", staging.uri, version, "--no-promote", *access)
+    assert (copied["version"], copied["champion"]) == (version, None)
+    assert copied["summary"] == f"{version} can be promoted; {copied['copied']} objects copied"
+    done = result("import-model", staging.uri, *access)
+    assert done == {
+        "version": version,
+        "champion": version,
+        "copied": 0,
+        "summary": f"{version} is the champion; 0 objects copied",
+    }
+    status, _, error = command("import-model", staging.uri, "--profile=nobody")
+    assert (status, "profile (nobody) could not be found" in error) == (2, True)
+
+
 def test_a_prune(store, result, trained):
     """By default objects are only listed."""
     toy.copy(trained.store, store, layout.MODELS)
@@ -712,6 +746,9 @@ def test_a_missing_package_is_named(environment, store, trained, monkeypatch):
         (["extract", SHARD], f"There is no shard '{SHARD}' in file://"),
         (["ingest", ""], "Not a bucket"),
         (["backup", ""], "Not a bucket"),
+        (["import-model", ""], "Not a bucket"),
+        (["import-model", "/nowhere"], "file:///nowhere does not exist"),
+        (["import-model", "/", "../v"], "Not the version of a model"),
         (["demo-data", ""], "Received: ''"),
         (["install-dags", ""], "Received: ''"),
         (["backup", "b" * 5000], "File name too long"),

@@ -34,9 +34,8 @@ def load(version: str, store: Bucket) -> tuple[Captioner, ModelMetadata]:
     """
     metadata = load_metadata(version, store)
     folder = layout.model_folder(version)
-    advice = f"Restore the file from a backup, promote another model, or delete {store.url(folder)} and train again."
     names = [VOCABULARY, *(model_name(number) for number in range(len(metadata.ensemble)))]
-    words, *files = artifacts.get(folder, names, metadata.files, store, advice=advice)
+    words, *files = artifacts.get(folder, names, metadata.files, store, advice=_advice(version, store))
     origins = [store.url(artifacts.artifact_key(folder, name, metadata.files)) for name in names]
     vocabulary = Vocabulary.from_json(words, origin=origins[0])
     models = [keras_files.from_bytes(data, origin=origin) for data, origin in zip(files, origins[1:], strict=True)]
@@ -44,6 +43,21 @@ def load(version: str, store: Bucket) -> tuple[Captioner, ModelMetadata]:
     return Captioner(models, vocabulary, max_length=metadata.max_length, language=metadata.language), metadata
 
 
+def copy_files(metadata: ModelMetadata, source: Bucket, target: Bucket) -> int:
+    """Copy the files of a model to another store, where its metadata are still to be written; return their number.
+
+    Raises:
+        PipelineError: a file of the source is missing, or is not the one that was saved.
+    """
+    advice = _advice(metadata.version, source)
+    return artifacts.copy_files(layout.model_folder(metadata.version), metadata.files, source, target, advice=advice)
+
+
 def model_name(number: int) -> str:
     """The file of a bundle that holds one of the models of the ensemble, counted from 0."""
     return f"model-{number}.keras"
+
+
+def _advice(version: str, store: Bucket) -> str:
+    folder = store.url(layout.model_folder(version))
+    return f"Restore the file from a backup, promote another model, or delete {folder} and train again."

@@ -195,6 +195,29 @@ def save_network(encoder_id: str, network: "Network", store: Bucket) -> None:
     _save(encoder_id, dict(zip(NETWORK, network, strict=True)), store)
 
 
+def copy_encoder(encoder_id: str, source: Bucket, target: Bucket) -> int:
+    """Register an encoder in another store, unless it is there, and return the number of objects written.
+
+    Raises:
+        PipelineError: it is not registered in the source, or one of its files is missing or damaged there; or the
+            target has another one of the same id, which only encoders in 8-bit integers can have.
+    """
+    checksums = _checksums(encoder_id, source)
+    known = json.find(Checksums, layout.encoder_files(encoder_id), target)
+    # The id of an exact encoder is a hash of its weights, but not that of the pictures on which one was calibrated.
+    if known not in (None, checksums) and MODEL not in checksums:
+        raise PipelineError(
+            f"{target.uri} has another encoder {encoder_id} than {source.uri}: they were calibrated on different "
+            "pictures, so a model of the one can't read the features of the other. Train the model with an encoder "
+            "that is not quantized, or import it into a new store."
+        )
+    if exists(encoder_id, target):
+        return 0
+    copied = artifacts.copy_files(layout.encoder_folder(encoder_id), checksums, source, target, advice=ADVICE)
+    json.write(checksums, layout.encoder_files(encoder_id), target)
+    return copied + 1
+
+
 def _save(encoder_id: str, files: Mapping[str, bytes], store: Bucket) -> None:
     checksums = artifacts.put(layout.encoder_folder(encoder_id), files, store)
     json.write(checksums, layout.encoder_files(encoder_id), store)

@@ -3,6 +3,7 @@
 Each image is encoded only once. The features of a shard of images are one Parquet file.
 """
 
+import hashlib
 from typing import NamedTuple
 
 import numpy as np
@@ -149,6 +150,35 @@ def read_vectors(rows: pa.Table, *, encoder_id: str, store: Bucket) -> npt.NDArr
             f"There are no images to read features of {encoder_id} for: all of them failed, or there are none."
         )
     return vectors
+
+
+def copy_features(images: pa.Table, *, encoder_id: str, source: Bucket, target: Bucket) -> int:
+    """Copy the features of images to another store that lacks them, and return the number of objects written.
+
+    An object holds those of one shard. Its name is a hash of what it holds, so a repeated copy writes the same object.
+
+    Args:
+        images: the columns ``IDENTITY``.
+        encoder_id: encoder of the features.
+        source: the store that has them.
+        target: the other store. Images that were forgotten there are left out.
+    """
+    outcome = [*IDENTITY, "status"]
+    known = index(encoder_id, source).join(images.select(IDENTITY), keys=IDENTITY, join_type="left semi")
+    missing = latest_outcome(known, by="attempt").join(
+        index(encoder_id, target).select(outcome), keys=outcome, join_type="left anti"
+    )
+    missing = tombstones.read(target).drop(missing)
+    folder = layout.features_folder(encoder_id)
+    by_shard = missing.group_by("shard").aggregate([(name, "list") for name in IDENTITY]).sort_by("shard").to_pylist()
+    for row in by_shard:
+        wanted = set(zip(*(row[f"{name}_list"] for name in IDENTITY), strict=True))
+        table = parquet.read(layout.shard_result(folder, row["shard"]), source, advice=shards.REDONE)
+        identities = zip(*(table[name].to_pylist() for name in IDENTITY), strict=True)
+        name = hashlib.sha256(repr((row["shard"], sorted(wanted))).encode()).hexdigest()[:16]
+        rows = table.filter(pa.array([identity in wanted for identity in identities], pa.bool_()))
+        parquet.write(rows, layout.shard_result(folder, name), target)
+    return len(by_shard)
 
 
 def _column(vectors: npt.NDArray[np.float16], *, null: list[bool]) -> pa.Array:

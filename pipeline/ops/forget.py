@@ -166,8 +166,9 @@ class _Photographs:
             yield from (("key", key), ("place", inbox, key), ("sidecar", layout.sidecar(key)))
             yield from (("name", key), ("name", posixpath.basename(key)))
         for row in self.rows:
-            yield from (("place", row.source, row.key), ("version", row.key, row.etag))
-            yield from (("name", row.key), ("name", row.image_id))
+            yield from tombstones.facts_of_row(
+                {"image_id": row.image_id, "source": row.source, "image_key": row.key, "image_etag": row.etag}
+            )
         yield from (("content", each) for each in self.hashes)
         yield from (("name", picture) for picture in self.pictures)
 

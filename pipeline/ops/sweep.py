@@ -6,6 +6,7 @@ compare-and-swap, so that nothing that others write meanwhile is lost.
 
 import logging
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -52,7 +53,14 @@ PREFIXES = (
 """The folders of the store that may hold photographs, or say something about them."""
 
 
-def sweep(forgotten: Tombstones, store: Bucket, *, remove: bool, tracking_uri: str = "") -> list[str]:
+def sweep(
+    forgotten: Tombstones,
+    store: Bucket,
+    *,
+    remove: bool,
+    tracking_uri: str = "",
+    prefixes: Iterable[str] = PREFIXES,
+) -> list[str]:
     """Remove what was forgotten from every object of a store that may hold it.
 
     Args:
@@ -60,6 +68,7 @@ def sweep(forgotten: Tombstones, store: Bucket, *, remove: bool, tracking_uri: s
         store: the store, or a backup.
         remove: whether anything is written; otherwise, the objects are only found.
         tracking_uri: of MLflow; empty if there is none.
+        prefixes: where objects are searched.
 
     Returns:
         The keys of the objects that held something.
@@ -69,7 +78,7 @@ def sweep(forgotten: Tombstones, store: Bucket, *, remove: bool, tracking_uri: s
     """
     if not forgotten.hashes:
         return []
-    keys = [item.key for prefix in PREFIXES for item in store.list(prefix)]
+    keys = [item.key for prefix in prefixes for item in store.list(prefix)]
     search = _Sweep(forgotten, store, remove, tracking_uri)
     with ThreadPoolExecutor(READERS) as pool:
         found = track(pool.map(search.clean, keys), total=len(keys), unit="objects", log=log)

@@ -36,10 +36,30 @@ def get(folder: str, names: Iterable[str], checksums: Checksums, store: Bucket, 
     return [_get(folder, name, checksums, store, advice) for name in names]
 
 
+def copy_files(folder: str, checksums: Checksums, source: Bucket, target: Bucket, *, advice: str) -> int:
+    """Copy the files of a bundle that another store lacks, or has damaged, and return how many.
+
+    Raises:
+        PipelineError: as for ``get``, about a file of the source.
+    """
+    lacking = [name for name in checksums if not _has(artifact_key(folder, name, checksums), checksums[name], target)]
+    for name in lacking:
+        [data] = get(folder, [name], checksums, source, advice=advice)
+        target.put(artifact_key(folder, name, checksums), data)
+    return len(lacking)
+
+
 def artifact_key(folder: str, name: str, checksums: Checksums) -> str:
     """The key of a file of a bundle."""
     path = PurePosixPath(folder, name)
     return str(path.with_stem(f"{path.stem}-{checksums[name][:12]}"))
+
+
+def _has(key: str, checksum: str, store: Bucket) -> bool:
+    try:
+        return hashlib.sha256(store.get(key)).hexdigest() == checksum
+    except ObjectNotFoundError:
+        return False
 
 
 def _get(folder: str, name: str, checksums: Checksums, store: Bucket, advice: str) -> bytes:

@@ -107,6 +107,11 @@ class Bucket(ABC):
         """The full URI of the object, for logs and records."""
         return f"{self.uri}/{key}"
 
+    @property
+    def location(self) -> str:
+        """Where the bucket is: two buckets with the same location are one, and the same URI may mean two servers."""
+        return self.uri
+
     @abstractmethod
     def require(self) -> None:
         """Raise ``PipelineError`` if there is no such bucket or folder, or it may not be listed."""

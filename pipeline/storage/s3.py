@@ -87,6 +87,10 @@ class S3Bucket(Bucket):
         with self._translate_errors("", None):
             self.client = _s3_client(environment or {})
 
+    @property
+    def location(self) -> str:
+        return f"{self.client.meta.endpoint_url} {self.uri}"
+
     def require(self) -> None:
         with self._translate_errors("", None):
             self.client.list_objects_v2(Bucket=self.name, MaxKeys=1)

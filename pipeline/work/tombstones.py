@@ -12,7 +12,7 @@ after an interruption, and in a backup, without the keys of the photographs.
 
 import hashlib
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Literal
@@ -145,6 +145,17 @@ def add(facts: Iterable[Fact], store: Bucket) -> Tombstones:
         except ObjectChangedError:
             continue  # somebody else has forgotten something
         return added
+
+
+def facts_of_row(row: Mapping[str, str]) -> list[Fact]:
+    """The facts about a row of a dataset, given its ``image_id``, ``source``, ``image_key`` and ``image_etag``."""
+    key = row["image_key"]
+    return [
+        ("place", row["source"], key),
+        ("version", key, row["image_etag"]),
+        ("name", key),
+        ("name", row["image_id"]),
+    ]
 
 
 def _read(store: Bucket) -> tuple[Tombstones, str]:
