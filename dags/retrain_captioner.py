@@ -40,6 +40,9 @@ VERSION = "{{ ti.xcom_pull(task_ids='train', key='version') }}"
 PAGES = {"Report": f"captions/models/{VERSION}/report", "Models": "captions/models"}
 """The pages that tasks link to once there is a candidate."""
 
+PICTURE_PAGE = page_url("captions/image?key=")
+"""The page of a picture; its key follows."""
+
 ANSWER = "(ti.xcom_pull(task_ids='approval') or {})"
 """The answer in a template; empty if the run needs no approval."""
 
@@ -289,7 +292,8 @@ with DAG(
         compare = PipelineOperator(
             task_id="compare",
             doc_md="Put scores and captions of the candidate beside those of the champion, for the approval.",
-            arguments=["compare", train.result("version"), *DECODING_OPTIONS],
+            arguments=["compare", train.result("version"), *DECODING_OPTIONS, f"--picture-page={PICTURE_PAGE}"],
+            **settings.accelerator,
         )
         approval = HITLOperator(
             task_id="approval",

@@ -386,16 +386,35 @@ def evaluate_champion(
 
 @app.command()
 def compare(
-    version: Version, beam_width: BeamWidth = DEFAULT.beam_width, mbr_samples: MbrSamples = DEFAULT.mbr_samples
+    version: Version,
+    *,
+    beam_width: BeamWidth = DEFAULT.beam_width,
+    mbr_samples: MbrSamples = DEFAULT.mbr_samples,
+    picture_page: Annotated[
+        str, typer.Option(metavar="URL", help="begins the address of a picture's page, which its key ends; for links")
+    ] = "",
 ) -> None:
     """Compare a candidate's scores and captions with the champion's, in Markdown, for a person to decide.
 
-    The Markdown is a field of the result: `captioning compare VERSION | jq -r .comparison` prints it.
+    CAPTION_SHADOW photographs of the inbox are captioned by both. The Markdown is a field of the result:
+    `captioning compare VERSION | jq -r .comparison` prints it.
     """
     from pipeline.evaluation import comparison
+    from pipeline.nightly import shadow
 
+    settings, store = read_settings(), _store()
     decoding = DecodingConfig(beam_width=beam_width, mbr_samples=mbr_samples)
-    text = comparison.compare(version, decoding=decoding, store=_store())
+    text = comparison.compare(version, decoding=decoding, store=store)
+    if settings.shadow:
+        of_inbox = shadow.compare(
+            version,
+            size=settings.shadow,
+            decoding=settings.decoding,
+            picture_page=picture_page,
+            inbox_uri=settings.inbox,
+            store=store,
+        )
+        text = f"{text}\n\n{of_inbox}"
     _print({"version": version, "comparison": text, "summary": text.partition("\n")[0]})
 
 

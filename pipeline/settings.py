@@ -117,6 +117,13 @@ class Settings(BaseSettings):
         description="nights in a row with warnings of drift after which a night starts a retraining, which waits for "
         "an approval; 0 for never",
     )
+    shadow: int = Field(
+        100,
+        ge=0,
+        le=10_000,
+        description="photographs of the inbox, at most, whose captions by candidate and champion a person sees side by "
+        "side before an approval; 0 for none",
+    )
     sidecars: SidecarPlace = Field(
         "none",
         description="where the captions are also written as XMP sidecars, for photo tools: `store` (under `sidecars/` "

@@ -23,7 +23,7 @@ from pipeline.evaluation import results
 from pipeline.evaluation.promotion_gate import GateConfig
 from pipeline.features import encoder as encoders
 from pipeline.features import store as feature_store
-from pipeline.nightly import captions, current
+from pipeline.nightly import captions, current, shadow
 from pipeline.settings import PROJECT, Settings
 from pipeline.storage import artifacts, layout
 
@@ -32,7 +32,7 @@ SETTINGS: dict[str, tuple[type[BaseModel], Sequence[str]]] = {
     "Runs": (Settings, ["shard_size", "max_failed_fraction", "tracking_uri"]),
     "Listing of the inbox": (Settings, ["inbox_include", "inbox_exclude", "max_shrink_fraction"]),
     "Nightly captions": (Settings, ["night_limit", "beam_width", "mbr_samples", "sidecars", "drift_limit"]),
-    "Retraining by itself": (Settings, ["retrain_after_corrections", "retrain_after_drift"]),
+    "Retraining": (Settings, ["retrain_after_corrections", "retrain_after_drift", "shadow"]),
     "Schedule": (AirflowSettings, ["night_schedule", "retraining_schedule", "timezone", "scheduled_promotion"]),
     "Several deployments": (AirflowSettings, ["dag_prefix", "owner", "pool", "queue"]),
     "Connections": (AirflowSettings, ["store_connection", "inbox_connection"]),
@@ -125,6 +125,18 @@ TABLES = (
         'select parse_path(filename)[-4] as model, image_id, caption, "references"\n'
         "from {files}\n"
         "order by model, image_id",
+    ),
+    Table(
+        "Captions before an approval",
+        layout.shadow("*"),
+        "Every photograph of the inbox that candidate and champion have captioned before an approval has a row. The "
+        "query counts the photographs that would get another caption.",
+        shadow.SCHEMA,
+        "select parse_path(filename)[-2] as model, champion_version, count(*) as images,\n"
+        "    count(*) filter (caption <> champion_caption) as other_captions\n"
+        "from {files}\n"
+        "group by all\n"
+        "order by model",
     ),
     Table(
         "Corrections",

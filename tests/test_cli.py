@@ -44,7 +44,7 @@ COMMANDS = {
     "train": {"dataset_id", "vocabulary", "encoder_id", "--set"},
     "evaluate": {"version", *DECODING},
     "evaluate-champion": {"version", *DECODING, "--policy", "--floor"},
-    "compare": {"version", *DECODING},
+    "compare": {"version", *DECODING, "--picture-page"},
     "gate": {"version", "--policy", "--promote", "--keep", "--by", "--tolerance", "--floor", "--run", *DECODING},
     "end-run": {"kind", "run", "--error"},
     "promote": {"version"},
@@ -245,7 +245,7 @@ def test_encoders(result, source, toy_encoder):
     assert result("register-encoder", str(toy_encoder), "--crops")["encoder_id"] == crops
 
 
-def test_a_retraining(store, source, result, toy_encoder):
+def test_a_retraining(store, source, result, toy_encoder, monkeypatch):
     """Each command takes the results of earlier ones, from captioned pictures to a champion."""
     inputs = result("resolve-inputs", "r1", "--dataset", source, "--encoder", str(toy_encoder))
     assert (inputs["sources"], inputs["encoder"]) == ([source], str(toy_encoder))
@@ -279,7 +279,10 @@ def test_a_retraining(store, source, result, toy_encoder):
         "champion": None,
         "summary": "there is no champion yet",
     }
-    assert "There is no champion yet." in result("compare", version, *decoding)["comparison"]
+    compared = result("compare", version, *decoding)["comparison"]
+    assert "\n\nThere is no champion yet.\n\nNo captions of photographs in the inbox are compared: there is" in compared
+    monkeypatch.setenv("CAPTION_SHADOW", "0")
+    assert result("compare", version, *decoding)["comparison"].endswith("\n\nThere is no champion yet.")
     assert not result("gate", version, "--policy", "never", *decoding)["promoted"]
     assert not result("gate", version, "--floor", "9.9", *decoding)["promoted"]
     promoted = result("gate", version, "--run", "r1", *decoding)
@@ -798,6 +801,7 @@ def test_bad_input_is_status_2(command, arguments, message):
         (["gate", NAME], "version", names.VERSION),
         (["gate", "v1", f"--run={NAME}"], "--run", names.RUN),
         (["promote", NAME], "version", names.VERSION),
+        (["import-model", "/nowhere", NAME], "version", names.VERSION),
         (["caption", "a.jpg", f"--model={NAME}"], "--model", names.VERSION),
         (["extract", NAME], "shard", names.SHARD),
         (["night", "caption", NAME], "shard", names.SHARD),

@@ -1,9 +1,11 @@
 """A comparison of a candidate with the champion, as Markdown, for a person who decides on its promotion."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 from pipeline.captioner.registry import find_champion
 from pipeline.config import DecodingConfig
+from pipeline.errors import printable
 from pipeline.evaluation.results import Metrics, candidate_metrics, comparable_metrics, read_captions
 from pipeline.storage import Bucket
 
@@ -45,7 +47,7 @@ def _page(candidate: Metrics, champion: Metrics | None, store: Bucket) -> str:
         [
             f"Scores on {candidate.images} test photographs ({candidate.decoding}):",
             "",
-            *_table(names, rows),
+            *tabulate(names, rows),
             "",
             "Captions of some test photographs:",
             "",
@@ -70,12 +72,17 @@ def _captions(candidate: Metrics, champion: Metrics | None, store: Bucket) -> Se
         ]
         for row in shown
     ]
-    return _table(names, rows)
+    return tabulate(names, [list(map(escape, row)) for row in rows])
 
 
-def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [names, ["---"] * len(names), *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+def tabulate(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown; so are its cells."""
+    return ["| " + " | ".join(line) + " |" for line in [names, ["---"] * len(names), *rows]]
+
+
+def escape(text: str) -> str:
+    """Markdown that shows a text as it is, on one line, also as a cell of a table."""
+    return re.sub(r"[\\`*_\[\]<>|~&$]", r"\\\g<0>", printable(text))
 
 
 def _number(value: float | None) -> str:

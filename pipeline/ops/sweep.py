@@ -117,6 +117,8 @@ class _Sweep:
         return False
 
     def _clean(self, key: str) -> bool:
+        if layout.is_shadow(key):
+            return self._clean_table(key)
         if key.startswith(layout.MODELS):
             evaluation = EvaluationKeys(key.rpartition("/")[0])
             return key == evaluation.captions and self._clean_evaluation(evaluation)

@@ -112,6 +112,7 @@ PART_BYTES = 240
 """Maximum bytes between two slashes of a safe name; with a suffix it stays below the 255 bytes of a file name."""
 
 _MODEL_METADATA = "metadata.json"
+_SHADOW = "shadow.parquet"
 _ENCODER_FILES = "files.json"
 _DATASET_TABLE = "dataset.parquet"
 _METRICS = "metrics.json"
@@ -277,6 +278,16 @@ def model_of_metadata(key: str) -> str | None:
     """The version of the model whose metadata has this key; ``None`` for other keys."""
     version, _, name = key.removeprefix(MODELS).rpartition("/")
     return version if name == _MODEL_METADATA else None
+
+
+def shadow(version: str) -> str:
+    """The captions of photographs in the inbox by a candidate, beside those of the champion, before its approval."""
+    return f"{model_folder(version)}/{_SHADOW}"
+
+
+def is_shadow(key: str) -> bool:
+    """Whether the object is one that ``shadow`` names."""
+    return key.startswith(MODELS) and key.rpartition("/")[2] == _SHADOW
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def test_keras_waits_for_the_accelerator(dag):
     """Tasks that run Keras are in the pool and the queue of the accelerator, the others are not."""
     heavy = {task.task_id for task in dag.tasks if task.pool == "gpu"}
     assert heavy == {task.task_id for task in dag.tasks if task.queue == "gpu"}
-    expected = {"register_encoder", "extract", "train", "evaluate", "evaluate_champion"}
+    expected = {"register_encoder", "extract", "train", "evaluate", "evaluate_champion", "compare"}
     assert heavy == (expected if dag.dag_id == "retrain_captioner" else {"extract", "caption"})
 
 
@@ -236,6 +236,7 @@ def test_what_a_person_decides_by(dag, cause, text):
     base = os.environ.get("AIRFLOW__API__BASE_URL", "http://localhost:8080")
     assert f"[Report of the candidate]({base}/captions/models/m1/report)" in links
     assert f"[all models]({base}/captions/models)" in links
+    assert dag.task_dict["compare"].arguments[-1] == f"--picture-page={base}/captions/image?key="
 
 
 @pytest.mark.parametrize("dag", ["retrain_captioner"], indirect=True)

@@ -39,6 +39,16 @@ def test_the_first_candidate(store):
     assert lines[-1] == "There is no champion yet."
 
 
+def test_texts_are_no_markdown(bucket):
+    """Names and captions are shown as they are, whatever they are, each in its cell."""
+    write_model("v1", bucket)
+    captions = {"a_b_c.jpg": "a *dog* `runs`", "[a](b)\n<i>&amp;\\|.jpg": "~a~ ![c](d)"}
+    write_evaluation("v1", bucket, cider=0.4, captions=captions)
+    lines = compare("v1", bucket)
+    assert r"| a\_b\_c.jpg | a \*dog\* \`runs\` | a human caption |" in lines
+    assert r"| \[a\](b)\\n\<i\>\&amp;\\\|.jpg | \~a\~ !\[c\](d) | a human caption |" in lines
+
+
 def test_a_candidate_beside_the_champion(store):
     """Scores and captions of both models are side by side."""
     promote("v1", store)
