@@ -413,6 +413,15 @@ def test_the_environment_that_is_passed_is_used(
         assert request.headers["X-Amz-Security-Token"] == token
 
 
+def test_one_name_on_two_servers(no_aws: Path) -> None:
+    """They are two buckets, as the locations say; the same name on one server is the same bucket."""
+    buckets = [
+        S3Bucket("s3://bucket/a", {**GOOD, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}) for port in (1, 2, 1)
+    ]
+    one, other, same = (bucket.location for bucket in buckets)
+    assert (one == other, one == same) == (False, True)
+
+
 @pytest.fixture
 def tls(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """An S3 server of one object with a certificate that nobody knows: its address and its certificate."""
