@@ -255,6 +255,8 @@ def test_a_hostile_checkpoint_is_refused(trace, tmp_path):
         archive(epochs=np.array("no JSON")),
         archive(epochs=np.array('[{"epoch": 1}]')),
         archive(**{"epochs": np.array("[]"), "other/0": np.zeros(1)}),
+        # The first flag of a file in the table of contents says that it is encrypted.
+        archive(epochs=np.array("[]")).replace(b"PK\1\2-\3-\0\0\0", b"PK\1\2-\3-\0\1\0"),
     ],
 )
 def test_other_data_is_no_checkpoint(data):

@@ -65,7 +65,8 @@ class Checkpoint:
             return None
         try:
             return cls._read(data)
-        except (ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
+        # RuntimeError: a damaged flag says that a file is encrypted, or is compressed in an unknown way.
+        except (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
             raise PipelineError(
                 f"{store.url(key)} can't be read as a checkpoint: {error}. Delete it to train the phase "
                 "from the beginning."
