@@ -37,7 +37,8 @@ def name_missing_extra() -> Iterator[None]:
         if package not in EXTRAS:
             raise
         raise PipelineError(
-            f"{package} is not installed: pip install 'image-captioning-pipeline[{EXTRAS[package]}]'"
+            f"{package} is not installed: "
+            f"{sys.executable} -m pip install 'image-captioning-pipeline[{EXTRAS[package]}]'"
         ) from error
 
 

@@ -732,7 +732,8 @@ def test_a_missing_package_is_named(environment, store, trained, monkeypatch):
     (environment / "sitecustomize.py").write_text("import sys\nsys.modules['keras'] = None\n")
     monkeypatch.setenv("PYTHONPATH", str(environment))
     done = process("caption", "a.jpg")
-    message = "error: keras is not installed: pip install 'image-captioning-pipeline[inference]'\n"
+    install = f"{sys.executable} -m pip install 'image-captioning-pipeline[inference]'"
+    message = f"error: keras is not installed: {install}\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
 
 

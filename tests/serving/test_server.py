@@ -293,7 +293,7 @@ sys.modules["keras"] = None
     ("code", "message"),
     [
         (CRASHING, "ended with status 1: the API server's log says why"),
-        (WITHOUT_KERAS, r"keras is not installed: pip install 'image-captioning-pipeline\[inference\]'"),
+        (WITHOUT_KERAS, r"keras is not installed: .*/python -m pip install 'image-captioning-pipeline\[inference\]'"),
     ],
     ids=["crashes", "without Keras"],
 )
