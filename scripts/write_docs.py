@@ -35,6 +35,7 @@ SETTINGS: dict[str, tuple[type[BaseModel], Sequence[str]]] = {
     "Retraining": (Settings, ["retrain_after_corrections", "retrain_after_drift", "shadow"]),
     "Schedule": (AirflowSettings, ["night_schedule", "retraining_schedule", "timezone", "scheduled_promotion"]),
     "Several deployments": (AirflowSettings, ["dag_prefix", "owner", "pool", "queue"]),
+    "Interpreter": (AirflowSettings, ["python"]),
     "Connections": (AirflowSettings, ["store_connection", "inbox_connection"]),
     "Notifications": (AirflowSettings, ["notify_email", "notify_webhook", "night_deadline"]),
 }

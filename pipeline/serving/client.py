@@ -7,20 +7,18 @@ after some time without pictures. It also ends when its parent dies.
 import contextlib
 import json
 import logging
-import os
 import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from pipeline import pipes
 from pipeline.serving.server import Answer, Kind
-from pipeline.settings import PROJECT
 
 log = logging.getLogger(__name__)
 
-COMMAND = [sys.executable, "-m", "pipeline.serving.server"]
-
+Child = tuple[Sequence[str], Path, Mapping[str, str]]
+"""How a module is run: the command that its name and arguments complete, the folder, and the environment."""
 
 END_SECONDS = 5
 """Time limit for the end of a server that has closed its output."""
@@ -50,8 +48,8 @@ class CaptionClient:
     """Captions pictures, one at a time. Can be called from any thread.
 
     Args:
+        child: returns how the server is run, each time that it starts.
         alternatives: further captions of each picture; fewer if the nightly beam is narrower.
-        environment: returns the environment of the server, each time that it starts.
         start_seconds: limit for loading the champion.
         seconds: limit for captioning a picture.
         idle_seconds: time without a picture after which the server is ended.
@@ -60,16 +58,16 @@ class CaptionClient:
 
     def __init__(
         self,
+        child: Callable[[], Child],
         *,
         alternatives: int = 4,
-        environment: Callable[[], Mapping[str, str]] = lambda: os.environ,
         start_seconds: float = 120,
         seconds: float = 30,
         idle_seconds: float = 600,
         waiting: int = 8,
     ) -> None:
+        self.child = child
         self.alternatives = alternatives
-        self.environment = environment
         self.start_seconds = start_seconds
         self.seconds = seconds
         self.idle_seconds = idle_seconds
@@ -133,13 +131,14 @@ class CaptionClient:
         if self._process is not None and self._process.poll() is not None:
             log.warning("the captioning server ended with status %d: starting another", self._end())
         if self._process is None:
+            command, folder, environment = self.child()
             # In a session of its own it does not receive Ctrl-C; it ends with its standard input.
             self._process = subprocess.Popen(
-                [*COMMAND, str(self.alternatives)],
+                [*command, "pipeline.serving.server", str(self.alternatives)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env=self.environment(),
-                cwd=PROJECT,
+                env=environment,
+                cwd=folder,
                 start_new_session=True,
             )
         try:

@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -14,13 +13,13 @@ from airflow.sdk import BaseOperator, Context, TaskGroup, XComArg
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from captioning.assets import FEATURES
+from captioning.child import Child, find_code, prepare_child
 from captioning.connections import child_environment, private_folder
 from captioning.failures import describe_failures
 from captioning.links import PageLink
 from captioning.names import END_RUN, ERROR, SUMMARY
 from captioning.settings import read_settings
 from pipeline.errors import PipelineError
-from pipeline.settings import PROJECT
 
 DEFAULT_ARGS = {
     "retries": 3,
@@ -76,10 +75,13 @@ class PipelineOperator(BaseOperator):
         """Run the command and copy its output to the task's log."""
         lists = (argument if isinstance(argument, list) else [argument] for argument in self.arguments)
         arguments = [*map(str, itertools.chain(*lists)), *([self.shard] if self.shard else [])]
-        command = [sys.executable, "-m", "pipeline", *arguments]
         with private_folder() as folder:
-            environment = {**self._environment(folder, arguments, context), "PYTHONUNBUFFERED": "1"}
-            finished = self.hook.run_command(command, env=environment, cwd=str(PROJECT))
+            child = self._child(self._environment(folder, arguments, context), context)
+            finished = self.hook.run_command(
+                [*child.command, "pipeline", *arguments],
+                env={**child.environment, "PYTHONUNBUFFERED": "1"},
+                cwd=str(child.folder),
+            )
         if finished.exit_code != 0:
             raise self._error(finished, context)
         result = json.loads(finished.output)
@@ -103,6 +105,14 @@ class PipelineOperator(BaseOperator):
                 raise AirflowFailException(str(error)) from error
             self.log.warning("%s No S3 bucket is named, so the command runs without it.", error)
             return dict(os.environ)
+
+    def _child(self, environment: Mapping[str, str], context: Context) -> Child:
+        """How the command is run. Raises ``AirflowFailException`` if the Python that the settings name can't run it."""
+        try:
+            return prepare_child(environment, find_code())
+        except PipelineError as error:
+            context["ti"].xcom_push(ERROR, str(error))
+            raise AirflowFailException(str(error)) from error
 
     def _error(self, finished: SubprocessResult, context: Context) -> AirflowException:
         """The error of a failed command, which is also pushed for the run note and the notifications."""

@@ -1,5 +1,6 @@
 """Settings that only Airflow uses, read from environment variables with the prefix ``CAPTION_``."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -10,7 +11,7 @@ from pipeline.settings import PREFIX, load_settings
 
 
 class AirflowSettings(BaseSettings):
-    """The connections, the receivers of notifications, when the DAGs run, and what tells deployments apart."""
+    """The connections, the receivers of notifications, when and with which Python the DAGs run, and their names."""
 
     # A wrong value may be an address with a password in it.
     model_config = SettingsConfigDict(env_prefix=PREFIX, hide_input_in_errors=True)
@@ -56,6 +57,11 @@ class AirflowSettings(BaseSettings):
         "gpu", min_length=1, max_length=256, description="pool of the tasks that use the accelerator or all cores"
     )
     queue: str = Field("gpu", min_length=1, max_length=256, description="queue of the same tasks")
+    python: str = Field(
+        "",
+        description="path of the Python that runs the pipeline's commands and captions uploads; its environment needs "
+        "no Airflow, and that of Airflow then needs no extra of the package; empty for Airflow's own Python",
+    )
 
     @field_validator("night_schedule", "retraining_schedule")
     @classmethod
@@ -77,6 +83,13 @@ class AirflowSettings(BaseSettings):
             return pendulum.timezone(value).name
         except ValueError:
             raise ValueError("expected a name in the IANA database of time zones, such as Europe/Berlin") from None
+
+    @field_validator("python")
+    @classmethod
+    def _is_absolute(cls, value: str) -> str:
+        if value and not Path(value).is_absolute():
+            raise ValueError("expected the absolute path of a Python, such as /opt/captioning/.venv/bin/python")
+        return value
 
     @property
     def night_dag(self) -> str:

@@ -451,6 +451,22 @@ class TestOperator:
             run("print(3)", arguments=arguments)
         assert run.pushed == {"error": "The Airflow connection aws_default can't be used."}
 
+    def test_runs_with_the_python_of_the_settings(self, airflow_home, monkeypatch, tmp_path):
+        """One that can't run the command stops the task, whose error says why."""
+        from airflow.sdk.exceptions import AirflowFailException
+
+        from captioning import operators
+
+        operator = operators.PipelineOperator(task_id="t", arguments=["datasets"])
+        context = {"ti": SimpleNamespace(xcom_push=(pushed := {}).__setitem__)}
+        monkeypatch.setenv("CAPTION_STORE", tmp_path.as_uri())
+        monkeypatch.setenv("CAPTION_PYTHON", sys.executable)
+        assert operator.execute(context) == []
+        monkeypatch.setenv("CAPTION_PYTHON", str(tmp_path))
+        with pytest.raises(AirflowFailException, match=r"CAPTION_PYTHON can't be used: .* is a folder"):
+            operator.execute(context)
+        assert "is a folder" in pushed["error"]
+
     def test_bad_input_is_not_retried(self, run):
         """Status 2 fails the task at once with the command's message; any other status leaves it to the retries."""
         from airflow.sdk.exceptions import AirflowException, AirflowFailException

@@ -1,10 +1,29 @@
 """What the tests of the deployments share."""
 
 import argparse
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from tests.support.compose_file import SERVICES
+from tests.support.paths import PROJECT
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy, so that the build leaves nothing in the checkout."""
+    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in ("pipeline", "plugins", "dags"):
+        shutil.copytree(PROJECT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(PROJECT / name, source)
+    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source]
+    subprocess.run([sys.executable, "-m", "pip", "--quiet", *build], check=True, capture_output=True)
+    [wheel] = folder.iterdir()
+    return wheel
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -17,30 +16,12 @@ PACKAGES = {"dags": "captioning_dags", "pipeline": "pipeline", "plugins/captioni
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel, built from a copy, so that the build leaves nothing in the checkout."""
-    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("pipeline", "plugins", "dags"):
-        shutil.copytree(PROJECT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(PROJECT / name, source)
-    pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source)
-    [wheel] = folder.iterdir()
-    return wheel
-
-
-@pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
     """A folder in which the wheel alone is installed."""
     folder = tmp_path_factory.mktemp("site-packages")
-    pip("install", "--no-deps", "--target", folder, wheel)
-    return folder
-
-
-def pip(*arguments):
-    """Run pip."""
-    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
+    command = [sys.executable, "-m", "pip", "--quiet", "install", "--no-deps", "--target", folder, wheel]
     subprocess.run(command, check=True, capture_output=True)
+    return folder
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from pipeline.storage import layout, open_bucket
 from tests.support import secrets, toy
 from tests.support.faults import Proxy
 from tests.support.paths import PROJECT
+from tests.support.processes import own_python
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +104,11 @@ def test_the_captioning_process_tells_no_secret(store, trained, s3_server, refus
     """Neither its answers nor its log hold one, whether the store lets it in or not."""
     inherited = secrets.without_credentials()
     welcome = {**inherited, **secrets.by_environment(s3_server), "CAPTION_STORE": store.uri}
-    with CaptionClient(environment=lambda: welcome) as worker:
+    with CaptionClient(lambda: own_python(welcome)) as worker:
         answer = worker.caption(toy.picture("red")).model_dump_json()
     refused = {**inherited, **secrets.by_environment(refusing_server), "CAPTION_STORE": "s3://refused/store"}
     with (
-        CaptionClient(environment=lambda: refused) as worker,
+        CaptionClient(lambda: own_python(refused)) as worker,
         pytest.raises(UnavailableError, match="refused/store") as error,
     ):
         worker.caption(toy.picture("red"))

@@ -631,6 +631,14 @@ def test_addresses_that_are_set_wrongly(visit, monkeypatch):
     assert (answer.status_code, "CAPTION_SHARD_SIZE" in answer.text, "secret" in answer.text) == (409, True, False)
 
 
+def test_a_python_that_is_set_wrongly(visit, monkeypatch, tmp_path):
+    """The page and the endpoint for uploads say so, and all others work."""
+    monkeypatch.setenv("CAPTION_PYTHON", str(tmp_path))
+    for answer in (visit("/try"), visit("/caption", method="POST", content=toy.picture("red"))):
+        assert (answer.status_code, "CAPTION_PYTHON can't be used" in answer.text) == (409, True), answer.text
+    assert visit("/").status_code == 200
+
+
 def test_an_upload_that_breaks_off(server, buckets, caplog):
     """It is one line in the log, of the request."""
     import asyncio
@@ -812,7 +820,7 @@ def test_s3_is_reached_by_airflows_connection(visit, s3_bucket_name, s3_server, 
     monkeypatch.setenv("CAPTION_INBOX", f"{uri}/inbox")
     assert "far.jpg" in visit("/").text
     assert visit("/thumbnail", params={"key": "far.jpg", "etag": etag}).status_code == 200
-    assert s3_server in Path(dependencies.environment()["AWS_CONFIG_FILE"]).read_text()
+    assert s3_server in Path(dependencies.child().environment["AWS_CONFIG_FILE"]).read_text()
     monkeypatch.delenv("AIRFLOW_CONN_AWS_DEFAULT")
     dependencies._open.cache_clear()
     answer = visit("/", headers={"Accept": "text/html"})

@@ -25,7 +25,7 @@ from pipeline.storage import json, layout, open_bucket
 from tests.support import toy
 from tests.support.decoder_code import CANNOT_START, in_decoders
 from tests.support.paths import PROJECT
-from tests.support.processes import gone, suspend
+from tests.support.processes import gone, own_python, suspend
 
 HEAVY = ("keras", "tensorflow", "numpy", "openvino", "PIL", "pandas", "pyarrow")
 
@@ -39,8 +39,13 @@ def promoted(trained, folder):
 
 
 def environment(store, **changes):
-    """Return the environment of a server that uses this store."""
-    return lambda: {**os.environ, "CAPTION_STORE": store.uri, **changes}
+    """The environment of a server that uses this store."""
+    return {**os.environ, "CAPTION_STORE": store.uri, **changes}
+
+
+def server(store, **changes):
+    """Return how a server that uses this store is run."""
+    return lambda: own_python(environment(store, **changes))
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +71,7 @@ def holding(pipe):
 @pytest.fixture(scope="module")
 def client(store, holding):
     """A client whose server uses that store."""
-    with CaptionClient(environment=environment(store, **holding)) as client:
+    with CaptionClient(server(store, **holding)) as client:
         yield client
 
 
@@ -230,7 +235,7 @@ def test_a_new_champion_captions_the_next_picture(client, trained, store, pipe, 
 def test_without_a_champion(trained, tmp_path):
     """The error says what to do; as soon as there is a champion, the same server captions with it."""
     store = open_bucket(str(tmp_path / "store"))
-    with CaptionClient(environment=environment(store)) as client:
+    with CaptionClient(server(store)) as client:
         client.warm()
         process = pid(client)
         for _ in range(2):
@@ -245,14 +250,14 @@ def test_a_server_that_cannot_start(store):
     """Invalid settings, an early end and a slow start are errors; once the cause is removed, captions come."""
     environments = iter(
         [
-            environment(store, CAPTION_BEAM_WIDTH="wide")(),
-            environment(store, CAPTION_BEAM_WIDTH="wide")(),
-            environment(store, PYTHONHOME="/nowhere")(),
-            environment(store)(),
-            environment(store)(),
+            environment(store, CAPTION_BEAM_WIDTH="wide"),
+            environment(store, CAPTION_BEAM_WIDTH="wide"),
+            environment(store, PYTHONHOME="/nowhere"),
+            environment(store),
+            environment(store),
         ]
     )
-    with CaptionClient(environment=lambda: next(environments)) as client:
+    with CaptionClient(lambda: own_python(next(environments))) as client:
         for _ in range(2):
             with pytest.raises(UnavailableError, match="Invalid settings in the environment: CAPTION_BEAM_WIDTH"):
                 client.caption(toy.picture("red"))
@@ -267,8 +272,8 @@ def test_a_server_that_cannot_start(store):
 
 def test_decoders_that_cannot_start(store, tmp_path):
     """It is not the picture that is bad: no picture can be captioned until they can start, and then any can."""
-    unable = environment(store, **in_decoders(CANNOT_START, tmp_path / "code"))
-    with CaptionClient(environment=unable) as client:
+    unable = server(store, **in_decoders(CANNOT_START, tmp_path / "code"))
+    with CaptionClient(unable) as client:
         for _ in range(2):
             with pytest.raises(UnavailableError, match=r"Decoders of pictures can't start .*libjpeg\.so\.62"):
                 client.caption(toy.picture("red"))
@@ -300,7 +305,7 @@ sys.modules["keras"] = None
 def test_why_a_server_cannot_load(code, message, store, tmp_path):
     """The error has the server's own exit status, and not that of the client's kill; a missing package is named."""
     (tmp_path / "sitecustomize.py").write_text(code)
-    with CaptionClient(environment=environment(store, PYTHONPATH=str(tmp_path))) as client:
+    with CaptionClient(server(store, PYTHONPATH=str(tmp_path))) as client:
         for _ in range(2):
             with pytest.raises(UnavailableError, match=message):
                 client.caption(toy.picture("red"))
@@ -308,7 +313,7 @@ def test_why_a_server_cannot_load(code, message, store, tmp_path):
 
 def test_an_idle_server_ends(store):
     """After some time without a picture it ends; a dead server is replaced, as another test shows."""
-    with CaptionClient(environment=environment(store), idle_seconds=1) as client:
+    with CaptionClient(server(store), idle_seconds=1) as client:
         client.caption(toy.picture("red"))
         assert gone([pid(client)])
 
@@ -322,8 +327,8 @@ sys.addaudithook(lambda event, what: event == "import" and what[0] == "keras" an
 def test_output_of_libraries_does_not_affect_answers(store, tmp_path, capfd):
     """It goes to the log. A narrow beam gives as many alternatives as it holds."""
     (tmp_path / "sitecustomize.py").write_text(NOISY)
-    noisy = environment(store, PYTHONPATH=str(tmp_path), CAPTION_BEAM_WIDTH="2")
-    with CaptionClient(environment=noisy) as client:
+    noisy = server(store, PYTHONPATH=str(tmp_path), CAPTION_BEAM_WIDTH="2")
+    with CaptionClient(noisy) as client:
         assert len(client.caption(toy.picture("red")).captions) == 2
     output = capfd.readouterr()
     assert "a noise" in output.err
@@ -333,9 +338,10 @@ def test_output_of_libraries_does_not_affect_answers(store, tmp_path, capfd):
 def serve_page(code):
     """The command of a process that has a client, as the server of a page does."""
     code = f"""
-import sys
+import os, sys
+from tests.support.processes import own_python
 from pipeline.serving.client import CaptionClient
-client = CaptionClient()
+client = CaptionClient(lambda: own_python(os.environ))
 {code}
 print(client._process.pid, *[name for name in {HEAVY} if name in sys.modules], flush=True)
 sys.stdin.read()
@@ -349,7 +355,7 @@ CAPTION = f"client.caption(bytes.fromhex({toy.picture('red').hex()!r}))"
 def test_the_process_of_the_client_loads_nothing_heavy(store):
     """It loads neither Keras nor NumPy nor the like; and when it ends, the server ends."""
     done = subprocess.run(
-        serve_page(CAPTION), cwd=PROJECT, env=environment(store)(), input=b"", stdout=subprocess.PIPE, check=True
+        serve_page(CAPTION), cwd=PROJECT, env=environment(store), input=b"", stdout=subprocess.PIPE, check=True
     )
     [process, *heavy] = done.stdout.split()
     assert heavy == []
@@ -364,7 +370,7 @@ def test_the_server_ends_with_its_parent(busy, store, pipe, holding):
     parent = subprocess.Popen(
         serve_page("client.warm()" if busy else CAPTION),
         cwd=PROJECT,
-        env=environment(store, **holding)(),
+        env=environment(store, **holding),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )

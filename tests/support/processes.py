@@ -1,10 +1,19 @@
-"""Processes that others have started, as Linux shows them."""
+"""How processes of ours are run, and processes that others have started, as Linux shows them."""
 
 import os
 import signal
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+from pipeline.serving.client import Child
+from tests.support.paths import PROJECT
+
+
+def own_python(environment: Mapping[str, str]) -> Child:
+    """How the Python of the tests runs a module of the checkout."""
+    return [sys.executable, "-m"], PROJECT, environment
 
 
 def children(pid: int) -> list[int]:

@@ -8,11 +8,12 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote
 
+from captioning.child import Child, find_code, prepare_child
 from captioning.connections import INBOX, STORE, bucket_environment, child_environment, private_folder
 from captioning.gallery import limits
 from pipeline.errors import PipelineError
@@ -36,9 +37,10 @@ async def inbox() -> Bucket:
     return await _opened(read_settings().inbox, INBOX)
 
 
-def environment() -> Mapping[str, str]:
-    """The environment of a child process that opens the store."""
-    return child_environment(_folder()) if read_settings().store.startswith("s3://") else os.environ
+def child() -> Child:
+    """How a child process that opens the store is run. Raises ``PipelineError`` if a setting or connection is wrong."""
+    on_s3 = read_settings().store.startswith("s3://")
+    return prepare_child(child_environment(_folder()) if on_s3 else os.environ, find_code())
 
 
 async def _opened(uri: str, profile: str) -> Bucket:

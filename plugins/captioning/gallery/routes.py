@@ -113,7 +113,7 @@ app = Gallery(
     openapi_url=None,
 )
 
-worker = CaptionClient(environment=dependencies.environment)
+worker = CaptionClient(dependencies.child)
 
 small, large = (Thumbnails(side, seconds=5, wait=5) for side in (320, 1280))
 """For pages with many pictures, and for a picture's own page."""
