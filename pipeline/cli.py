@@ -842,8 +842,19 @@ def night_caption(shard: ShardName) -> None:
 
 
 @night.command("reconcile")
-def night_reconcile(run: RunName) -> None:
+def night_reconcile(
+    run: RunName,
+    *,
+    look_again: Annotated[
+        bool,
+        typer.Option(
+            "--look-again/--no-look-again",
+            help="list the inbox once more, and count the photographs that have arrived during the night",
+        ),
+    ] = False,
+) -> None:
     """Count the images of the night; fail if one is unaccounted for, or too many failed. Say if a retraining is due."""
+    from pipeline.nightly.arrivals import count_arrivals
     from pipeline.nightly.reconcile import reconcile
     from pipeline.nightly.retraining import retraining_due
 
@@ -862,8 +873,11 @@ def night_reconcile(run: RunName) -> None:
         after_drift=settings.retrain_after_drift,
         store=store,
     )
+    arrived = count_arrivals(run, inbox=_inbox(), store=store, options=_night_options()) if look_again else 0
     summary = f"{record}; a retraining is due: {due}" if due else str(record)
-    _print({**record.model_dump(mode="json"), "retraining_due": due, "summary": summary})
+    if arrived:
+        summary += f"; {arrived:,} arrived during the night"
+    _print({**record.model_dump(mode="json"), "retraining_due": due, "arrived": arrived, "summary": summary})
 
 
 @app.command()
@@ -908,12 +922,12 @@ def withdraw(
 
 
 def _night_options(
-    archive: str,
+    archive: str = "all",
     *,
-    retry_failed: bool,
+    retry_failed: bool = False,
     accept_smaller_inbox: bool = False,
-    recaption: str,
-    recaption_keys: Path | None,
+    recaption: str = "",
+    recaption_keys: Path | None = None,
 ) -> "NightOptions":
     from pipeline.nightly.inbox import Patterns
     from pipeline.nightly.night import Archive, NightOptions

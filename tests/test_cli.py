@@ -87,7 +87,7 @@ COMMANDS = {
     "night plan-extraction": {"run"},
     "night plan-captions": {"run", "--date"},
     "night caption": {"shard"},
-    "night reconcile": {"run"},
+    "night reconcile": {"run", "--look-again", "--no-look-again"},
 }
 """Every command with its arguments and options."""
 
@@ -322,7 +322,10 @@ def test_a_night(store, result, command, trained):
     reconciled = result("night", "reconcile", "n1")
     assert (reconciled["captioned"], reconciled["status"]) == (3, "succeeded")
     assert reconciled["summary"].startswith("3 images listed = 3 captioned + 0 failed + 0 done before")
-    assert reconciled["retraining_due"] == ""
+    assert (reconciled["retraining_due"], reconciled["arrived"]) == ("", 0)
+    open_bucket(os.environ["CAPTION_INBOX"]).put("late.jpg", toy.picture("red", 99))
+    again = result("night", "reconcile", "n1", "--look-again")
+    assert (again["arrived"], again["summary"].endswith("; 1 arrived during the night")) == (1, True)
     [shard] = store.list(f"captions/model={version}/date=2026-01-02/")
     for row in parquet.read(shard.key, store).to_pylist():
         assert row["image_key"].removeprefix("toy/").partition("-")[0] in row["caption"].split()

@@ -11,6 +11,7 @@ from pipeline.config import DecodingConfig
 from pipeline.evaluation.evaluate import evaluate_model
 from pipeline.features import extraction
 from pipeline.nightly import captions, night, reconcile
+from pipeline.nightly.arrivals import count_arrivals
 from pipeline.settings import PROJECT
 from pipeline.storage import layout, open_bucket
 from pipeline.work import runs
@@ -80,6 +81,21 @@ def test_a_night_asks_s3_as_often_as_the_model_says(counted, new, shard_size, ea
     )
     expected = requests(new, shards=shards, earlier=earlier, listed=0)
     assert found == expected
+
+
+@pytest.mark.parametrize(("arrived", "reads", "lists"), [(0, 3, 2), (2, 5, 3)])
+def test_a_second_look_asks_s3_as_often_as_the_document_says(counted, arrived, reads, lists, monkeypatch):
+    """It lists the inbox once more; only where something has arrived, it reads the captions of both earlier nights."""
+    store, inbox, counts = counted
+    for number in range(2):
+        inbox.put(f"before-{number}.jpg", toy.picture("red", number))
+        work(f"n{number}", store, inbox, 8, monkeypatch)
+    for number in range(arrived):
+        inbox.put(f"late-{number}.jpg", toy.picture("blue", number))
+    counts.clear()
+    assert count_arrivals("n1", inbox=inbox, store=store, options=night.NightOptions()) == arrived
+    assert counts["GetObject"] + counts["HeadObject"] == reads
+    assert counts["ListObjectsV2"] == lists == counts.total() - reads
 
 
 def test_an_estimate_adds_up():

@@ -1,6 +1,5 @@
 """The nightly run: every image of the inbox ends in one row, once, whatever happens during the night."""
 
-import contextlib
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -29,26 +28,12 @@ from tests.support.nights import (
     photographs,
     promote_copy,
     reconciled,
+    removed,
     rows_in,
     write,
 )
 
 BEAM = DecodingConfig(beam_width=2)
-
-
-@contextlib.contextmanager
-def removed(inbox, key):
-    """Remove an object from the inbox, and put it back as it was: with the same etag."""
-    if inbox.uri.startswith("file:"):
-        hidden = inbox.root / ".hidden"
-        (inbox.root / key).rename(hidden)
-        yield
-        hidden.rename(inbox.root / key)
-    else:
-        data = inbox.get(key)
-        inbox.delete(key)
-        yield
-        inbox.put(key, data)
 
 
 def test_every_photograph_ends_in_one_row(inbox, store, trained):

@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import hypothesis.strategies as st
 import numpy as np
-from hypothesis import settings
+from hypothesis import example, given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pipeline.captioner import bundle, registry
@@ -18,6 +18,7 @@ from pipeline.data.images import Picture, is_image
 from pipeline.features import encoder, extraction
 from pipeline.nightly import captions, reconcile
 from pipeline.nightly import night as nights
+from pipeline.nightly.arrivals import count_arrivals
 from pipeline.storage import ObjectChangedError, ObjectNotFoundError, json, layout, parquet
 from pipeline.work import outcomes, runs
 from tests.support.effort import random_inputs
@@ -236,6 +237,69 @@ class Nights(RuleBasedStateMachine):
 
 TestAnyHistory = Nights.TestCase
 TestAnyHistory.settings = settings(max_examples=random_inputs(150), stateful_step_count=20)
+
+
+MOMENTS = ("before the listing", *STEPS, "second look", "end")
+"""Of a night: what arrives at one of them is there when the step begins."""
+
+CHANGES = st.tuples(KEYS, st.one_of(st.none(), CONTENTS), st.sampled_from(MOMENTS))
+"""Which photograph is written or removed, and when."""
+
+TOO_LATE = [("a.jpg", b"2", "caption"), ("b.jpg", b"broken", "reconcile")]
+CAME_BACK = [("a.jpg", None, "extract"), ("a.jpg", b"1", "plan captions")]
+
+
+@settings(max_examples=random_inputs(100), deadline=None)
+@given(
+    listed=st.dictionaries(KEYS, CONTENTS, min_size=1),
+    changes=st.lists(CHANGES, min_size=2, max_size=12),
+    are_lost=st.booleans(),
+)
+@example(listed={"a.jpg": b"1"}, changes=TOO_LATE, are_lost=True)
+@example(listed={"a.jpg": b"1"}, changes=CAME_BACK, are_lost=True)
+def test_what_arrives_during_a_night_is_captioned_by_one_more(listed, changes, are_lost):
+    """Whenever it arrives, and even if Airflow loses all reports that come before the second look."""
+    machine = Nights()
+    machine.promote("v1")
+    for key, data in listed.items():
+        machine.inbox.put(key, data)
+
+    def arrive(moment):
+        """Make the changes of a moment; whether a report of them queues the next night."""
+        queued = False
+        for key, data, when in changes:
+            if when != moment:
+                continue
+            if data is None:
+                machine.inbox.delete(key)
+            else:
+                machine.inbox.put(key, data)
+                queued |= not are_lost or moment == "end"
+        return queued
+
+    def night(run):
+        """A night; whether another one is queued at its end."""
+        queued = arrive("before the listing") if run == "n1" else False
+        options = nights.NightOptions(accept_smaller_inbox=True)
+        nights.list_inbox(run, inbox=machine.inbox, store=machine.store, options=options)
+        for step in STEPS:
+            queued |= run == "n1" and arrive(step)
+            machine.do(run, step, 3)
+        queued |= run == "n1" and arrive("second look")
+        queued |= count_arrivals(run, inbox=machine.inbox, store=machine.store, options=options) > 0
+        return queued | (run == "n1" and arrive("end"))
+
+    try:
+        if night("n1"):
+            assert not night("n2")
+        rows = machine.rows()
+        for item in machine.inbox.list():
+            status = "failed" if machine.inbox.get(item.key) == b"broken" else "ok"
+            assert (item.key, item.etag, "v1", status) in rows
+        machine.nothing_is_captioned_twice()
+    finally:
+        for each in machine.patches:
+            each.stop()
 
 
 def test_the_inbox_of_these_tests_holds_photographs():

@@ -3,6 +3,7 @@
 Photographs are those of ``toy``: the colour in a photograph's key is the colour that its caption must name.
 """
 
+import contextlib
 from collections import Counter
 
 from pipeline.captioner import registry
@@ -63,6 +64,21 @@ def night(
     extract(run, store)
     write(run, store, **kwargs)
     return reconciled(run, store, max_failed_fraction=max_failed_fraction, sidecars=sidecars)
+
+
+@contextlib.contextmanager
+def removed(inbox, key):
+    """Remove an object from the inbox, and put it back as it was: with the same etag."""
+    if inbox.uri.startswith("file:"):
+        hidden = inbox.root / ".hidden"
+        (inbox.root / key).rename(hidden)
+        yield
+        hidden.rename(inbox.root / key)
+    else:
+        data = inbox.get(key)
+        inbox.delete(key)
+        yield
+        inbox.put(key, data)
 
 
 def rows_in(store):
