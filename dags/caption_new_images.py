@@ -1,10 +1,10 @@
 """
 ### Caption new images
 
-Runs at the times of `CAPTION_NIGHT_SCHEDULE`, and whenever there is a new champion: it lists the inbox, extracts the
-missing features, writes the captions that the champion has not written yet, and counts the result. Every listed image
-ends up in exactly one row, captioned or failed with the reason. The run fails if an image is unaccounted for, or if too
-many failed.
+Runs at the times of `CAPTION_NIGHT_SCHEDULE`, whenever there is a new champion and, with `CAPTION_ARRIVAL_DELAY`, after
+new photographs were reported: it lists the inbox, extracts the missing features, writes the captions that the champion
+has not written yet, and counts the result. Every listed image ends up in exactly one row, captioned or failed with the
+reason. The run fails if an image is unaccounted for, or if too many failed.
 
 The captions are Parquet files under `captions/` in the store. `reconcile` returns the counts, and the run's record is
 under `runs/`. A run can be repeated, or interrupted and cleared: finished work is not done twice.
@@ -25,7 +25,8 @@ from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, Param, T
 from airflow.sdk.exceptions import AirflowSkipException
 
 from captioning import notifications
-from captioning.assets import CAPTIONS, CHAMPION, FEATURES, RETRAINING_DUE
+from captioning.arrivals import AwaitUploads
+from captioning.assets import CAPTIONS, CHAMPION, FEATURES, INBOX, RETRAINING_DUE
 from captioning.names import RECONCILE
 from captioning.operators import (
     DEFAULT_ARGS,
@@ -43,7 +44,8 @@ with DAG(
     description="Caption the new images in the inbox",
     doc_md=__doc__,
     schedule=AssetOrTimeSchedule(
-        timetable=CronTriggerTimetable(settings.night_schedule, timezone=settings.timezone), assets=[CHAMPION]
+        timetable=CronTriggerTimetable(settings.night_schedule, timezone=settings.timezone),
+        assets=CHAMPION | INBOX if settings.arrival_delay else [CHAMPION],
     ),
     start_date=pendulum.datetime(2026, 1, 1, tz="UTC"),
     catchup=False,
@@ -118,7 +120,8 @@ with DAG(
         task_id=RECONCILE,
         doc_md="Count the photographs: each is captioned, or failed with the reason. Write the night's record and the "
         "table of current captions, and check for drift. Fails if a photograph is unaccounted for.",
-        arguments=["night", "reconcile", "{{ run_id }}"],
+        # Where no report can start a night, what has arrived since the listing waits for the clock.
+        arguments=["night", "reconcile", "{{ run_id }}", *(["--look-again"] if settings.arrival_delay else [])],
         trigger_rule="none_failed",
         inlets=[CHAMPION, FEATURES],
         outlets=[CAPTIONS],
@@ -133,5 +136,23 @@ with DAG(
         get_current_context()["outlet_events"][RETRAINING_DUE].extra = {"reason": reason}
 
     list_inbox >> features >> captions >> reconcile
+    ending = end_run("night")
     # Where one shard fails, its siblings may still run.
-    [features, captions, emit_retraining_event(reconcile.result("retraining_due"))] >> end_run("night")
+    [features, captions, emit_retraining_event(reconcile.result("retraining_due"))] >> ending
+
+    if settings.arrival_delay:
+
+        @task(outlets=[INBOX])
+        def emit_inbox_event(arrived: Any) -> None:
+            """Report the photographs that arrived during this night, so that one more follows; skipped if none did."""
+            if not arrived:
+                raise AirflowSkipException("no photograph has arrived during this night")
+            get_current_context()["outlet_events"][INBOX].extra = {"photographs": arrived}
+
+        await_uploads = AwaitUploads(
+            task_id="await_uploads",
+            doc_md="Say what has started the night. After a report, wait `CAPTION_ARRIVAL_DELAY` seconds for more.",
+            delay=settings.arrival_delay,
+        )
+        await_uploads >> list_inbox
+        emit_inbox_event(reconcile.result("arrived")) >> ending

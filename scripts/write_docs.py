@@ -34,6 +34,7 @@ SETTINGS: dict[str, tuple[type[BaseModel], Sequence[str]]] = {
     "Nightly captions": (Settings, ["night_limit", "beam_width", "mbr_samples", "sidecars", "drift_limit"]),
     "Retraining": (Settings, ["retrain_after_corrections", "retrain_after_drift", "shadow"]),
     "Schedule": (AirflowSettings, ["night_schedule", "retraining_schedule", "timezone", "scheduled_promotion"]),
+    "Nights that uploads start": (AirflowSettings, ["arrival_delay", "inbox_queue"]),
     "Several deployments": (AirflowSettings, ["dag_prefix", "owner", "pool", "queue"]),
     "Interpreter": (AirflowSettings, ["python"]),
     "Connections": (AirflowSettings, ["store_connection", "inbox_connection"]),

@@ -383,7 +383,7 @@ def _s3_client(environment: Mapping[str, str]) -> "S3Client":
         connect_timeout=10,
         read_timeout=READ_TIMEOUT,
     )
-    session = _profile_session(profile, environment) if (profile := environment.get("AWS_PROFILE")) else boto3
+    session = profile_session(profile, environment) if (profile := environment.get("AWS_PROFILE")) else boto3
     # boto3 looks for values that are None in its usual places.
     client: S3Client = session.client(
         "s3",
@@ -406,7 +406,8 @@ def _s3_client(environment: Mapping[str, str]) -> "S3Client":
     return client
 
 
-def _profile_session(profile: str, environment: Mapping[str, str]) -> "boto3.Session":
+def profile_session(profile: str, environment: Mapping[str, str]) -> "boto3.Session":
+    """A session of boto3 with a profile, in the config file that ``environment`` of an ``S3Bucket`` names."""
     import boto3
     import botocore.session
 

@@ -1,4 +1,4 @@
-"""The Airflow connections of the buckets, as AWS profiles.
+"""The Airflow connections of the buckets, and of the inbox's queue, as AWS profiles.
 
 With a profile, store and inbox can have credentials of their own, and boto3 itself assumes the role of a connection and
 renews its keys, however long a command takes. A profile takes from the environment what its connection leaves open, so
@@ -109,6 +109,23 @@ def bucket_environment(folder: Path, profile: str) -> Mapping[str, str] | None:
     return profiles.get(profile, profiles.get(STORE))
 
 
+def connection_environment(folder: Path, connection_id: str, profile: str) -> Mapping[str, str]:
+    """What a client of AWS needs that is opened in this process with a connection, whatever its settings say.
+
+    Args:
+        folder: where the profile of the connection is written.
+        connection_id: the connection.
+        profile: the AWS profile if the connection names none; may be empty.
+
+    Raises:
+        PipelineError: the connection is missing, or has a field that a profile can't hold.
+    """
+    connection = _find_connection(connection_id)
+    if not connection:
+        return {"AWS_PROFILE": profile} if profile else {}
+    return _write({INBOX: connection}, profile, folder)[INBOX]
+
+
 def _write_profiles(folder: Path) -> dict[str, dict[str, str]]:
     """Write the profiles to a config file, and return the variables that choose each; empty without a connection.
 
@@ -118,8 +135,13 @@ def _write_profiles(folder: Path) -> dict[str, dict[str, str]]:
     connections = {STORE: _find_connection(settings.store_connection)}
     if inbox_profile or settings.inbox_connection != settings.store_connection:
         connections[INBOX] = _find_connection(settings.inbox_connection)
-    if not any(connections.values()):
-        return {}
+    return _write(connections, inbox_profile, folder) if any(connections.values()) else {}
+
+
+def _write(
+    connections: Mapping[str, "AwsConnectionWrapper"], inbox_profile: str, folder: Path
+) -> dict[str, dict[str, str]]:
+    """Write the connections to a config file, each as the profile of its name; the variables that choose each."""
     sections: Sections = {}
     for name, connection in connections.items():
         if name == INBOX and inbox_profile and not connection.profile_name:

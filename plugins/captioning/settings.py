@@ -34,6 +34,18 @@ class AirflowSettings(BaseSettings):
         5, gt=0, description="a night that has not ended this many hours after it was queued is reported as late"
     )
     night_schedule: str = Field("0 2 * * *", description="when nights run, as five cron fields")
+    arrival_delay: int = Field(
+        0,
+        ge=0,
+        description="seconds that a night waits after new photographs were reported to Airflow, for the rest of their "
+        "upload; 0 if reports start no night",
+    )
+    inbox_queue: str = Field(
+        "",
+        pattern=r"^(https?://[^/\s]+/\S+)?$",
+        description="URL of the SQS queue of the inbox's event notifications, which report new photographs; empty for "
+        "none",
+    )
     retraining_schedule: str = Field(
         "", description="when retrainings run by the clock, as five cron fields, such as `0 3 * * 0`; empty for never"
     )
@@ -89,6 +101,13 @@ class AirflowSettings(BaseSettings):
     def _is_absolute(cls, value: str) -> str:
         if value and not Path(value).is_absolute():
             raise ValueError("expected the absolute path of a Python, such as /opt/captioning/.venv/bin/python")
+        return value
+
+    @field_validator("inbox_queue")
+    @classmethod
+    def _has_delay(cls, value: str, info: ValidationInfo) -> str:
+        if value and info.data.get("arrival_delay") == 0:
+            raise ValueError("the queue's reports start no night, unless CAPTION_ARRIVAL_DELAY is above 0, such as 60")
         return value
 
     @property

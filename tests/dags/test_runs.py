@@ -1,13 +1,21 @@
 """Runs of both DAGs with commands that are replaced: what runs after what, and how runs end."""
 
 import json
-from types import MappingProxyType
+from collections import defaultdict
+from datetime import UTC, datetime, timedelta
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 from airflow.providers.standard.hooks.subprocess import SubprocessResult
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.api.datamodels._generated import DagRunType
+from airflow.sdk.definitions.asset import AssetUniqueKey
+from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
+from airflow.sdk.execution_time.context import TriggeringAssetEventsAccessor
 from sqlalchemy import select
 
+from captioning import arrivals
+from captioning.arrivals import AwaitUploads
+from captioning.assets import CHAMPION, INBOX
 from tests.support.paths import PROJECT
 
 RESULTS = {
@@ -30,7 +38,7 @@ RESULTS = {
     "plan-captions": ["shard3", "shard4"],
     "caption": {"captioned": 4, "summary": "4 images"},
     "compare": {"version": "m1", "comparison": "the scores of m1", "summary": "the scores of m1"},
-    "reconcile": {"captioned": 8, "warnings": [], "retraining_due": "", "summary": "9 images listed"},
+    "reconcile": {"captioned": 8, "warnings": [], "retraining_due": "", "arrived": 0, "summary": "9 images listed"},
 }
 """The result of each command, of `night` by its second word."""
 
@@ -140,6 +148,16 @@ def test_a_night_succeeds(runs):
 
 
 @pytest.fixture
+def arriving(monkeypatch, runs):
+    """Both DAGs, where reports of new photographs start a night."""
+    from airflow.dag_processing.dagbag import DagBag
+
+    monkeypatch.setenv("CAPTION_ARRIVAL_DELAY", "60")
+    runs.dags = DagBag(str(PROJECT / "dags")).dags
+    return runs
+
+
+@pytest.fixture
 def asset_triggered(monkeypatch):
     """The options with which a DAG's test begins as the scheduler begins a run for the last event of an asset."""
     from airflow.models import dagrun
@@ -149,7 +167,7 @@ def asset_triggered(monkeypatch):
     def create(*, session, **kwargs):
         run = original(session=session, **kwargs)
         run.run_type = "asset_triggered"
-        run.consumed_asset_events = last_events(session)
+        run.consumed_asset_events = last_events(session, "retraining_due")
         session.commit()
         return run
 
@@ -158,14 +176,12 @@ def asset_triggered(monkeypatch):
     return {"logical_date": None, "mark_success_pattern": "approval"}
 
 
-def last_events(session):
-    """The last event that asks for a retraining, if there is one."""
+def last_events(session, name):
+    """The last event of an asset, if there is one."""
     from airflow.models.asset import AssetEvent, AssetModel
 
     query = select(AssetEvent).join(AssetModel, AssetModel.id == AssetEvent.asset_id)
-    return session.scalars(
-        query.where(AssetModel.name == "retraining_due").order_by(AssetEvent.id.desc()).limit(1)
-    ).all()
+    return session.scalars(query.where(AssetModel.name == name).order_by(AssetEvent.id.desc()).limit(1)).all()
 
 
 def test_a_night_starts_a_retraining_that_waits_for_an_approval(runs, asset_triggered):
@@ -183,6 +199,83 @@ def test_a_night_starts_a_retraining_that_waits_for_an_approval(runs, asset_trig
     assert "--cause=12 corrections" in commands["resolve-inputs"]
     assert "--policy=approve" in commands["evaluate-champion"]
     assert {"--policy=approve", "--keep"} < set(commands["gate"])
+
+
+def test_a_night_reports_what_has_arrived_meanwhile(arriving):
+    """One look and one report, so that one more night follows; without arrivals there is none."""
+    from airflow.settings import Session
+
+    state, tasks = arriving.run("caption_new_images")
+    assert (state, tasks["await_uploads"], tasks["emit_inbox_event"], tasks["end_run"]) == (
+        "success", "success", "skipped", "success",
+    )  # fmt: skip
+    assert all(task.doc_md and task.owner == "captioning" for task in arriving.dags["caption_new_images"].tasks)
+    [reconcile] = [arguments for arguments in arriving.commands if arguments[:2] == ["night", "reconcile"]]
+    assert reconcile[3:] == ["--look-again"]
+    before = last_events(Session(), "captioning_inbox")
+    state, tasks = arriving.run("caption_new_images", reconcile={**RESULTS["reconcile"], "arrived": 3})
+    assert (state, tasks["emit_inbox_event"]) == ("success", "success")
+    [event] = last_events(Session(), "captioning_inbox")
+    assert event.extra == {"photographs": 3}
+    assert event not in before
+
+
+def test_a_night_that_fails_reports_nothing(arriving):
+    """The next one is started by the clock, or by the next report."""
+    state, tasks = arriving.run("caption_new_images", reconcile="an image has no row")
+    assert (state, tasks["emit_inbox_event"], tasks["end_run"]) == ("failed", "upstream_failed", "success")
+
+
+def test_by_default_no_night_looks_twice(runs):
+    """A deployment whose nights only the clock starts lists its inbox once."""
+    _, tasks = runs.run("caption_new_images")
+    assert not {"await_uploads", "emit_inbox_event"} & tasks.keys()
+    assert not any("--look-again" in arguments for arguments in runs.commands)
+
+
+NOW = datetime(2026, 1, 2, 3, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("run_type", "events", "cause", "end"),
+    [
+        ("scheduled", {}, "by the clock", None),
+        ("manual", {}, "by hand", None),
+        ("asset_triggered", {}, "by an event", None),
+        ("asset_triggered", {CHAMPION: [0]}, "by a new champion", None),
+        ("asset_triggered", {INBOX: [0]}, "by 1 report of new photographs", 60),
+        ("asset_triggered", {INBOX: [50, 20, 40]}, "by 3 reports of new photographs", 40),
+        ("asset_triggered", {INBOX: [20], CHAMPION: [5]}, "by 1 report of new photographs and a new champion", 40),
+        ("asset_triggered", {INBOX: [-7]}, "by 1 report of new photographs", 60),
+        ("asset_triggered", {INBOX: [60]}, "by 1 report of new photographs", None),
+    ],
+)
+def test_a_night_waits_for_the_end_of_an_upload(monkeypatch, run_type, events, cause, end):
+    """Until a minute after the last report, in the triggerer; ages of reports are in seconds."""
+    clock = SimpleNamespace(now=lambda _: NOW)
+    monkeypatch.setattr(arrivals, "datetime", clock)
+    accessor = TriggeringAssetEventsAccessor(
+        defaultdict(list, {
+            AssetUniqueKey.from_asset(asset): [SimpleNamespace(timestamp=NOW - timedelta(seconds=age)) for age in ages]
+            for asset, ages in events.items()
+        })
+    )  # fmt: skip
+    left = {}
+    context = {
+        "triggering_asset_events": accessor,
+        "dag_run": SimpleNamespace(run_type=DagRunType(run_type)),
+        "ti": SimpleNamespace(xcom_push=left.__setitem__),
+    }
+    task = AwaitUploads(task_id="await_uploads", delay=60)
+    if end is None:
+        task.execute(context)
+    else:
+        with pytest.raises(TaskDeferred) as deferred:
+            task.execute(context)
+        trigger = deferred.value.trigger
+        assert (trigger.moment, trigger.end_from_trigger) == (NOW + timedelta(seconds=end), True)
+        assert deferred.value.timeout == timedelta(seconds=660)
+    assert left == {"summary": f"started {cause}"}
 
 
 def test_a_killed_shard(runs):

@@ -9,6 +9,8 @@ from datetime import timedelta
 
 import pendulum
 import pytest
+from airflow.assets.evaluation import AssetEvaluator
+from airflow.serialization.serialized_objects import DagSerialization
 
 from tests.support.paths import PROJECT
 
@@ -86,6 +88,27 @@ def test_retrainings_run_by_the_clock_if_a_schedule_is_set(load, starts):
 
 
 @pytest.mark.parametrize(
+    ("delay", "reported", "starts_a_night"),
+    [
+        ("0", {"champion_captioner"}, True),
+        ("0", {"captioning_inbox"}, False),
+        ("60", {"champion_captioner"}, True),
+        ("60", {"captioning_inbox"}, True),
+        ("60", {"captioning_dataset"}, False),
+    ],
+)
+def test_reports_start_a_night_if_a_delay_is_set(load, delay, reported, starts_a_night):
+    """Either a new champion or a report does, of which neither waits for the other; the clock goes on as before."""
+    dags, errors = load(arrival_delay=delay)
+    assert errors == {}
+    dag = dags["caption_new_images"]
+    condition = DagSerialization.from_dict(DagSerialization.to_dict(dag)).timetable.asset_condition
+    statuses = {key: key.name in reported for key, _ in condition.iter_assets()}
+    assert AssetEvaluator(None).run(condition, statuses) is starts_a_night
+    assert dag.timetable.timetable.expression == "0 2 * * *"
+
+
+@pytest.mark.parametrize(
     ("run_type", "setting", "policy"),
     [
         ("scheduled", "", "approve"),
@@ -114,6 +137,13 @@ def test_the_promotion_where_nobody_fills_in_the_form(load, run_type, setting, p
         ("night_schedule", "0 0 2 * * *", "expected five cron fields"),
         ("night_schedule", "", "expected five cron fields"),
         ("retraining_schedule", "weekly", "expected five cron fields"),
+        ("arrival_delay", "-1", "greater than or equal to 0"),
+        (
+            "inbox_queue",
+            "https://sqs.eu-central-1.amazonaws.com/123456789012/photos",
+            "CAPTION_ARRIVAL_DELAY is above 0",
+        ),
+        ("inbox_queue", "arn:aws:sqs:eu-central-1:123456789012:photos", "should match pattern"),
         ("timezone", "Europe/Berlyn", "expected a name in the IANA database of time zones, such as Europe/Berlin"),
         ("scheduled_promotion", "maybe", "'auto', 'approve' or 'never'"),
         ("dag_prefix", "team a/", "should match pattern"),
@@ -143,6 +173,9 @@ print(json.dumps({
     "assets": sorted({text for asset in assets for text in (asset.name, asset.uri)}),
     "pools": sorted({task.pool for task in tasks}),
     "queues": sorted({task.queue for task in tasks}),
+    "watchers": sorted(
+        f"{watcher.name} {watcher.trigger.serialize()}" for asset in set(assets) for watcher in asset.watchers
+    ),
 }))
 """
 
@@ -163,10 +196,18 @@ def test_deployments_share_no_dag_asset_pool_or_queue(airflow_home):
         assert done.returncode == 0, done.stdout + done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 
-    one, other = show("team_a_", pool="a", queue="a"), show("team-b.", pool="b", queue="b")
+    address = "https://sqs.eu-central-1.amazonaws.com/123456789012"
+    one, other = (
+        show(prefix, pool=name, queue=name, arrival_delay="60", inbox_queue=f"{address}/{name}", inbox_connection=name)
+        for prefix, name in (("team_a_", "a"), ("team-b.", "b"))
+    )
     assert one["dags"] == ["team_a_caption_new_images", "team_a_retrain_captioner"]
     assert other["dags"] == ["team-b.caption_new_images", "team-b.retrain_captioner"]
-    assert len(one["assets"]) == 12
+    assert len(one["assets"]) == 14
+    [watcher] = one["watchers"]
+    arguments = {"queue": f"{address}/a", "connection_id": "a", "profile": ""}
+    assert watcher == f"team_a_inbox_queue {('captioning.inbox_queue.InboxQueueTrigger', arguments)}"
+    assert one["watchers"] != other["watchers"]
     assert not set(one["assets"]) & set(other["assets"])
     assert (one["pools"], one["queues"]) == (["a", "default_pool"], ["a", "default"])
     assert (other["pools"], other["queues"]) == (["b", "default_pool"], ["b", "default"])

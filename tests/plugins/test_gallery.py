@@ -195,6 +195,18 @@ def test_users_who_cannot_see_the_dag_see_no_captions(visit, monkeypatch, prefix
 ACTIONS = ("corrected", "confirmed", "withdrawn")
 
 
+@pytest.mark.parametrize(("role", "status"), [("viewer", 403), ("user", 403), ("op", 404), ("admin", 404)])
+def test_who_may_report_an_upload(server, role, status):
+    """With Airflow's simple auth manager, an operator; there is no such asset here."""
+    from starlette.testclient import TestClient
+
+    app, token = server
+    with TestClient(app, base_url="http://127.0.0.1:8080") as client:
+        headers = {"Authorization": f"Bearer {token(role)}"}
+        assert client.get("/api/v2/assets?name_pattern=captioning_inbox", headers=headers).status_code == 200
+        assert client.post("/api/v2/assets/events", headers=headers, json={"asset_id": 7}).status_code == status
+
+
 def test_viewers_change_nothing(visit, post_correction, answering, buckets):
     """A viewer can neither caption an upload nor say anything about a caption, and the pages do not offer it."""
     store, _, etag = buckets

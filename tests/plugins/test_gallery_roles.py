@@ -19,8 +19,12 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 READER, OUTSIDER = "Reader", "Outsider"
 """Roles that may see one DAG each: that of nights, and another one."""
 
-MAY_SEE = {"Public": False, OUTSIDER: False, READER: True, "Viewer": True, "User": True, "Op": True, "Admin": True}
-"""Roles, and whether they may see the DAG of nights; all but the last two and ``Viewer`` are those of FAB."""
+UPLOADER = "Uploader"
+"""A role that may report an upload, and nothing else."""
+
+MAY_SEE = dict.fromkeys(("Public", OUTSIDER, UPLOADER), False)
+MAY_SEE |= dict.fromkeys((READER, "Viewer", "User", "Op", "Admin"), True)
+"""Roles, and whether they may see the DAG of nights; all but those three are FAB's own."""
 
 MAY_TRIGGER = ("User", "Op", "Admin")
 
@@ -51,6 +55,9 @@ def server(airflow_home):
             for role, dag in ((READER, NIGHT_DAG), (OUTSIDER, "retrain_captioner")):
                 permission = security.create_permission("can_read", f"DAG:{dag}")
                 security.add_permission_to_role(security.add_role(role), permission)
+            uploader = security.add_role(UPLOADER)
+            for action, resource in (("create", "Assets"), ("read", "Assets"), ("read", "Asset Aliases")):
+                security.add_permission_to_role(uploader, security.create_permission(f"can_{action}", resource))
             users = {}
             for role in MAY_SEE:
                 name = HOSTILE if role == "Admin" else role
@@ -126,6 +133,17 @@ def test_each_role_may_do_what_airflow_lets_it_do(visit, store, role):
         assert answer.status_code == (200 if may_see else refused), path
         assert may_trigger or '<button name="action"' not in answer.text
     assert corrections.count(bucket) == may_trigger
+
+
+@pytest.mark.parametrize("role", [None, *MAY_SEE])
+def test_who_may_report_an_upload(visit, role):
+    """Those who may trigger a night, and a role that may do only this."""
+    found = visit(role, "/api/v2/assets?name_pattern=captioning_inbox")
+    reported = visit(role, "/api/v2/assets/events", method="POST", json={"asset_id": 7})
+    if role in (UPLOADER, *MAY_TRIGGER):
+        assert (found.status_code, reported.status_code) == (200, 404)  # there is no such asset here
+    else:
+        assert reported.status_code == (403 if role else 401)
 
 
 def test_each_deployment_has_readers_of_its_own(visit, store, monkeypatch):
