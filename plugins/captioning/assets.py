@@ -5,7 +5,6 @@ The deployment's prefix is in their names and URIs, so that no deployment starts
 
 from airflow.sdk import Asset, AssetWatcher
 
-from captioning.inbox_queue import InboxQueueTrigger
 from captioning.settings import read_settings
 from pipeline.settings import read_settings as pipeline_settings
 
@@ -24,6 +23,8 @@ def _queue_watchers() -> list[AssetWatcher]:
     """
     if not _SETTINGS.inbox_queue:
         return []
+    from captioning.inbox_queue import InboxQueueTrigger  # which needs Airflow 3.3
+
     trigger = InboxQueueTrigger(
         queue=_SETTINGS.inbox_queue,
         connection_id=_SETTINGS.inbox_connection,
@@ -32,13 +33,11 @@ def _queue_watchers() -> list[AssetWatcher]:
     return [AssetWatcher(name=f"{_PREFIX}inbox_queue", trigger=trigger)]
 
 
-INBOX = _asset("captioning_inbox", "inbox", *_queue_watchers())
-"""Its events report new photographs. Whoever uploads them emits it, or the queue's watcher."""
-
-
 DATASET = _asset("captioning_dataset", "dataset")
 FEATURES = _asset("image_features", "features")
 CANDIDATE = _asset("candidate_captioner", "candidate")
 CHAMPION = _asset("champion_captioner", "champion")
 CAPTIONS = _asset("image_captions", "captions")
 RETRAINING_DUE = _asset("retraining_due", "retraining")
+INBOX = _asset("captioning_inbox", "inbox", *_queue_watchers())
+"""Its events report new photographs. Whoever uploads them emits it, or the queue's watcher."""
