@@ -24,18 +24,21 @@ import pendulum
 from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, Param, TaskGroup, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from captioning import notifications
-from captioning.arrivals import AwaitUploads
-from captioning.assets import CAPTIONS, CHAMPION, FEATURES, INBOX, RETRAINING_DUE
-from captioning.names import RECONCILE
-from captioning.operators import (
-    DEFAULT_ARGS,
-    MAP_INDEX_TEMPLATE,
-    PipelineOperator,
-    end_run,
-    extract_features,
-)
-from captioning.settings import read_settings
+from captioning.checkout import matching_plugin
+
+with matching_plugin(__file__):
+    from captioning import notifications
+    from captioning.arrivals import AwaitUploads
+    from captioning.assets import CAPTIONS, CHAMPION, FEATURES, INBOX, RETRAINING_DUE
+    from captioning.names import RECONCILE
+    from captioning.operators import (
+        DEFAULT_ARGS,
+        MAP_INDEX_TEMPLATE,
+        PipelineOperator,
+        end_run,
+        extract_features,
+    )
+    from captioning.settings import read_settings
 
 settings = read_settings()
 

@@ -25,12 +25,15 @@ from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, Param, T
 from airflow.sdk.exceptions import AirflowSkipException
 from pydantic import BaseModel
 
-from captioning import notifications
-from captioning.assets import CANDIDATE, CHAMPION, DATASET, FEATURES, RETRAINING_DUE
-from captioning.links import page_url
-from captioning.operators import DEFAULT_ARGS, PipelineOperator, end_run, extract_features
-from captioning.settings import read_settings
-from pipeline.config import DecodingConfig, TrainingConfig, describe_bounds
+from captioning.checkout import matching_plugin
+
+with matching_plugin(__file__):
+    from captioning import notifications
+    from captioning.assets import CANDIDATE, CHAMPION, DATASET, FEATURES, RETRAINING_DUE
+    from captioning.links import page_url
+    from captioning.operators import DEFAULT_ARGS, PipelineOperator, end_run, extract_features
+    from captioning.settings import read_settings
+    from pipeline.config import DecodingConfig, TrainingConfig, describe_bounds
 
 PROMOTE, KEEP = "Promote", "Keep as a candidate"
 """The possible answers of a person."""

@@ -28,6 +28,9 @@ DATA = data_folder(PROJECT)
 PREFIX = "CAPTION_"
 """Begins the name of every setting's environment variable."""
 
+DATA_SETTINGS = ("store", "inbox", "dataset", "tracking_uri")
+"""The settings that are below ``DATA`` by default."""
+
 SIMILAR = 0.8
 """How alike a misspelled name is to that of a setting, by ``difflib``. The names of all settings are less alike."""
 
@@ -139,6 +142,16 @@ class Settings(BaseSettings):
 def read_settings() -> Settings:
     """The settings of this process. Raises ``PipelineError`` if the environment holds invalid ones."""
     return load_settings(Settings)
+
+
+def data_variables() -> dict[str, str]:
+    """The variables of the settings that are below ``DATA`` by default, for a child whose code may be elsewhere.
+
+    Raises:
+        PipelineError: the environment holds invalid settings.
+    """
+    settings = read_settings()
+    return {f"{PREFIX}{name.upper()}": getattr(settings, name) for name in DATA_SETTINGS}
 
 
 def load_settings(kind: type[T]) -> T:

@@ -4,7 +4,7 @@ import pytest
 
 from captioning.settings import AirflowSettings
 from pipeline.errors import PipelineError
-from pipeline.settings import Settings, load_settings
+from pipeline.settings import DATA, DATA_SETTINGS, Settings, load_settings
 from tests.support.variables import DEFAULTS
 
 
@@ -32,3 +32,9 @@ def test_all_variables_may_be_set_together(monkeypatch, kind):
     for name in ("CAPTION_TESTS", "CAPTION_PICTURES", "CAPTION_TEST_ENCODER", "CAPTION_TEST_FLICKR8K"):
         monkeypatch.setenv(name, "x")
     load_settings(kind)
+
+
+def test_the_settings_of_data_are_known():
+    """Those that are below the folder of all data by default are passed to a child whose code is elsewhere."""
+    below = {name for name, field in Settings.model_fields.items() if str(DATA) in str(field.default)}
+    assert below == set(DATA_SETTINGS)

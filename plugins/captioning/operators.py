@@ -13,6 +13,7 @@ from airflow.sdk import BaseOperator, Context, TaskGroup, XComArg
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from captioning.assets import FEATURES
+from captioning.checkout import find_checkout, mismatch
 from captioning.child import Child, find_code, prepare_child
 from captioning.connections import child_environment, private_folder
 from captioning.failures import describe_failures
@@ -20,6 +21,7 @@ from captioning.links import PageLink
 from captioning.names import END_RUN, ERROR, SUMMARY
 from captioning.settings import read_settings
 from pipeline.errors import PipelineError
+from pipeline.settings import data_variables
 
 DEFAULT_ARGS = {
     "retries": 3,
@@ -35,9 +37,14 @@ MAP_INDEX_TEMPLATE = "{{ ti.map_index + 1 }}: {{ task.summary or task.shard[:8] 
 BAD_INPUT = 2
 """Exit status of a command whose error no retry can fix."""
 
+UNKNOWN = "Error: No such "
+"""Begins the last line of a command that does not know one of its options, or is not known itself."""
+
 
 class PipelineOperator(BaseOperator):
     """Run ``python -m pipeline ARGUMENTS`` and return the JSON in its last line of output.
+
+    A DAG file in a checkout of the project, such as a Git bundle, has its tasks run the code of this checkout.
 
     Keras runs in a child process because the task's own process is a fork: a lock held by another thread of the parent
     would stay locked in it forever, and a GPU's memory is only released when a process ends. The command in the task's
@@ -79,7 +86,8 @@ class PipelineOperator(BaseOperator):
             child = self._child(self._environment(folder, arguments, context), context)
             finished = self.hook.run_command(
                 [*child.command, "pipeline", *arguments],
-                env={**child.environment, "PYTHONUNBUFFERED": "1"},
+                # Without Rich, the last line of a usage error is the error, and not the frame around it.
+                env={**child.environment, "PYTHONUNBUFFERED": "1", "TYPER_USE_RICH": "0"},
                 cwd=str(child.folder),
             )
         if finished.exit_code != 0:
@@ -101,26 +109,37 @@ class PipelineOperator(BaseOperator):
             # A dataset that was ingested from S3 is not named here, but its ingestion was.
             settings = [value for name, value in os.environ.items() if name.startswith("CAPTION_")]
             if any("s3://" in text for text in (*settings, *arguments)):
-                context["ti"].xcom_push(ERROR, str(error))
-                raise AirflowFailException(str(error)) from error
+                raise self._refusal(error, context) from error
             self.log.warning("%s No S3 bucket is named, so the command runs without it.", error)
             return dict(os.environ)
 
     def _child(self, environment: Mapping[str, str], context: Context) -> Child:
-        """How the command is run. Raises ``AirflowFailException`` if the Python that the settings name can't run it."""
+        """How the command is run, with the code of the DAG file's checkout, or else the plugin's.
+
+        Raises:
+            AirflowFailException: the DAG file does not fit the plugin, or the settings' Python can't run the code.
+        """
         try:
-            return prepare_child(environment, find_code())
+            code = find_checkout(context["dag"].fileloc) or find_code()
+            child = prepare_child({**environment, **data_variables()}, code)
         except PipelineError as error:
-            context["ti"].xcom_push(ERROR, str(error))
-            raise AirflowFailException(str(error)) from error
+            raise self._refusal(error, context) from error
+        self.log.info("The code is in %s", code or f"the environment of {child.command[0]}")
+        return child
+
+    def _refusal(self, error: PipelineError, context: Context) -> AirflowException:
+        """The error of a task that a retry can't help, which is also pushed for the run note and the notifications."""
+        context["ti"].xcom_push(ERROR, str(error))
+        return AirflowFailException(str(error))
 
     def _error(self, finished: SubprocessResult, context: Context) -> AirflowException:
-        """The error of a failed command, which is also pushed for the run note and the notifications."""
-        error: AirflowException
+        """The error of a failed command, which is also pushed."""
+        if finished.output.startswith(UNKNOWN):
+            reason = finished.output.removeprefix("Error: ")
+            return self._refusal(mismatch(context["dag"].fileloc, f", with which a command failed ({reason})"), context)
         if finished.exit_code == BAD_INPUT:
-            error = AirflowFailException(finished.output)
-        else:
-            error = AirflowException(f"The command exited with status {finished.exit_code}: {finished.output}")
+            return self._refusal(PipelineError(finished.output), context)
+        error = AirflowException(f"The command exited with status {finished.exit_code}: {finished.output}")
         context["ti"].xcom_push(ERROR, str(error))
         return error
 

@@ -11,11 +11,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipeline import __version__
 from pipeline.data import decoders
 from pipeline.errors import PipelineError
 from pipeline.features import extraction
-from pipeline.settings import Settings
+from pipeline.settings import DATA_SETTINGS, Settings
+from tests.support.checkout import checkout
 from tests.support.paths import PROJECT
+from tests.support.variables import DEFAULTS
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +47,13 @@ def test_every_dag_loads(dagbag):
     assert set(dagbag.dags) == {"retrain_captioner", "caption_new_images"}
 
 
-def test_the_repository_is_a_bundle(airflow_home):
+@pytest.mark.parametrize("syntax", ["glob", "regexp"])
+def test_the_repository_is_a_bundle(syntax, airflow_home, monkeypatch):
     """Where the whole repository is a DAG bundle, Airflow parses the two DAG files and nothing else."""
     from airflow.dag_processing.dagbag import DagBag
     from airflow.utils.file import list_py_file_paths
 
+    monkeypatch.setenv("AIRFLOW__CORE__DAG_IGNORE_FILE_SYNTAX", syntax)
     dags = [PROJECT / "dags" / name for name in ("caption_new_images.py", "retrain_captioner.py")]
     for bundle in (PROJECT, PROJECT / "dags"):
         assert sorted(map(Path, list_py_file_paths(bundle, safe_mode=False))) == dags
@@ -384,10 +389,11 @@ class TestOperator:
             )
             run.pushed = pushed = {}
             events = {asset: SimpleNamespace(extra=None) for asset in operator.outlets}
-            context = {"ti": SimpleNamespace(xcom_push=pushed.__setitem__), "outlet_events": events}
-            return operator.execute(context), pushed, events
+            dag, instance = SimpleNamespace(fileloc=str(run.dag_file)), SimpleNamespace(xcom_push=pushed.__setitem__)
+            return operator.execute({"dag": dag, "ti": instance, "outlet_events": events}), pushed, events
 
         run.operators = []
+        run.dag_file = PROJECT / "dags" / "some.py"
         return run
 
     def test_returns_the_last_line(self, run):
@@ -458,7 +464,8 @@ class TestOperator:
         from captioning import operators
 
         operator = operators.PipelineOperator(task_id="t", arguments=["datasets"])
-        context = {"ti": SimpleNamespace(xcom_push=(pushed := {}).__setitem__)}
+        dag = SimpleNamespace(fileloc=str(PROJECT / "dags" / "some.py"))
+        context = {"dag": dag, "ti": SimpleNamespace(xcom_push=(pushed := {}).__setitem__)}
         monkeypatch.setenv("CAPTION_STORE", tmp_path.as_uri())
         monkeypatch.setenv("CAPTION_PYTHON", sys.executable)
         assert operator.execute(context) == []
@@ -477,6 +484,37 @@ class TestOperator:
             run("raise OSError('disk full')")
         assert not isinstance(caught.value, AirflowFailException)
         assert "disk full" in str(caught.value)
+
+    def test_a_command_that_does_not_know_an_option(self, run):
+        """It is of another commit than the plugin: the error says so, and what to do, instead of a retry."""
+        from airflow.sdk.exceptions import AirflowFailException
+
+        with pytest.raises(
+            AirflowFailException, match=r"with which a command failed \(No such option: --no\): install"
+        ):
+            run(
+                "import os, runpy, sys; sys.argv[1:] = ['datasets', '--no'];"
+                "runpy.run_module('pipeline', run_name='__main__')"
+            )
+
+    def test_a_dag_file_of_another_version(self, run, tmp_path):
+        """Its tasks start no command; the error names both versions."""
+        from airflow.sdk.exceptions import AirflowFailException
+
+        run.dag_file = checkout(tmp_path, version="9.8.7") / "dags" / "some.py"
+        with pytest.raises(
+            AirflowFailException, match=rf"\(version 9.8.7\) .* plugin \(version {__version__}\): install"
+        ):
+            run("print(1)")
+        assert run.pushed["error"].startswith(f"The DAG files in {tmp_path / 'dags'} (version 9.8.7)")
+
+    def test_runs_the_code_of_the_dag_file(self, run, tmp_path, monkeypatch):
+        """The command is that of the checkout of the DAG file; all data is where the plugin has it."""
+        monkeypatch.delenv("CAPTION_TRACKING_URI")
+        run.dag_file = checkout(tmp_path) / "dags" / "some.py"
+        names = [f"CAPTION_{name.upper()}" for name in DATA_SETTINGS]
+        code = f"import json, os; print(json.dumps([os.getcwd(), *map(os.environ.get, {names})]))"
+        assert run(code)[0] == [str(tmp_path), *(DEFAULTS[name] for name in names)]
 
     def test_pushes_the_error_of_a_failed_command(self, run):
         """The error is an XCom, for the run note and the notifications."""
