@@ -26,6 +26,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return wheel
 
 
+@pytest.fixture(scope="session")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the wheel alone is installed."""
+    folder = tmp_path_factory.mktemp("site-packages")
+    command = [sys.executable, "-m", "pip", "--quiet", "install", "--no-deps", "--target", folder, wheel]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder
+
+
 @pytest.fixture
 def parser(monkeypatch) -> argparse.ArgumentParser:
     """Of Airflow's command line. Executors' commands are there only where the executor is configured."""

@@ -15,15 +15,6 @@ PACKAGES = {"dags": "captioning_dags", "pipeline": "pipeline", "plugins/captioni
 """The packages of the wheel, by folder of the checkout."""
 
 
-@pytest.fixture(scope="module")
-def installed(wheel, tmp_path_factory):
-    """A folder in which the wheel alone is installed."""
-    folder = tmp_path_factory.mktemp("site-packages")
-    command = [sys.executable, "-m", "pip", "--quiet", "install", "--no-deps", "--target", folder, wheel]
-    subprocess.run(command, check=True, capture_output=True)
-    return folder
-
-
 @pytest.fixture
 def run(installed, tmp_path):
     """Runs a program in an empty folder, where our code is only in the installed wheel; returns its output."""
