@@ -13,8 +13,13 @@ import sys
 import pytest
 
 from pipeline import __version__
+from pipeline.captioner import registry
+from pipeline.storage import open_bucket
+from tests.support import secrets, toy
+from tests.support.airflow_server import NIGHT_DAG, start_airflow
 from tests.support.paths import PROJECT
 from tests.support.repository import Repository
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="there is no git on the PATH")
 
@@ -115,3 +120,74 @@ def test_a_bundle_that_does_not_fit_the_plugin(load, tmp_path):
     lacks = r", which lacks something that they import \(cannot import name 'SOMETHING' .*\)"
     [error] = other_errors.values()
     assert re.search(does_not_fit.format(__version__, __version__, lacks), error.splitlines()[-1])
+
+
+COMMAND_LINE = """
+import pathlib, sys, time
+sys.stderr.write("the code of the {commit} commit\\n")
+while sys.argv[1:3] == ["night", "list"] and not pathlib.Path("{until}").exists():
+    time.sleep(0.1)
+"""
+"""What a command does first: it says which code it is, and the listing of the inbox waits."""
+
+
+@pytest.fixture
+def night_airflow(trained, tmp_path):
+    """A whole Airflow with a bundle of a repository, and a photograph to caption."""
+    store, inbox = open_bucket(str(tmp_path / "store")), open_bucket(str(tmp_path / "inbox"))
+    toy.copy(trained.store, store, "models/", "encoders/")
+    registry.promote(trained.model.version, store)
+    inbox.put("red.jpg", toy.picture("red"))
+    repository = Repository(tmp_path / "repository", code(tmp_path, "first"))
+    environment = {
+        **secrets.without_credentials(),
+        **repository.bundles(captioning=None),
+        "CAPTION_STORE": store.uri,
+        "CAPTION_INBOX": inbox.uri,
+    }
+    with start_airflow(tmp_path / "airflow", environment) as server:
+        yield server, repository
+
+
+def code(folder, commit):
+    """The changes of a commit: its commands say that they are its own."""
+    command_line = (PROJECT / "pipeline" / "__main__.py").read_text()
+    dag_file = (PROJECT / "dags" / "caption_new_images.py").read_text()
+    return {
+        "pipeline/__main__.py": COMMAND_LINE.format(commit=commit, until=folder / "go on") + command_line,
+        "dags/caption_new_images.py": f"{dag_file}# the {commit} commit\n",
+    }
+
+
+@pytest.mark.airflow
+def test_a_night_keeps_to_its_commit(night_airflow, tmp_path):
+    """Its tasks run the code of the commit with which it began, although the repository has moved on meanwhile."""
+    server, repository = night_airflow
+    server.unpause(NIGHT_DAG)
+    night = server.first_run(NIGHT_DAG)
+    night.wait_for_task("list_inbox", "running")
+    second = repository.commit(code(tmp_path, "second"))
+
+    def parsed():
+        return server.call("GET", f"/api/v2/dags/{NIGHT_DAG}")["bundle_version"] == second
+
+    wait_for("the second commit", parsed)
+    (tmp_path / "go on").touch()
+    night.seconds()
+    next_night = server.trigger(NIGHT_DAG)
+    next_night.seconds()
+    commands = {"list_inbox", "plan_extraction", "extract", "plan_captions", "caption", "reconcile", "end_run"}
+    assert codes(tmp_path, night) == dict.fromkeys(commands, "first")
+    assert codes(tmp_path, next_night) == dict.fromkeys(commands - {"extract", "caption"}, "second")
+    assert server.call("GET", "/api/v2/importErrors")["import_errors"] == []
+
+
+def codes(folder, run):
+    """By task, the commit of the code that a run's log names."""
+    logs = (folder / "airflow" / "logs").glob(f"dag_id={NIGHT_DAG}/run_id={run.id}/task_id=*/**/*.log")
+    found = {}
+    for log in logs:
+        [task_id] = [part.removeprefix("task_id=") for part in log.parts if part.startswith("task_id=")]
+        if named := re.search("the code of the (.+) commit", log.read_text()):
+            found[task_id] = named[1]
+    return found
