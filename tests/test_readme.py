@@ -52,11 +52,19 @@ def test_every_target_has_a_line_of_help():
     assert set(re.findall(r"make ([a-z-]+)\b(?=[` \n]| D)", README)) - {"it", "the"} <= set(listed)
 
 
+def anchors(page):
+    """The anchors of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
 def test_every_link_leads_somewhere():
-    """Files that the README and the documents link to are there, pictures too."""
+    """Files that the README and the documents link to are there, pictures too, and the headings of pages."""
     for page in PAGES:
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), (page.name, target)
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", page.read_text()):
+            linked = page.parent / target if target else page
+            assert linked.exists(), (page.name, target)
+            assert not anchor or anchor in anchors(linked), (page.name, target, anchor)
 
 
 @pytest.mark.parametrize(

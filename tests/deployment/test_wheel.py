@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -74,6 +75,16 @@ bag = DagBag("dags")
 assert bag.import_errors == {}, bag.import_errors
 print(*sorted(bag.dags))
 """
+
+
+def test_airflow_reads_a_file_that_imports_the_dags(run, tmp_path):
+    """The user's own, as docs/existing-airflow.md shows it, gives Airflow both DAGs."""
+    page = (PROJECT / "docs" / "existing-airflow.md").read_text()
+    [code] = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "dags").mkdir()
+    (tmp_path / "dags" / "ours.py").write_text(code)
+    dags = run(sys.executable, "-c", PARSE, AIRFLOW__CORE__PLUGINS_FOLDER=str(tmp_path / "plugins"))
+    assert dags.splitlines()[-1] == "caption_new_images retrain_captioner"
 
 
 def test_airflow_reads_the_dags(run, installed, tmp_path):
