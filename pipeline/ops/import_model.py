@@ -68,7 +68,7 @@ def import_model(version: str | None, *, source: Bucket, target: Bucket, promote
             "that gets the model."
         )
     source.require()
-    version = version or registry.read_champion(source).version
+    version = _find_version(version, source)
     metadata = load_metadata(version, source)
     is_new = _check_version(metadata, source, target)
     dataset = datasets.load(metadata.dataset, source)
@@ -92,6 +92,23 @@ def import_model(version: str | None, *, source: Bucket, target: Bucket, promote
         registry.promote(version, target, reason=_reason(version, source))
     champion = registry.find_champion(target)
     return Imported(version=version, champion=champion.version if champion else None, copied=copied + is_new)
+
+
+def _find_version(version: str | None, source: Bucket) -> str:
+    """The version to import, which the source has. Raises ``PipelineError`` if it has no such model or no champion."""
+    if version is None:
+        if (champion := registry.find_champion(source)) is None:
+            raise PipelineError(
+                f"No model has been promoted in {source.uri}: check that this is the address of the other store, or "
+                "give the version of a model to copy."
+            )
+        return champion.version
+    if not source.exists(layout.model_metadata(version)):
+        raise PipelineError(
+            f"There is no model {version!r} in {source.uri}: check the address, and list the models there with "
+            f"`CAPTION_STORE={source.uri} captioning status`."
+        )
+    return version
 
 
 def _check_version(metadata: ModelMetadata, source: Bucket, target: Bucket) -> bool:

@@ -283,9 +283,13 @@ def test_what_can_not_be_imported(staging, production, new_bucket, tmp_path):
         move(LocalBucket(tmp_path / "typo"), production)
     empty = new_bucket()
     empty.put("notes.txt", b"")
-    with pytest.raises(PipelineError, match=f"No model has been promoted in {empty.uri}"):
+    with pytest.raises(
+        PipelineError, match=f"No model has been promoted in {empty.uri}: check that this is the address"
+    ):
         move(empty, production)
-    with pytest.raises(PipelineError, match=f"There is no model 'v9' in {staging.uri}"):
+    with pytest.raises(
+        PipelineError, match=f"There is no model 'v9' in {staging.uri}.*`CAPTION_STORE={staging.uri} captioning status`"
+    ):
         move(staging, production, "v9")
     assert list(production.list()) == []
 
