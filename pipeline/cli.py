@@ -404,7 +404,7 @@ def compare(
 
     settings, store = read_settings(), _store()
     decoding = DecodingConfig(beam_width=beam_width, mbr_samples=mbr_samples)
-    text = comparison.compare(version, decoding=decoding, store=store)
+    sections = [comparison.compare(version, decoding=decoding, store=store)]
     if settings.shadow:
         of_inbox = shadow.compare(
             version,
@@ -414,8 +414,9 @@ def compare(
             inbox_uri=settings.inbox,
             store=store,
         )
-        text = f"{text}\n\n{of_inbox}"
-    _print({"version": version, "comparison": text, "summary": text.partition("\n")[0]})
+        sections.append(of_inbox)
+    summary = sections[-1].partition("\n")[0].removesuffix(":")
+    _print({"version": version, "comparison": "\n\n".join(sections), "summary": summary})
 
 
 @app.command()

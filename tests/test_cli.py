@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -279,10 +280,13 @@ def test_a_retraining(store, source, result, toy_encoder, monkeypatch):
         "champion": None,
         "summary": "there is no champion yet",
     }
-    compared = result("compare", version, *decoding)["comparison"]
-    assert "\n\nThere is no champion yet.\n\nNo captions of photographs in the inbox are compared: there is" in compared
+    compared = result("compare", version, *decoding)
+    assert compared["summary"] == "No captions of photographs in the inbox are compared: there is no champion yet."
+    assert compared["comparison"].endswith(f"\n\nThere is no champion yet.\n\n{compared['summary']}")
     monkeypatch.setenv("CAPTION_SHADOW", "0")
-    assert result("compare", version, *decoding)["comparison"].endswith("\n\nThere is no champion yet.")
+    compared = result("compare", version, *decoding)
+    assert compared["comparison"].endswith("\n\nThere is no champion yet.")
+    assert re.fullmatch(r"Scores on \d+ test photographs \(beam 2\)", compared["summary"])
     assert not result("gate", version, "--policy", "never", *decoding)["promoted"]
     assert not result("gate", version, "--floor", "9.9", *decoding)["promoted"]
     promoted = result("gate", version, "--run", "r1", *decoding)
