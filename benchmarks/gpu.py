@@ -86,12 +86,12 @@ def learning(rounds: int) -> dict[str, float]:
     """Captions trained on, and pictures captioned, per second."""
     captions = captions_like_flickr8k(LEARNT_PICTURES)
     captioner = briefly_trained(captions)
-    vectors = captions.features[:WRITTEN_PICTURES]
+    features = captions.features[:WRITTEN_PICTURES]
     [model] = captioner.models
 
     # Decoding first: the training changes its captions.
     greedy, beam = (
-        seconds(partial(captioner.caption, vectors, decoding), rounds) for decoding in (GREEDY, DecodingConfig())
+        seconds(partial(captioner.caption, features, decoding), rounds) for decoding in (GREEDY, DecodingConfig())
     )
 
     def learn() -> None:

@@ -9,6 +9,7 @@ from pipeline.captioner.captioner import Captioner
 from pipeline.captioner.merge_model import build
 from pipeline.config import GREEDY, DecodingConfig, TrainingConfig
 from pipeline.data.vocabulary import END, SPECIAL_WORDS, START, Vocabulary
+from pipeline.features.store import Features
 from pipeline.training.batches import EncodedCaptions
 from pipeline.training.loop import compile_for_training, evaluate_loss, train_epoch
 
@@ -38,7 +39,7 @@ def captions_like_flickr8k(pictures: int) -> EncodedCaptions:
     of_length, of_subject, noise = (
         rng.random((size, DIMENSION), dtype=np.float32) for size in (LONGEST + 1, SUBJECTS, pictures)
     )
-    features = of_length[usual_length] + of_subject[shown] + noise
+    vectors = of_length[usual_length] + of_subject[shown] + noise
     image = np.repeat(np.arange(pictures), 5)
     lengths = rng.normal(usual_length[image], 2.0).round().clip(2, LONGEST).astype(int)
     ids = []
@@ -46,7 +47,7 @@ def captions_like_flickr8k(pictures: int) -> EncodedCaptions:
         ranks = rng.choice(words, length, p=frequency / frequency.sum())
         of_place = (ranks + subject) % words
         ids.append([START, *(len(SPECIAL_WORDS) + of_place * LONGEST + np.arange(length)).tolist(), END])
-    return EncodedCaptions(features, image, ids)
+    return EncodedCaptions(Features(vectors), image, ids)
 
 
 def head(captions: EncodedCaptions, pictures: int) -> EncodedCaptions:
@@ -108,18 +109,18 @@ def decoding(rounds: int) -> dict[str, float]:
     captions = captions_like_flickr8k(WRITTEN_PICTURES)
     captioner = briefly_trained(captions)
     of_prefixes = model_of_prefixes(captioner.models[0], CONFIG)
-    few = captions.features[:WRITTEN_THE_USUAL_WAY]
+    vectors = captions.features.vectors
     greedy, beam, usual = alternate(
         lambda: captioner.caption(captions.features, GREEDY),
         lambda: captioner.caption(captions.features, DecodingConfig(beam_width=5)),
-        lambda: caption(of_prefixes, few, LONGEST),
+        lambda: caption(of_prefixes, vectors[:WRITTEN_THE_USUAL_WAY], LONGEST),
         rounds=rounds,
     )
-    ours = [found.text for found in captioner.caption(captions.features, GREEDY)[: 4 * len(few)]]
+    ours = [found.text for found in captioner.caption(captions.features, GREEDY)[: 4 * WRITTEN_THE_USUAL_WAY]]
     theirs = [
-        captioner.vocabulary.decode(ids) for ids in caption(of_prefixes, captions.features[: 4 * len(few)], LONGEST)
+        captioner.vocabulary.decode(ids) for ids in caption(of_prefixes, vectors[: 4 * WRITTEN_THE_USUAL_WAY], LONGEST)
     ]
-    rate, usual_rate = WRITTEN_PICTURES / cpu(greedy), len(few) / cpu(usual)
+    rate, usual_rate = WRITTEN_PICTURES / cpu(greedy), WRITTEN_THE_USUAL_WAY / cpu(usual)
     return {
         "greedy_pictures_per_cpu_second": rate,
         "beam5_pictures_per_cpu_second": WRITTEN_PICTURES / cpu(beam),

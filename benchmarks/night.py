@@ -24,13 +24,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from benchmarks.extraction import photographs
 from pipeline.captioner.registry import promote
 from pipeline.features import extraction
 from pipeline.features import store as feature_store
+from pipeline.features.store import Features
 from pipeline.settings import PROJECT
 from pipeline.storage import Bucket, layout, open_bucket
 from pipeline.training.batches import EncodedCaptions
@@ -65,8 +65,8 @@ def night(pictures: int = PICTURES) -> dict[str, float]:
         encoder_id = register_encoder(environment)
         fill(arriving, pictures)
         images = listing.tabulate(arriving.list())
-        before, vectors = extract_alone(images, arriving, encoder_id, copy_encoder(store, f"{folder}/before"))
-        save_champion(encoder_id, vectors, store)
+        before, features = extract_alone(images, arriving, encoder_id, copy_encoder(store, f"{folder}/before"))
+        save_champion(encoder_id, features, store)
         with start_airflow(Path(folder, "airflow"), environment) as server:
             server.first_night()
             Path(folder, "arriving").rename(Path(folder, "inbox"))
@@ -90,15 +90,15 @@ def register_encoder(environment: dict[str, str]) -> str:
     return str(json.loads(done.stdout)["encoder_id"])
 
 
-def save_champion(encoder_id: str, vectors: npt.NDArray[np.float32], store: Bucket) -> None:
-    """Teach a captioner captions as long as Flickr8k's, of pictures with these vectors (N, D), and promote it."""
+def save_champion(encoder_id: str, features: Features, store: Bucket) -> None:
+    """Teach a captioner captions as long as Flickr8k's, of pictures with these features, and promote it."""
     from benchmarks.learning import CONFIG, LONGEST, briefly_trained, captions_like_flickr8k
     from pipeline.captioner.bundle import save
     from pipeline.captioner.metadata import EnsembleMember, ModelMetadata
 
     drawn = captions_like_flickr8k(LEARNT_PICTURES)
-    vectors = np.resize(vectors, (LEARNT_PICTURES, vectors.shape[1]))
-    captioner = briefly_trained(EncodedCaptions(vectors, drawn.image, drawn.ids))
+    features = features[np.arange(LEARNT_PICTURES) % len(features)]
+    captioner = briefly_trained(EncodedCaptions(features, drawn.image, drawn.ids))
     metadata = ModelMetadata(
         version="champion",
         created_at=datetime.now(UTC),
@@ -126,10 +126,8 @@ def copy_encoder(store: Bucket, folder: str) -> Bucket:
     return copy
 
 
-def extract_alone(
-    images: pa.Table, inbox: Bucket, encoder_id: str, store: Bucket
-) -> tuple[float, npt.NDArray[np.float32]]:
-    """Extract all pictures' features in one process: the seconds from its start to its end, and the vectors (N, D)."""
+def extract_alone(images: pa.Table, inbox: Bucket, encoder_id: str, store: Bucket) -> tuple[float, Features]:
+    """Extract all pictures' features in one process: the seconds from its start to its end, and the features."""
     [shard] = extraction.plan_extraction(
         images, run="alone", source=inbox.uri, encoder_id=encoder_id, store=store, shard_size=len(images)
     )
@@ -139,7 +137,7 @@ def extract_alone(
     subprocess.run(command, env=environment, cwd=PROJECT, check=True, capture_output=True)
     seconds = time.monotonic() - start
     rows = feature_store.look_up(images, encoder_id=encoder_id, store=store)
-    return seconds, feature_store.read_vectors(rows, encoder_id=encoder_id, store=store)
+    return seconds, feature_store.read_features(rows, encoder_id=encoder_id, store=store)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The scores of a training configuration: for each decoding, the mean and the standard deviation over seeds.
 
-    python -m benchmarks.quality DATA ENCODER [NAME=VALUE ...] [--crops] [--int8] [--seeds 0 1 2]
+    python -m benchmarks.quality DATA ENCODER [NAME=VALUE ...] [--crops] [--regions] [--int8] [--seeds 0 1 2]
         [--beam-width 1 5] [--mbr-samples 0 40]
 
 DATA is a folder in the Flickr8k layout, ENCODER an encoder as for `captioning register-encoder`, NAME=VALUE a field of
@@ -22,6 +22,7 @@ from pipeline.data.ingest import ingest
 from pipeline.errors import exit_on_error
 from pipeline.features import encoder as encoders
 from pipeline.features import extraction, quantization
+from pipeline.features.regions import add_regions
 from pipeline.features.splits import read_split
 from pipeline.metrics.coco import score
 from pipeline.settings import read_settings
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("encoder")
     parser.add_argument("--crops", action="store_true", help="encode six crops of each picture")
+    parser.add_argument("--regions", action="store_true", help="also encode the regions of each picture")
     parser.add_argument("--int8", action="store_true", help="encode in 8-bit integers")
     parser.add_argument(
         "config",
@@ -58,7 +60,7 @@ def main() -> None:
     config = TrainingConfig.parse(options.config)
     store = open_bucket(read_settings().store)
     dataset_id, vocabulary_key, encoder_id = prepare(
-        options.data, options.encoder, crops=options.crops, int8=options.int8, store=store
+        options.data, options.encoder, crops=options.crops, regions=options.regions, int8=options.int8, store=store
     )
     rows: dict[DecodingConfig, list[dict[str, float]]] = {
         DecodingConfig(beam_width=width, mbr_samples=samples): []
@@ -82,7 +84,7 @@ def main() -> None:
         report(decoding, f"mean of {len(measured)}", measured)
 
 
-def prepare(data: str, encoder: str, *, crops: bool, int8: bool, store: Bucket) -> tuple[str, str, str]:
+def prepare(data: str, encoder: str, *, crops: bool, regions: bool, int8: bool, store: Bucket) -> tuple[str, str, str]:
     """Ingest, count the words, and extract the missing features.
 
     Returns:
@@ -91,6 +93,8 @@ def prepare(data: str, encoder: str, *, crops: bool, int8: bool, store: Bucket) 
     dataset_id = ingest([data], store, name=Path(data).name).dataset
     vocabulary_key, _ = datasets.build_vocabulary(dataset_id, store, min_count=MIN_COUNT)
     encoder_id = encoders.register(encoder, store, crops=crops)
+    if regions:
+        encoder_id = add_regions(encoder_id, dataset_id, store)
     if int8:
         encoder_id = quantization.quantize(encoder_id, dataset_id, store)
     for source, images in datasets.listings_by_source(datasets.load(dataset_id, store).table).items():
@@ -104,9 +108,14 @@ def measure(captioner: Captioner, model: ModelMetadata, decoding: DecodingConfig
     dataset = datasets.load(model.dataset, store)
     for name, columns in COLUMNS.items():
         split = read_split(
-            dataset, name, encoder_id=model.encoder_id, store=store, max_failed_fraction=MAX_FAILED_FRACTION
+            dataset,
+            name,
+            encoder_id=model.encoder_id,
+            regions=captioner.attends,
+            store=store,
+            max_failed_fraction=MAX_FAILED_FRACTION,
         )
-        texts = [caption.text for caption in captioner.caption(split.vectors, decoding)]
+        texts = [caption.text for caption in captioner.caption(split.features, decoding)]
         captions = dict(zip(split.image_ids, texts, strict=True))
         # Java's METEOR takes its time: only where it is shown.
         scores = score(captions, split.references, java=None if "METEOR" in columns else False)

@@ -62,7 +62,7 @@ def batches_of_prefixes(
                     prefixes.append(ids[:length])
                     following.append(ids[length])
         padded = keras.utils.pad_sequences(prefixes, maxlen=PADDED)
-        yield (captions.features[rows], padded), keras.utils.to_categorical(following, vocabulary_size)
+        yield (captions.features.vectors[rows], padded), keras.utils.to_categorical(following, vocabulary_size)
 
 
 def caption(of_prefixes: keras.Model, features: npt.NDArray[np.float32], longest: int) -> list[list[int]]:

@@ -30,6 +30,12 @@ class TrainingConfig(BaseModel):
     )
     embedding_size: int = Field(50, ge=1, le=1024, description="Length of a word vector; GloVe's must have this length")
     units: int = Field(256, ge=8, le=4096, description="Width of the image projection, the LSTM and the merged layer")
+    attention_heads: int = Field(
+        4,
+        ge=0,
+        le=8,
+        description="Heads of the attention to regions, if the encoder yields them; 0 for a model of the vectors alone",
+    )
     dropout: float = Field(0.3, ge=0, le=0.95, description="Share of the units dropped in training")
     epochs: int = Field(10, ge=1, le=1000, description="Maximum passes over the training captions")
     patience: int = Field(

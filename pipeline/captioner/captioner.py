@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.captioner.merge_model import decode_step, initial_state
+from pipeline.captioner.merge_model import attends, decode_step, encode_images
 from pipeline.config import ENGLISH, DecodingConfig
 from pipeline.data.text import allows_repeats
 from pipeline.data.vocabulary import Vocabulary
 from pipeline.features.crops import mean_crop
+from pipeline.features.store import Features
 from pipeline.progress import track
 
 if TYPE_CHECKING:
@@ -52,18 +53,23 @@ class Captioner:
         self.allow_repeats = allows_repeats(language)
         self._decoders: dict[DecodingConfig, CompiledFunction] = {}
 
-    def caption(self, features: npt.NDArray[np.float32], decoding: DecodingConfig) -> list[Caption]:
-        """The best caption of each image: (N, D), or (N, C, D) of C crops, float32, to N captions."""
+    @property
+    def attends(self) -> bool:
+        """Whether it needs the regions of images."""
+        return any(map(attends, self.models))
+
+    def caption(self, features: Features, decoding: DecodingConfig) -> list[Caption]:
+        """The best caption of each of N images."""
         return [best for best, *_ in self.alternatives(features, decoding)]
 
-    def alternatives(self, features: npt.NDArray[np.float32], decoding: DecodingConfig) -> list[list[Caption]]:
+    def alternatives(self, features: Features, decoding: DecodingConfig) -> list[list[Caption]]:
         """All captions of each image's beam, the best first: N lists of 1 to ``decoding.beam_width`` captions.
 
         Args:
-            features: (N, D), or (N, C, D) of C crops, float32; the mean of the crops is captioned.
+            features: of N images, with regions if the captioner attends to them; the mean of the crops is captioned.
             decoding: how captions are decoded.
         """
-        batches = self._decode(mean_crop(features), decoding)
+        batches = self._decode(features, decoding)
         beams = (beam for sentences in batches for beam in zip(*sentences, strict=True))
         return [
             [
@@ -74,39 +80,40 @@ class Captioner:
             for beam in track(beams, total=len(features), unit="captions", log=log)
         ]
 
-    def standardized(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def standardized(self, features: Features) -> npt.NDArray[np.float32]:
         """The mean crops (N, D) in standard deviations from the mean of the training images, as the models see them."""
         from keras import ops
 
-        return ops.convert_to_numpy(self.models[0].get_layer("scale")(mean_crop(features)))  # type: ignore[no-any-return]
+        return ops.convert_to_numpy(self.models[0].get_layer("scale")(mean_crop(features).vectors))  # type: ignore[no-any-return]
 
-    def _decode(self, features: npt.NDArray[np.float32], decoding: DecodingConfig) -> Iterator["Sentences"]:
+    def _decode(self, features: Features, decoding: DecodingConfig) -> Iterator["Sentences"]:
         """The sentences of one batch after the other, as arrays."""
         from pipeline.captioner.decoding import Sentences
         from pipeline.captioner.mbr import rerank
 
+        features = mean_crop(features if self.attends else Features(features.vectors))
         # One size for all batches, so that decoding is compiled once; a power of two, so that sizes recur.
         max_size = BATCH_ROWS // max(decoding.beam_width, decoding.mbr_samples)
         size = min(BATCH_SIZE, 1 << (max_size.bit_length() - 1), 1 << (len(features) - 1).bit_length())
         for start in range(0, len(features), size):
             batch = features[start : start + size]
-            padded = np.pad(batch, ((0, size - len(batch)), (0, 0)), mode="edge")
-            beam, *samples = self._compiled(decoding).predict_on_batch(padded)
+            # The last image again and again.
+            padded = batch[np.minimum(np.arange(size), len(batch) - 1)]
+            beam, *samples = self._compiled(decoding).predict_on_batch(padded.inputs)
             if samples:
                 beam = rerank(beam, samples[0], self.vocabulary.information)
             yield Sentences(*(array[: len(batch)] for array in beam))
 
     def _compiled(self, decoding: DecodingConfig) -> "CompiledFunction":
-        """A function of features to the beam and, for MBR decoding, the ids of the samples."""
+        """A function of the inputs of images to the beam and, for MBR decoding, the ids of the samples."""
         from keras import ops
 
         from pipeline.captioner.decoding import CompiledFunction, beam_search, sample
         from pipeline.captioner.mbr import stratified_uniforms
 
-        step = partial(decode_step, self.models)
-
-        def decode(features: "Tensor") -> tuple["Tensor", ...]:
-            state = initial_state(self.models, features)
+        def decode(inputs: Mapping[str, "Tensor"]) -> tuple["Tensor", ...]:
+            images, state = encode_images(self.models, inputs)
+            step = partial(decode_step, self.models, images)
             beam = beam_search(
                 step,
                 state,
@@ -117,7 +124,7 @@ class Captioner:
             if not decoding.mbr_samples:
                 return (beam,)
             uniforms = stratified_uniforms(decoding.mbr_samples, self.max_length)
-            uniforms = ops.broadcast_to(uniforms, (ops.shape(features)[0], *uniforms.shape))
+            uniforms = ops.broadcast_to(uniforms, (ops.shape(inputs["features"])[0], *uniforms.shape))
             return beam, sample(step, state, uniforms=uniforms, allow_repeats=self.allow_repeats).ids
 
         if decoding not in self._decoders:

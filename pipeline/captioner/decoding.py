@@ -23,14 +23,43 @@ Tensor = Any
 State = tuple[Tensor, ...]
 """The state of a model after the words so far; each tensor has one row per sentence."""
 
+
+class Rows(NamedTuple):
+    """The S rows of a step, among the rows of all sentences: B sequences with K adjacent rows each.
+
+    What belongs to a sequence, such as its image, has B rows, and is not copied for each of its sentences.
+
+    Attributes:
+        indices: (S,) int32: the rows.
+        places: (B * K,) int32: the place of each row among the S; arbitrary for a row that is not one of them.
+        per_sequence: K.
+    """
+
+    indices: Tensor
+    places: Tensor
+    per_sequence: int
+
+    def of_sequences(self, tensor: Tensor) -> Tensor:
+        """What belongs to the sequence of each row: (B, ...) to (S, ...)."""
+        return ops.take(tensor, self.indices // self.per_sequence, axis=0)
+
+    def by_sequence(self, tensor: Tensor) -> Tensor:
+        """The rows of each sequence, those that are not among the S arbitrary: (S, ...) to (B, K, ...)."""
+        return ops.reshape(ops.take(tensor, self.places, axis=0), (-1, self.per_sequence, *tensor.shape[1:]))
+
+    def from_sequences(self, tensor: Tensor) -> Tensor:
+        """The inverse of ``by_sequence``: (B, K, ...) to (S, ...)."""
+        return ops.take(ops.reshape(tensor, (-1, *tensor.shape[2:])), self.indices, axis=0)
+
+
 BATCH_SIZES = 8
 """Batch sizes of the calls of the model, multiples of an eighth of all rows. The step is compiled once for each."""
 
 BLOCK = 64
 """Words of the vocabulary in a block. The search for a word first selects blocks, then words within these."""
 
-Step = Callable[[Tensor, State], tuple[Tensor, State]]
-"""(last words (M,) int32, state) to (log probabilities (M, V), next state)."""
+Step = Callable[[Tensor, State, Rows], tuple[Tensor, State]]
+"""(last words (S,) int32, state of S rows, these rows) to (log probabilities (S, V), next state)."""
 
 
 class Sentences(NamedTuple):
@@ -188,9 +217,10 @@ def _decode(
         return ops.any(is_active(rows, last))
 
     def decode_word(position: Tensor, rows: Sentences, last: Tensor, state: State) -> tuple[Any, ...]:
-        def extend(indices: Tensor) -> tuple[Tensor, ...]:
+        def extend(indices: Tensor, places: Tensor) -> tuple[Tensor, ...]:
             words = ops.take(last, indices)
-            log_probs, following = step(words, tuple(ops.take(tensor, indices, axis=0) for tensor in state))
+            active = tuple(ops.take(tensor, indices, axis=0) for tensor in state)
+            log_probs, following = step(words, active, Rows(indices, places, count))
             return (*propose(position, log_probs, indices, words, ops.take(rows.ids, indices, axis=0)), *following)
 
         gains, words, *following = _compute_selected(is_active(rows, last), extend)
@@ -217,12 +247,13 @@ def _decode(
     )
 
 
-def _compute_selected(selected: Tensor, compute: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+def _compute_selected(selected: Tensor, compute: Callable[[Tensor, Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     """Tensors of M rows, computed for the selected rows only; the values of the others are arbitrary.
 
     Args:
         selected: (M,) bool, at least one true.
-        compute: from the indices of S rows (S,) to tensors of S rows.
+        compute: from the indices of S rows (S,), and the place of each of the M rows among them (M,), to tensors of S
+            rows.
     """
     rows = ops.shape(selected)[0]
     counts = ops.cumsum(ops.cast(selected, "int32"))
@@ -231,8 +262,8 @@ def _compute_selected(selected: Tensor, compute: Callable[[Tensor], tuple[Tensor
         size = -(-rows * eighths // BATCH_SIZES)
         # The indices of the selected rows, filled up with the last row.
         indices = ops.minimum(ops.searchsorted(counts, ops.arange(1, size + 1)), rows - 1)
-        place = ops.clip(counts - 1, 0, size - 1)
-        return tuple(ops.take(values, place, axis=0) for values in compute(indices))
+        places = ops.clip(counts - 1, 0, size - 1)
+        return tuple(ops.take(values, places, axis=0) for values in compute(indices, places))
 
     # A compiled function has fixed shapes, hence a branch for each batch size; the smallest sufficient one is taken.
     smallest = (counts[-1] * BATCH_SIZES - 1) // rows

@@ -3,27 +3,29 @@
 It is the variant *merge* of Tanti, Gatt and Camilleri 2018, "Where to put the image in an image caption generator"
 (https://arxiv.org/abs/1703.09137): the LSTM reads only words, and its state is merged with the image vector just before
 the softmax. The state after a prefix depends on the prefix alone, so one pass over a caption gives the predictions for
-all its prefixes.
+all its prefixes. If the encoder yields regions, the state also attends to them (scaled dot products by several heads:
+Vaswani et al. 2017, https://arxiv.org/abs/1706.03762), and what it finds is merged with state and vector.
 """
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import TrainingConfig
+from pipeline.features.store import Features
 
 if TYPE_CHECKING:
     import keras
 
-    from pipeline.captioner.decoding import State, Tensor
+    from pipeline.captioner.decoding import Rows, State, Tensor
 
 
 def build(
     vocabulary_size: int,
-    features: npt.NDArray[np.float32],
+    features: Features,
     config: TrainingConfig,
     embeddings: npt.NDArray[np.float32] | None = None,
 ) -> "keras.Model":
@@ -31,67 +33,125 @@ def build(
 
     Args:
         vocabulary_size: V.
-        features: (N, D), or (N, C, D) of C crops, float32, the vectors of the training images: the model standardizes
-            its input by their mean and variance.
-        config: sizes, dropout and seed.
+        features: those of the training images: the model standardizes its vectors by their mean and variance.
+        config: sizes, heads of the attention to regions if the features have them, dropout and seed.
         embeddings: (V, embedding_size) float32, initial values of the embedding, which is trained further.
 
     Returns:
-        A model of ``{"features": (B, D), "words": (B, T) int}`` to logits (B, T, V) of each next word.
+        A model of ``{"features": (B, D), "words": (B, T) int}``, with attention also ``"regions": (B, R, K)``, to
+        logits (B, T, V) of each next word.
     """
     import keras
     from keras import layers
 
     keras.utils.set_random_seed(config.seed)
-    features = features.reshape(-1, features.shape[-1])
-    image = keras.Input((features.shape[1],), name="features")
-    words = keras.Input((None,), dtype="int32", name="words")
+    vectors = features.vectors.reshape(-1, features.vectors.shape[-1])
+    inputs = {
+        "features": keras.Input((vectors.shape[1],), name="features"),
+        "words": keras.Input((None,), dtype="int32", name="words"),
+    }
 
-    standardized = layers.Normalization(mean=features.mean(axis=0), variance=features.var(axis=0) + 1e-6, name="scale")
+    standardized = layers.Normalization(mean=vectors.mean(axis=0), variance=vectors.var(axis=0) + 1e-6, name="scale")
     # Without this layer norm (Ba, Kiros and Hinton 2016, https://arxiv.org/abs/1607.06450) the model overfits sooner.
     project = keras.Sequential([layers.Dense(config.units), layers.LayerNormalization(), layers.ReLU()], name="image")
-    projected = project(layers.Dropout(config.dropout, name="image_dropout")(standardized(image)))
+    projected = project(layers.Dropout(config.dropout, name="image_dropout")(standardized(inputs["features"])))
     embedding = layers.Embedding(vocabulary_size, config.embedding_size, name="embedding")
-    embedded = layers.Dropout(config.dropout, name="word_dropout")(embedding(words))
+    embedded = layers.Dropout(config.dropout, name="word_dropout")(embedding(inputs["words"]))
     # Padding is at the end, where the loss masks it and no word follows it: the LSTM needs no mask.
     states, _, _ = layers.LSTM(config.units, return_sequences=True, return_state=True, name="lstm")(embedded)
     states = layers.Dropout(config.dropout, name="state_dropout")(states)
-    merged = layers.Add(name="merge")([states, layers.Reshape((1, config.units), name="broadcast")(projected)])
+    parts = [states, layers.Reshape((1, config.units), name="broadcast")(projected)]
+    if config.attention_heads and features.regions is not None:
+        inputs["regions"] = keras.Input(features.regions.shape[1:], name="regions")
+        parts.append(_attention(states, inputs["regions"], config))
+    merged = layers.Add(name="merge")(parts)
     hidden = layers.Dense(config.units, activation="relu", name="hidden")(merged)
     logits = layers.Dense(vocabulary_size, name="logits")(layers.Dropout(config.dropout, name="hidden_dropout")(hidden))
-    model = keras.Model({"features": image, "words": words}, logits, name="merge_captioner")
+    model = keras.Model(inputs, logits, name="merge_captioner")
     if embeddings is not None:
         embedding.set_weights([embeddings])
     return model
 
 
-def initial_state(models: Sequence["keras.Model"], features: "Tensor") -> "State":
-    """The state at the start of a caption: features (B, D) to the states of all models, one tuple, B rows each."""
+def _attention(states: "Tensor", regions: "Tensor", config: TrainingConfig) -> "Tensor":
+    """The context of each state: states (B, T, units) ask regions (B, R, K), by several heads; (B, T, units)."""
+    import keras
+    from keras import layers, ops
+
+    heads, width = config.attention_heads, config.units // config.attention_heads
+
+    def project(name: str) -> keras.Sequential:
+        return keras.Sequential([layers.Dense(heads * width), layers.Reshape((-1, heads, width))], name=name)
+
+    # The same numbers are dropped from all regions of a picture.
+    dropped = layers.Dropout(config.dropout, noise_shape=(None, 1, regions.shape[-1]), name="region_dropout")(regions)
+    found = ops.dot_product_attention(project("queries")(states), project("keys")(dropped), project("values")(dropped))
+    return keras.Sequential([layers.Reshape((-1, heads * width)), layers.Dense(config.units)], name="context")(found)
+
+
+def attends(model: "keras.Model") -> bool:
+    """Whether the model attends to the regions of an image."""
+    return any(tensor.name == "regions" for tensor in model.inputs)
+
+
+class Image(NamedTuple):
+    """What a model needs of B images, computed once.
+
+    Attributes:
+        projected: (B, units).
+        keys: (B, R, heads, width), and ``values``, which attention reads; None for a model without attention.
+    """
+
+    projected: "Tensor"
+    keys: "Tensor | None" = None
+    values: "Tensor | None" = None
+
+
+def encode_images(models: Sequence["keras.Model"], inputs: Mapping[str, "Tensor"]) -> tuple[list[Image], "State"]:
+    """What decoding begins with.
+
+    Args:
+        models: the models.
+        inputs: ``features`` (B, D) and, for attention, ``regions`` (B, R, K).
+
+    Returns:
+        The images as each model sees them, and the state at the start of a caption: the tensors of all models in one
+        tuple, B rows each.
+    """
     from keras import ops
 
+    images: list[Image] = []
     state: list[Tensor] = []
     for model in models:
-        image = model.get_layer("image")(model.get_layer("scale")(features))
-        state += [image, ops.zeros_like(image), ops.zeros_like(image)]
-    return tuple(state)
+        layer = model.get_layer
+        projected = layer("image")(layer("scale")(inputs["features"]))
+        attended = [layer(name)(inputs["regions"]) for name in ("keys", "values")] if attends(model) else []
+        images.append(Image(projected, *attended))
+        state += [ops.zeros_like(projected), ops.zeros_like(projected)]
+    return images, tuple(state)
 
 
-def decode_step(models: Sequence["keras.Model"], words: "Tensor", state: "State") -> tuple["Tensor", "State"]:
-    """One decoding step: last words (M,) and state to log probabilities (M, V) of the next words, and the next state.
+def decode_step(
+    models: Sequence["keras.Model"], images: Sequence[Image], words: "Tensor", state: "State", rows: "Rows"
+) -> tuple["Tensor", "State"]:
+    """One decoding step: last words (S,) and state to log probabilities (S, V) of the next words, and the next state.
 
     The probabilities of several models are averaged.
     """
     from keras import ops
 
     log_probs_of_models, next_state = [], []
-    for number, model in enumerate(models):
+    for number, (model, image) in enumerate(zip(models, images, strict=True)):
         layer = model.get_layer
-        image, *recurrent = state[3 * number : 3 * number + 3]
         # One word at a time: the cell of the LSTM without its loop.
-        output, recurrent = layer("lstm").cell(layer("embedding")(words), recurrent)
-        logits = layer("logits")(layer("hidden")(layer("merge")([output, image])))
-        log_probs_of_models.append(ops.log_softmax(logits))
-        next_state += [image, *recurrent]
+        output, recurrent = layer("lstm").cell(layer("embedding")(words), state[2 * number : 2 * number + 2])
+        parts = [output, rows.of_sequences(image.projected)]
+        if image.keys is not None:
+            queries = layer("queries")(rows.by_sequence(output))
+            found = ops.dot_product_attention(queries, image.keys, image.values)
+            parts.append(rows.from_sequences(layer("context")(found)))
+        log_probs_of_models.append(ops.log_softmax(layer("logits")(layer("hidden")(layer("merge")(parts)))))
+        next_state += recurrent
     if len(models) == 1:
         return log_probs_of_models[0], tuple(next_state)
     return ops.logsumexp(ops.stack(log_probs_of_models), axis=0) - math.log(len(models)), tuple(next_state)

@@ -72,18 +72,23 @@ def evaluate_model(
             images, run=f"evaluation-of-{version}", source=source, encoder_id=metadata.encoder_id, store=store
         )
     test = read_split(
-        dataset, "test", encoder_id=metadata.encoder_id, store=store, max_failed_fraction=max_failed_fraction
+        dataset,
+        "test",
+        encoder_id=metadata.encoder_id,
+        regions=captioner.attends,
+        store=store,
+        max_failed_fraction=max_failed_fraction,
     )
     log.info("captioning %d test images: %s", len(test.table), decoding)
-    captions = captioner.caption(test.vectors, decoding)
+    captions = captioner.caption(test.features, decoding)
     log.info("captioning them again: %s", GREEDY)
     written = {
-        "greedy": _by_image(test, captioner.caption(test.vectors, GREEDY)),
+        "greedy": _by_image(test, captioner.caption(test.features, GREEDY)),
         "chosen": _by_image(test, captions),
     }
     log.info("scoring the captions")
     failed = len(dataset.split("test")) - len(captions)
-    profile = Profile.of(captioner.standardized(test.vectors), captions, failed=failed, decoding=decoding)
+    profile = Profile.of(captioner.standardized(test.features), captions, failed=failed, decoding=decoding)
     references = test.references
     with Scorer(references, written.values(), language=dataset.language) as scorer:
         scores = {name: scorer.score(captions) for name, captions in written.items()}

@@ -60,17 +60,20 @@ def largest_batch(run: Callable[[npt.NDArray[np.uint8]], Any], size: tuple[int, 
             return batch
 
 
-def in_full_batches(run: Callable[[npt.NDArray[np.uint8]], Any], size: int) -> Callable[[npt.NDArray[np.uint8]], Any]:
+def in_full_batches(
+    run: Callable[[npt.NDArray[np.uint8]], Any], size: int
+) -> Callable[[npt.NDArray[np.uint8]], list[npt.NDArray[np.floating]]]:
     """The same function, always called with ``size`` pictures: any other number would be compiled again.
 
     Args:
-        run: encodes (``size``, H, W, 3) pictures.
+        run: encodes (``size``, H, W, 3) pictures: an array, or a list of arrays.
         size: smaller batches are padded with black pictures, whose features are dropped.
     """
 
-    def padded(pictures: npt.NDArray[np.uint8]) -> Any:
+    def padded(pictures: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.floating]]:
         missing = size - len(pictures)
-        return run(np.pad(pictures, ((0, missing), (0, 0), (0, 0), (0, 0))))[: len(pictures)]
+        outputs = run(np.pad(pictures, ((0, missing), (0, 0), (0, 0), (0, 0))))
+        return [output[: len(pictures)] for output in (outputs if isinstance(outputs, list) else [outputs])]
 
     return padded
 

@@ -3,13 +3,14 @@
 A captioner is trained on one crop at a time, sampled again in each epoch, and captions the mean of the crops. This
 augments small training sets, and the mean is a more stable vector (multi-crop evaluation of Krizhevsky, Sutskever and
 Hinton 2012, https://papers.nips.cc/paper/4824, applied to features). Vectors are (N, D) for a plain encoder, and
-(N, C, D) for an encoder of C crops.
+(N, C, D) for an encoder of C crops, which has no regions.
 """
 
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
+
+from pipeline.features.store import Features
 
 if TYPE_CHECKING:
     import keras
@@ -42,18 +43,16 @@ def multi_crop(model: "keras.Model", size: tuple[int, int]) -> "keras.Model":
     return keras.Model(pictures, ops.stack([model(crop) for crop in crops], axis=1), name=f"{model.name}_crops")
 
 
-def mean_crop(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """The mean of the crops of each picture: (N, D) or (N, C, D) to (N, D)."""
-    if vectors.ndim == 2:
-        return vectors
-    mean: npt.NDArray[np.float32] = vectors.mean(axis=1)
-    return mean
+def mean_crop(features: Features) -> Features:
+    """The mean of the crops of each picture: vectors (N, D) or (N, C, D) to (N, D)."""
+    if features.vectors.ndim == 2:
+        return features
+    return Features(features.vectors.mean(axis=1, dtype=np.float32))
 
 
-def sample_crop(vectors: npt.NDArray[np.float32], rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    """A random crop of each picture: (N, D) or (N, C, D) to (N, D)."""
-    if vectors.ndim == 2:
-        return vectors
-    count, crops, _ = vectors.shape
-    sampled: npt.NDArray[np.float32] = vectors[np.arange(count), rng.integers(crops, size=count)]
-    return sampled
+def sample_crop(features: Features, rng: np.random.Generator) -> Features:
+    """A random crop of each picture: vectors (N, D) or (N, C, D) to (N, D)."""
+    if features.vectors.ndim == 2:
+        return features
+    count, crops, _ = features.vectors.shape
+    return Features(features.vectors[np.arange(count), rng.integers(crops, size=count)])

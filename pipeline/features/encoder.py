@@ -9,7 +9,7 @@ files are written last, which registers the encoder.
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from pipeline.errors import PipelineError
 from pipeline.features import accelerator
 from pipeline.features.crops import multi_crop
+from pipeline.features.store import Features
 from pipeline.storage import Bucket, ObjectNotFoundError, artifacts, json, keras_files, layout, names, open_object
 from pipeline.storage.artifacts import Checksums
 
@@ -58,22 +59,24 @@ class Encoder:
     Attributes:
         encoder_id: its name and the hash of its weights.
         size: (height, width) of its pictures.
-        shape: of a picture's features: (D,), or (C, D) for a multi-crop encoder.
+        shape: of a picture's vector: (D,), or (C, D) for a multi-crop encoder.
+        regions: (R, K), the shape of a picture's regions; None if it has none.
         batch_size: the best number of pictures per batch.
         threads: the best number of threads to call it from.
-        run: encodes a batch.
+        run: encodes a batch: the vectors and, if it has them, the regions.
     """
 
     encoder_id: str
     size: tuple[int, int]
     shape: tuple[int, ...]
+    regions: tuple[int, int] | None
     batch_size: int
     threads: int
-    run: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.floating]]
+    run: Callable[[npt.NDArray[np.uint8]], Sequence[npt.NDArray[np.floating]]]
 
-    def encode(self, pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Features of a batch: (N, height, width, 3) RGB 0..255 to (N, D) or (N, C, D) float32."""
-        return np.asarray(self.run(pictures), np.float32)
+    def encode(self, pictures: npt.NDArray[np.uint8]) -> Features:
+        """Features of a batch of (N, height, width, 3) RGB 0..255, float32."""
+        return Features(*(np.asarray(output, np.float32) for output in self.run(pictures)))
 
 
 def register(spec: str, store: Bucket, *, crops: bool = False) -> str:
@@ -88,7 +91,7 @@ def register(spec: str, store: Bucket, *, crops: bool = False) -> str:
 
     Raises:
         PipelineError: there is no such encoder, its weights can't be downloaded, the model does not map (N, H, W, 3) to
-            (N, D), or it is to encode crops and does so already, or is quantized.
+            (N, D), or it is to encode crops and does so already, has regions, or is quantized.
     """
     registered = names.ENCODER_ID.pattern.fullmatch(spec)
     if registered and store.exists(layout.encoder_files(spec)):
@@ -98,23 +101,32 @@ def register(spec: str, store: Bucket, *, crops: bool = False) -> str:
         if registered["int8"]:
             exact = registered["exact"]
             raise PipelineError(f"{spec} is quantized and can't encode crops: use --crops with {exact}, then quantize.")
+        if registered["regions"]:
+            raise PipelineError(f"{spec} has regions, which are an alternative to crops: leave out --crops.")
         model, name = load_model(spec, store), registered["name"]
     else:
         model, name = _build(spec)
-    size, shape = _dimensions(model, name)
+    size, shape, regions = dimensions(model, name)
+    if regions:
+        raise PipelineError(f"{name} has two outputs: save it with its vector (N, D) alone, and use --regions.")
     if crops:
         if len(shape) > 1:
             raise PipelineError(f"{spec} encodes {shape[0]} crops of a picture already: leave out --crops.")
         model, name = multi_crop(model, size), f"{name}{_CROPS}"
-        size, shape = _dimensions(model, name)
+    return save_model(model, name, store)
+
+
+def save_model(model: "keras.Model", name: str, store: Bucket) -> str:
+    """Register an encoder under this name and the hash of its weights, unless it is there, and return its id."""
     encoder_id = f"{name}-{_weights_hash(model)}"
     if not exists(encoder_id, store):
         from pipeline.features import openvino
 
         files = dict(zip(NETWORK, openvino.convert(model), strict=True)) | {MODEL: keras_files.to_bytes(model)}
         _save(encoder_id, files, store)
-    pixels, features = ("×".join(map(str, numbers)) for numbers in (size, shape))
-    log.info("encoder %s: %s pixels to %s features", encoder_id, pixels, features)
+    size, *shapes = dimensions(model, name)
+    pixels, *features = ("×".join(map(str, numbers)) for numbers in (size, *filter(None, shapes)))
+    log.info("encoder %s: %s pixels to %s features", encoder_id, pixels, " and ".join(features))
     return encoder_id
 
 
@@ -138,17 +150,32 @@ def on_cpu(network: "Network", encoder_id: str) -> Encoder:
     compiled = openvino.CompiledNetwork(network)
     height, width = compiled.size
     size = height or DEFAULT_SIZE, width or DEFAULT_SIZE
-    return Encoder(encoder_id, size, compiled.shape, CPU_BATCH, compiled.threads, compiled)
+    shape, *regions = compiled.shapes
+    return Encoder(
+        encoder_id,
+        size,
+        shape,
+        regions=(regions[0][0], regions[0][1]) if regions else None,
+        batch_size=CPU_BATCH,
+        threads=compiled.threads,
+        run=compiled,
+    )
 
 
 def on_gpu(model: "keras.Model", encoder_id: str) -> Encoder:
     """An encoder that runs on the GPU with the backend of Keras."""
-    size, shape = _dimensions(model, encoder_id)
+    size, shape, regions = dimensions(model, encoder_id)
     accelerator.prepare(model)
     batch_size = accelerator.largest_batch(model.predict_on_batch, size)
     log.info("encoding %d pictures per batch on the GPU", batch_size)
     return Encoder(
-        encoder_id, size, shape, batch_size, 1, accelerator.in_full_batches(model.predict_on_batch, batch_size)
+        encoder_id,
+        size,
+        shape,
+        regions=regions,
+        batch_size=batch_size,
+        threads=1,
+        run=accelerator.in_full_batches(model.predict_on_batch, batch_size),
     )
 
 
@@ -162,6 +189,12 @@ def exists(encoder_id: str, store: Bucket) -> bool:
         log.warning("encoder %s is incomplete: %s", encoder_id, error)
         return False
     return True
+
+
+def has_regions(encoder_id: str) -> bool:
+    """Whether an encoder yields regions, which its id says."""
+    parts = names.ENCODER_ID.pattern.fullmatch(encoder_id)
+    return parts is not None and parts["regions"] is not None
 
 
 def check(encoder_id: str, store: Bucket) -> None:
@@ -292,20 +325,24 @@ def resnet50(weights: str | None) -> "keras.Model":
     return keras.Model(pictures, backbone(centred), name="resnet50")
 
 
-def _dimensions(model: "keras.Model", name: str) -> tuple[tuple[int, int], tuple[int, ...]]:
-    """The size of the model's pictures and the shape of their features. Raises ``PipelineError`` for another model."""
+def dimensions(model: "keras.Model", name: str) -> tuple[tuple[int, int], tuple[int, ...], tuple[int, int] | None]:
+    """The size of the model's pictures, the shape of their vectors, and that of their regions if it has them.
+
+    Raises:
+        PipelineError: it is no encoder.
+    """
     inputs, outputs = model.inputs, model.outputs
-    if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].shape[-1] != 3:
+    shape, *regions = (tuple(output.shape[1:]) for output in outputs)
+    if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].shape[-1] != 3 or len(regions) > 1:
         shapes = f"{[tuple(i.shape) for i in inputs]} to {[tuple(o.shape) for o in outputs]}"
         raise PipelineError(f"An encoder maps (N, H, W, 3) to (N, D); {name} maps {shapes}.")
-    shape = tuple(outputs[0].shape[1:])
     if len(shape) not in (1, 2) or None in shape:
         raise PipelineError(
             f"The output of an encoder is (N, D), or (N, C, D) for C crops; that of {name} is "
             f"{tuple(outputs[0].shape)}: end the model in GlobalAveragePooling2D."
         )
     _, height, width, _ = inputs[0].shape
-    return (height or DEFAULT_SIZE, width or DEFAULT_SIZE), shape
+    return (height or DEFAULT_SIZE, width or DEFAULT_SIZE), shape, regions[0] if regions else None
 
 
 def _weights_hash(model: "keras.Model") -> str:

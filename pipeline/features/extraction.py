@@ -16,9 +16,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.data import dataset as datasets
 from pipeline.data.decoders import Decoders
 from pipeline.data.images import MAX_BYTES, TOO_LARGE, BadImageError, Picture, SlowImageError
+from pipeline.errors import PipelineError
 from pipeline.features import store as feature_store
+from pipeline.features.store import Features
 from pipeline.progress import track
 from pipeline.storage import (
     BadKeyError,
@@ -235,6 +238,46 @@ class SlowImages:
         self._remember(self._slow)
 
 
+def training_pictures(dataset_id: str, store: Bucket, *, size: tuple[int, int], count: int) -> npt.NDArray[np.uint8]:
+    """Training pictures of a dataset, evenly spread over it, for what is learnt of an encoder's activations.
+
+    Args:
+        dataset_id: of the dataset.
+        store: the store.
+        size: (height, width) to which they are resized.
+        count: how many at most; those that can't be read are left out.
+
+    Returns:
+        (N, height, width, 3) uint8, N at least 1.
+
+    Raises:
+        PipelineError: there is no such dataset, or no training picture can be read.
+    """
+    training = datasets.load(dataset_id, store).split("train")
+    chosen = training.take(np.linspace(0, len(training) - 1, min(count, len(training))).astype(int))
+    sources = datasets.sources(chosen, store)
+    stopwatch = Stopwatch()
+    with Decoders(size) as pool:
+        decode = SlowImages(pool, {}, lambda _: None).decode
+        read = (
+            read_picture(
+                sources[row["source"]],
+                decode,
+                (row["image_key"], row["image_etag"]),
+                stopwatch=stopwatch,
+                check_etag=not has_portable_names(row["source"]),
+            )
+            for row in chosen.to_pylist()
+        )
+        pictures = [picture.pixels for picture in read if not isinstance(picture, str)]
+    if not pictures:
+        raise PipelineError(
+            f"None of {len(chosen)} training pictures in {', '.join(sources)} can be read to calibrate the encoder: "
+            "restore the pictures, or ingest the dataset again."
+        )
+    return np.stack(pictures)
+
+
 def read_picture(
     bucket: Bucket,
     decode: Callable[[str, bytes], Picture],
@@ -288,7 +331,10 @@ def encode(
         encoder: the encoder.
         stopwatch: the time is added to its section encode.
     """
-    vectors = np.zeros((len(rows), *encoder.shape), np.float16)
+    features = Features(
+        np.zeros((len(rows), *encoder.shape), np.float16),
+        encoder.regions and np.zeros((len(rows), *encoder.regions), np.float16),
+    )
     errors: list[str | None] = [None] * len(rows)
     sizes: list[tuple[int, int] | None] = [None] * len(rows)
 
@@ -308,17 +354,18 @@ def encode(
         if batch:
             yield batch
 
-    def run(batch: dict[int, npt.NDArray[np.uint8]]) -> tuple[list[int], npt.NDArray[np.float32]]:
+    def run(batch: dict[int, npt.NDArray[np.uint8]]) -> tuple[list[int], Features]:
         with stopwatch.section("encode"):
             return list(batch), encoder.encode(np.stack(list(batch.values())))
 
     for positions, encoded in _map_ahead(run, batches(), threads=encoder.threads, window=2 * encoder.threads):
-        with np.errstate(over="ignore"):
-            vectors[positions] = encoded
-        for position in positions:
-            if not np.isfinite(vectors[position]).all():
-                errors[position] = "its features are not finite in 16 bits"
-    return feature_store.Encoded(vectors, errors, sizes)
+        for target, source in zip(features.arrays, encoded.arrays, strict=True):
+            with np.errstate(over="ignore"):
+                target[positions] = source
+            for position in positions:
+                if not np.isfinite(target[position]).all():
+                    errors[position] = "its features are not finite in 16 bits"
+    return feature_store.Encoded(features, errors, sizes)
 
 
 Item = TypeVar("Item")

@@ -76,7 +76,7 @@ class CompiledNetwork:
 
     Attributes:
         size: (height, width) of its pictures; ``None`` if any size is accepted.
-        shape: of the features of a picture, (D,) or (C, D).
+        shapes: of the outputs for a picture: the vector, (D,) or (C, D), and the regions, (R, K), if it yields them.
         threads: the best number of threads to call it from.
     """
 
@@ -84,7 +84,10 @@ class CompiledNetwork:
         model = _read(network)
         _, *size, _ = model.input(0).partial_shape
         self.size = tuple(None if side.is_dynamic else side.get_length() for side in size)
-        self.shape = tuple(side.get_length() for side in list(model.output(0).partial_shape)[1:])
+        # The conversion can add outputs that the Keras model has not, numbers without a batch.
+        self._outputs = [number for number, out in enumerate(model.outputs) if len(out.partial_shape) > 1]
+        shapes = (list(model.output(number).partial_shape)[1:] for number in self._outputs)
+        self.shapes = [tuple(side.get_length() for side in shape) for shape in shapes]
         pictures = ov.preprocess.PrePostProcessor(model)
         pictures.input().tensor().set_element_type(ov.Type.u8)
         # One stream per core, so that cores do not wait for each other. On a CPU with 16-bit floats OpenVINO would
@@ -96,12 +99,12 @@ class CompiledNetwork:
         self.threads: int = self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         self._of_thread = threading.local()
 
-    def __call__(self, pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Features of a batch: (N, H, W, 3) RGB 0..255 to (N, D) or (N, C, D) float32."""
+    def __call__(self, pictures: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
+        """The outputs for a batch of (N, H, W, 3) RGB 0..255, float32."""
         if not hasattr(self._of_thread, "request"):
             self._of_thread.request = self._compiled.create_infer_request()
-        features: npt.NDArray[np.float32] = self._of_thread.request.infer([pictures], share_inputs=True)[0]
-        return features
+        outputs = self._of_thread.request.infer([pictures], share_inputs=True)
+        return [outputs[number] for number in self._outputs]
 
 
 def _read(network: Network) -> ov.Model:

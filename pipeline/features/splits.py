@@ -3,13 +3,12 @@
 import logging
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.data.dataset import Dataset, listing
 from pipeline.features import store as feature_store
+from pipeline.features.store import Features
 from pipeline.storage import Bucket
 from pipeline.work.outcomes import check_failures
 
@@ -22,11 +21,11 @@ class SplitFeatures:
 
     Attributes:
         table: their rows of the dataset.
-        vectors: (N, D), or (N, C, D) of C crops, float32, in the order of the table.
+        features: of N images, in the order of the table.
     """
 
     table: pa.Table
-    vectors: npt.NDArray[np.float32]
+    features: Features
 
     @property
     def references(self) -> dict[str, list[str]]:
@@ -41,9 +40,9 @@ class SplitFeatures:
 
 
 def read_split(
-    dataset: Dataset, split: str, *, encoder_id: str, store: Bucket, max_failed_fraction: float
+    dataset: Dataset, split: str, *, encoder_id: str, store: Bucket, max_failed_fraction: float, regions: bool = False
 ) -> SplitFeatures:
-    """Read a split with its features.
+    """Read a split with its features, the regions among them if these are needed.
 
     Images whose extraction failed are left out.
 
@@ -58,5 +57,5 @@ def read_split(
     check_failures(names, len(rows), allowed_fraction=max_failed_fraction)
     if names:
         log.warning("%d of the %d images of %s failed and are left out", len(names), len(rows), split)
-    vectors = feature_store.read_vectors(rows.filter(ok), encoder_id=encoder_id, store=store)
-    return SplitFeatures(table.filter(ok), vectors)
+    features = feature_store.read_features(rows.filter(ok), encoder_id=encoder_id, store=store, regions=regions)
+    return SplitFeatures(table.filter(ok), features)

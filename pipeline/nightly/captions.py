@@ -67,11 +67,13 @@ def caption_shard(name: str, *, store: Bucket, decoding: DecodingConfig) -> dict
         with stopwatch.section("load"):
             captioner, _ = bundle.load(version, store)
         with stopwatch.section("read"):
-            vectors = feature_store.read_vectors(readable, encoder_id=encoder_id, store=store)
+            features = feature_store.read_features(
+                readable, encoder_id=encoder_id, store=store, regions=captioner.attends
+            )
         with stopwatch.section("caption"):
-            found = captioner.caption(vectors, decoding)
+            found = captioner.caption(features, decoding)
         captions = dict(zip(readable["image_key"].to_pylist(), found, strict=True))
-        profile = Profile.of(captioner.standardized(vectors), found, failed=failed, decoding=decoding)
+        profile = Profile.of(captioner.standardized(features), found, failed=failed, decoding=decoding)
     table = _table(shard, captions)
     table = tombstones.read(store).drop(table)  # as late as possible: images may be forgotten meanwhile
     with stopwatch.section("write"):

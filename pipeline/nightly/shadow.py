@@ -11,8 +11,6 @@ import logging
 from functools import cache
 from urllib.parse import quote
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -23,6 +21,7 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation.comparison import escape, tabulate
 from pipeline.features import extraction
 from pipeline.features import store as feature_store
+from pipeline.features.store import Features
 from pipeline.nightly import current
 from pipeline.nightly.current import PERSON
 from pipeline.progress import counted
@@ -51,8 +50,8 @@ SHOWN = 10
 CHARACTERS = 200
 """Of a caption or a key, at most, that a person sees."""
 
-Features = tuple[list[tuple[str, str]], npt.NDArray[np.float32]]
-"""Key and etag of N images, and their vectors: float32, (N, D) or (N, C, D) of C crops."""
+Sample = tuple[list[tuple[str, str]], Features]
+"""Key and etag of N images, and their features."""
 
 
 def compare(
@@ -111,18 +110,19 @@ def _caption_sample(version: str, *, size: int, decoding: DecodingConfig, inbox_
     source = source_name(inbox, store)
 
     @cache  # most candidates have the champion's encoder
-    def features(encoder_id: str) -> Features:
+    def features(encoder_id: str, regions: bool) -> Sample:
         images = sample.select(IDENTITY)
         extraction.extract_missing(
             images, run=f"shadow-of-{version}", source=source, encoder_id=encoder_id, store=store
         )
         rows = feature_store.look_up(images, encoder_id=encoder_id, store=store).filter(pc.field("status") == "ok")
-        return _identities(rows), feature_store.read_vectors(rows, encoder_id=encoder_id, store=store)
+        read = feature_store.read_features(rows, encoder_id=encoder_id, store=store, regions=regions)
+        return _identities(rows), read
 
     def captions(of_version: str) -> dict[tuple[str, str], str]:
         captioner, metadata = bundle.load(of_version, store)
-        identities, vectors = features(metadata.encoder_id)
-        found = captioner.caption(vectors, decoding)
+        identities, of_sample = features(metadata.encoder_id, captioner.attends)
+        found = captioner.caption(of_sample, decoding)
         return {identity: caption.text for identity, caption in zip(identities, found, strict=True)}
 
     ours, theirs = captions(version), captions(champion.version)

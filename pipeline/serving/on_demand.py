@@ -116,9 +116,9 @@ class Model:
             decoding: how captions are decoded.
             alternatives: further captions of each picture.
         """
-        vectors, errors, _ = extraction.encode(rows, read, self.encoder, Stopwatch())
+        features, errors, _ = extraction.encode(rows, read, self.encoder, Stopwatch())
         readable = np.array([error is None for error in errors], bool)
-        beams = iter(self.captioner.alternatives(vectors[readable].astype(np.float32), decoding))
+        beams = iter(self.captioner.alternatives(features[readable], decoding))
         return [
             Captioned(name, next(beams)[: 1 + alternatives] if error is None else [], error)
             for (name, _), error in zip(rows, errors, strict=True)

@@ -70,7 +70,9 @@ VOCABULARY = NameKind(
 
 ENCODER_ID = NameKind(
     "the id of an encoder",
-    re.compile("(?P<exact>(?P<name>[a-z0-9-]{1,200})-[0-9a-f]{12})(?P<int8>-int8)?"),
+    re.compile(
+        "(?P<exact>(?P<name>[a-z0-9-]{1,200}?)-[0-9a-f]{12}(?P<regions>-regions-[0-9a-f]{12})?)(?P<int8>-int8)?"
+    ),
     "a name and 12 hexadecimal digits, such as resnet50-imagenet-0123456789ab",
     "`captioning register-encoder` prints it, and `captioning status` lists those of the models.",
 )

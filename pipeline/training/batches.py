@@ -12,6 +12,7 @@ from pipeline.data import dataset as datasets
 from pipeline.data.vocabulary import PAD, Vocabulary
 from pipeline.features.crops import mean_crop, sample_crop
 from pipeline.features.splits import SplitFeatures, read_split
+from pipeline.features.store import Features
 from pipeline.storage import Bucket
 
 log = logging.getLogger(__name__)
@@ -22,8 +23,8 @@ pad their batches and determine the maximum length of generated captions."""
 
 
 Batch = tuple[dict[str, npt.NDArray[np.generic]], npt.NDArray[np.int32], npt.NDArray[np.float32]]
-"""Inputs (``features`` (B, D) float32, ``words`` (B, T) int32), the next words (B, T), and their weights (B, T): 0 for
-padding."""
+"""Inputs (those of ``Features.inputs``, and ``words`` (B, T) int32), the next words (B, T), and their weights (B, T): 0
+for padding."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,12 @@ class EncodedCaptions:
     """Captions as ids of words, each with the row of its image.
 
     Attributes:
-        features: (N, D), or (N, C, D) of C crops, float32, one row per image.
+        features: of the N images.
         image: (M,) the row of each caption's image.
         ids: the ids of each caption, from ``<start>`` to ``<end>``.
     """
 
-    features: npt.NDArray[np.float32]
+    features: Features
     image: npt.NDArray[np.intp]
     ids: Sequence[Sequence[int]]
 
@@ -59,13 +60,13 @@ class EncodedCaptions:
     def _lengths(self) -> npt.NDArray[np.intp]:
         return np.array([len(ids) for ids in self.ids])
 
-    def _batch(self, captions: npt.NDArray[np.intp], features: npt.NDArray[np.float32]) -> Batch:
-        """A batch of these captions; features (B, D)."""
+    def _batch(self, captions: npt.NDArray[np.intp], features: Features) -> Batch:
+        """A batch of these captions, with the features of the image of each."""
         width = pad_length(max(len(self.ids[caption]) for caption in captions) - 1) + 1
         ids = np.full((len(captions), width), PAD, np.int32)
         for row, caption in enumerate(captions):
             ids[row, : len(self.ids[caption])] = self.ids[caption]
-        inputs: dict[str, npt.NDArray[np.generic]] = {"features": features, "words": ids[:, :-1]}
+        inputs: dict[str, npt.NDArray[np.generic]] = {**features.inputs, "words": ids[:, :-1]}
         return inputs, ids[:, 1:], (ids[:, 1:] != PAD).astype(np.float32)
 
 
@@ -93,13 +94,27 @@ class TrainingData:
 
     @classmethod
     def read(
-        cls, dataset_id: str, vocabulary_key: str, *, encoder_id: str, store: Bucket, max_failed_fraction: float
+        cls,
+        dataset_id: str,
+        vocabulary_key: str,
+        *,
+        encoder_id: str,
+        regions: bool,
+        store: Bucket,
+        max_failed_fraction: float,
     ) -> "TrainingData":
         """Read the splits train and dev of a dataset. Raises ``PipelineError`` as ``read_split`` does."""
         vocabulary = Vocabulary.from_json(store.get(vocabulary_key), origin=store.url(vocabulary_key))
         dataset = datasets.load(dataset_id, store)
         train, dev = (
-            read_split(dataset, split, encoder_id=encoder_id, store=store, max_failed_fraction=max_failed_fraction)
+            read_split(
+                dataset,
+                split,
+                encoder_id=encoder_id,
+                regions=regions,
+                store=store,
+                max_failed_fraction=max_failed_fraction,
+            )
             for split in ("train", "dev")
         )
         train_captions, max_length = encode_captions(train, vocabulary)
@@ -107,7 +122,7 @@ class TrainingData:
         log.info(
             "training on %d captions of %d images, %d words",
             len(train_captions.ids),
-            len(train.vectors),
+            len(train.features),
             len(vocabulary),
         )
         return cls(vocabulary, train, train_captions, dev, dev_captions, max_length, dataset.language)
@@ -133,7 +148,7 @@ def encode_captions(
     if max_length is None:
         max_length = math.ceil(float(np.percentile([len(caption) - 2 for caption in ids], MAX_LENGTH_PERCENTILE)))
     ids = [caption if len(caption) - 2 <= max_length else caption[: max_length + 1] for caption in ids]
-    return EncodedCaptions(split.vectors, np.array(image), ids), max_length
+    return EncodedCaptions(split.features, np.array(image), ids), max_length
 
 
 def _groups(order: npt.NDArray[np.intp], size: int) -> list[npt.NDArray[np.intp]]:

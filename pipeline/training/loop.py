@@ -182,7 +182,7 @@ def _run_epoch(
 
 def dev_cider(captioner: Captioner, dev: SplitFeatures, language: str) -> float:
     """CIDEr of the captions that greedy search gives the images of dev."""
-    captions = captioner.caption(dev.vectors, GREEDY)
+    captions = captioner.caption(dev.features, GREEDY)
     written = dict(zip(dev.image_ids, (caption.text for caption in captions), strict=True))
     return cider(written, dev.references, language=language)
 

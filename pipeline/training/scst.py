@@ -8,14 +8,14 @@ is rewarded for ending too early.
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.captioner.merge_model import decode_step, initial_state
+from pipeline.captioner.merge_model import decode_step, encode_images
 from pipeline.config import TrainingConfig
 from pipeline.data.text import allows_repeats
 from pipeline.data.vocabulary import PAD, START
@@ -50,16 +50,17 @@ def leave_one_out(rewards: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 def sampler(
     model: "keras.Model", *, max_length: int, seed: "keras.random.SeedGenerator", allow_repeats: bool = False
 ) -> "CompiledFunction":
-    """A compiled function of features (B, D) to the ids of ``SAMPLES_PER_IMAGE`` captions each, (B, S, T) int32."""
+    """A compiled function of images' inputs to the ids of ``SAMPLES_PER_IMAGE`` captions each, (B, S, T) int32."""
     from keras import ops
     from keras.random import uniform
 
     from pipeline.captioner.decoding import CompiledFunction, sample
 
-    def sample_captions(features: "Tensor") -> "Tensor":
-        uniforms = uniform((ops.shape(features)[0], SAMPLES_PER_IMAGE, max_length), seed=seed)
-        state = initial_state([model], features)
-        return sample(partial(decode_step, [model]), state, uniforms=uniforms, allow_repeats=allow_repeats).ids
+    def sample_captions(inputs: Mapping[str, "Tensor"]) -> "Tensor":
+        uniforms = uniform((ops.shape(inputs["features"])[0], SAMPLES_PER_IMAGE, max_length), seed=seed)
+        pictures, state = encode_images([model], inputs)
+        step = partial(decode_step, [model], pictures)
+        return sample(step, state, uniforms=uniforms, allow_repeats=allow_repeats).ids
 
     return CompiledFunction(sample_captions, [model, seed])
 
@@ -82,7 +83,7 @@ def batches(
     order = rng.permutation(len(features))
     for start in range(0, len(order), IMAGES_PER_STEP):
         images = order[start : start + IMAGES_PER_STEP]
-        sampled = np.asarray(sample_captions.predict_on_batch(features[images])).reshape(-1, references.shape[1])
+        sampled = np.asarray(sample_captions.predict_on_batch(features[images].inputs)).reshape(-1, references.shape[1])
         repeated = np.repeat(images, SAMPLES_PER_IMAGE)
         rewards = reward(sampled, repeated).reshape(-1, SAMPLES_PER_IMAGE)
         human = references[first[images] + rng.integers(count[images])]
@@ -98,7 +99,7 @@ def batches(
                 CROSS_ENTROPY_WEIGHT * of_human / of_human.sum(),
             ]
         )
-        inputs = {"features": features[np.concatenate([repeated, images])], "words": words}
+        inputs = {**features[np.concatenate([repeated, images])].inputs, "words": words}
         yield (inputs, targets, weights), float(rewards.mean())
 
 

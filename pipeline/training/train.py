@@ -16,6 +16,7 @@ from pipeline.captioner.metadata import EnsembleMember, Epoch, ModelMetadata, lo
 from pipeline.config import TrainingConfig
 from pipeline.data.text import is_english
 from pipeline.data.vocabulary import embedding_matrix
+from pipeline.features import encoder as encoders
 from pipeline.storage import ABSENT, Bucket, DamagedObjectError, ObjectChangedError, layout
 from pipeline.training import loop, scst
 from pipeline.training import mlflow as tracking
@@ -46,7 +47,7 @@ def train_captioner(
         dataset_id: of the dataset.
         vocabulary_key: key of the vocabulary in the store.
         encoder_id: encoder of the features, which must have been extracted.
-        config: sizes and schedule.
+        config: sizes and schedule; the heads of attention are 0 for an encoder without regions.
         store: the store.
         max_failed_fraction: share of the images that may have no features because their extraction failed.
         tracking_uri: where MLflow records the training; empty for no tracking.
@@ -54,6 +55,8 @@ def train_captioner(
     Raises:
         PipelineError: too many images without features, an empty split, or a loss that is not finite.
     """
+    if not encoders.has_regions(encoder_id):
+        config = config.model_copy(update={"attention_heads": 0})
     inputs = (dataset_id, vocabulary_key, encoder_id)
     digest = _hash(*inputs, config.model_dump_json())
     if (known := _find(digest, store)) is not None:
@@ -65,7 +68,12 @@ def train_captioner(
     with tracking.Run(tracking_uri, version) as run:
         run.parameters(tracking.inputs(dataset_id, encoder_id, config))
         data = TrainingData.read(
-            dataset_id, vocabulary_key, encoder_id=encoder_id, store=store, max_failed_fraction=max_failed_fraction
+            dataset_id,
+            vocabulary_key,
+            encoder_id=encoder_id,
+            regions=config.attention_heads > 0,
+            store=store,
+            max_failed_fraction=max_failed_fraction,
         )
         for single in config.single_models:
             log.info("model %d of %d: seed %d", len(models) + 1, config.ensemble_size, single.seed)
@@ -107,7 +115,7 @@ def _train_model(
             data.vocabulary, config.embedding, seed=config.seed, size=config.embedding_size
         )
         log.info("GloVe has vectors for %.1f %% of the words of the vocabulary", 100 * covered)
-    model = build(len(data.vocabulary), data.train.vectors, config, embeddings)
+    model = build(len(data.vocabulary), data.train.features, config, embeddings)
     # The name of a phase's checkpoint is a hash of all that its result depends on, and no more: trainings that begin in
     # the same way share it.
     phases: list[tuple[Callable[[TrainingConfig, TrainingData], loop.Phase], str]] = [

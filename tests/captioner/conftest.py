@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.small_captioner import build_model
+from tests.support.small_captioner import REGIONS, build_model
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +15,15 @@ def model():
 def other_model():
     """A model with other weights, wider than the first."""
     return build_model(seed=1, units=20)
+
+
+@pytest.fixture(scope="session")
+def attending():
+    """An untrained model that attends to regions."""
+    return build_model(REGIONS)
+
+
+@pytest.fixture(scope="session")
+def other_attending():
+    """Another one, wider, with fewer heads, whose widths do not add up to its own."""
+    return build_model(REGIONS, seed=1, units=20, attention_heads=3)

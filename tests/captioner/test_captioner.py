@@ -7,20 +7,27 @@ from pipeline.captioner import captioner as captioners
 from pipeline.captioner.captioner import Captioner
 from pipeline.config import GREEDY, DecodingConfig
 from pipeline.data.vocabulary import END, PAD, START, UNKNOWN
+from pipeline.features.store import Features
 from pipeline.training.batches import EncodedCaptions
 from pipeline.training.loop import compile_for_training
-from tests.support.small_captioner import FEATURES, SENTENCES, VOCABULARY, build_model, next_probabilities
+from tests.support.small_captioner import FEATURES, REGIONS, SENTENCES, VOCABULARY, build_model, next_probabilities
+
+
+@pytest.fixture(params=["vectors", "regions"])
+def ensemble(request, model, other_model, attending, other_attending):
+    """Two models, and the features that they need."""
+    return ([model, other_model], FEATURES) if request.param == "vectors" else ([attending, other_attending], REGIONS)
 
 
 @pytest.mark.parametrize("ensemble_size", [1, 2])
-def test_greedy_search_follows_the_models(model, other_model, ensemble_size):
+def test_greedy_search_follows_the_models(ensemble, ensemble_size):
     """The captions are those of repeated calls of the whole models on the growing prefix, averaged over the models."""
-    models = [model, other_model][:ensemble_size]
-    captions = Captioner(models, VOCABULARY, max_length=6).caption(FEATURES, GREEDY)
-    for vector, caption in zip(FEATURES, captions, strict=True):
+    models, features = ensemble[0][:ensemble_size], ensemble[1]
+    captions = Captioner(models, VOCABULARY, max_length=6).caption(features, GREEDY)
+    for image, caption in enumerate(captions):
         ids, probabilities = [START], []
         while len(ids) <= 6 and ids[-1] != END:
-            allowed = next_probabilities(models, vector, ids)
+            allowed = next_probabilities(models, features[[image]], ids)
             again = [c for a, b, c in zip(ids, ids[1:], ids[2:], strict=False) if [a, b] == ids[-2:]]
             allowed[[PAD, START, UNKNOWN, ids[-1], *again]] = 0
             ids.append(int(allowed.argmax()))
@@ -49,48 +56,60 @@ def test_alternatives_come_best_first(model):
         assert [c.log_prob for c in captions] == sorted((c.log_prob for c in captions), reverse=True)
 
 
-def test_the_batch_size_does_not_change_captions(model, monkeypatch):
+def test_the_batch_size_does_not_change_captions(ensemble, monkeypatch):
     """The captions are the same for any number of images per batch, with a last batch that is not full."""
+    [model, _], features = ensemble
     captioner = Captioner([model], VOCABULARY, max_length=6)
-    together = captioner.caption(FEATURES, DecodingConfig(beam_width=2))
+    together = captioner.caption(features, DecodingConfig(beam_width=2))
     monkeypatch.setattr(captioners, "BATCH_SIZE", 2)
-    apart = captioner.caption(FEATURES, DecodingConfig(beam_width=2))
+    apart = captioner.caption(features, DecodingConfig(beam_width=2))
     assert [caption.text for caption in apart] == [caption.text for caption in together]
     np.testing.assert_allclose([c.log_prob for c in apart], [c.log_prob for c in together], rtol=1e-5)
-    assert captioner.caption(FEATURES[:0], DecodingConfig(beam_width=2)) == []
+    assert captioner.caption(features[:0], DecodingConfig(beam_width=2)) == []
 
 
-def test_mbr_reorders_the_beam(model, other_model, monkeypatch):
+def test_mbr_reorders_the_beam(ensemble, monkeypatch):
     """MBR decoding returns the captions of the beam in another order, which does not depend on the batches."""
-    captioner = Captioner([model, other_model], VOCABULARY, max_length=6)
+    models, features = ensemble
+    captioner = Captioner(models, VOCABULARY, max_length=6)
     beam, mbr = DecodingConfig(beam_width=4), DecodingConfig(beam_width=4, mbr_samples=20)
-    plain, reranked = (captioner.alternatives(FEATURES, decoding) for decoding in (beam, mbr))
+    plain, reranked = (captioner.alternatives(features, decoding) for decoding in (beam, mbr))
     for by_probability, by_score in zip(plain, reranked, strict=True):
         assert {caption.text for caption in by_score} == {caption.text for caption in by_probability}
     assert [best for best, *_ in reranked] != [best for best, *_ in plain]
     for name, limit in (("BATCH_SIZE", 2), ("BATCH_ROWS", 20)):
         monkeypatch.setattr(captioners, name, limit)
-        again = captioner.alternatives(FEATURES, mbr)
+        again = captioner.alternatives(features, mbr)
         assert [[c.text for c in captions] for captions in again] == [[c.text for c in found] for found in reranked]
 
 
 def test_crops_are_averaged(model):
     """The vectors of several crops are captioned as their mean."""
-    crops = np.stack([FEATURES - 1, FEATURES + 1], axis=1)
+    crops = np.stack([FEATURES.vectors - 1, FEATURES.vectors + 1], axis=1)
     captioner = Captioner([model], VOCABULARY, max_length=6)
-    assert captioner.caption(crops, GREEDY) == captioner.caption(crops.mean(axis=1), GREEDY)
+    assert captioner.caption(Features(crops), GREEDY) == captioner.caption(Features(crops.mean(axis=1)), GREEDY)
 
 
-def test_captions_follow_the_training():
+def test_a_model_of_vectors_leaves_regions_alone(model, attending):
+    """It captions images with regions as it does without; one that attends does not."""
+    pooled, with_attention = (Captioner([each], VOCABULARY, max_length=6) for each in (model, attending))
+    assert (pooled.attends, with_attention.attends) == (False, True)
+    assert pooled.caption(REGIONS, GREEDY) == pooled.caption(FEATURES, GREEDY)
+    other = Features(REGIONS.vectors, REGIONS.regions[::-1])
+    assert with_attention.caption(REGIONS, GREEDY) != with_attention.caption(other, GREEDY)
+
+
+@pytest.mark.parametrize("features", [FEATURES, REGIONS], ids=["vectors", "regions"])
+def test_captions_follow_the_training(features):
     """A captioner that has captioned before uses the weights that its model has now."""
-    model = build_model()
+    model = build_model(features)
     compile_for_training(model, 0.1)
     captioner = Captioner([model], VOCABULARY, max_length=12)
-    before = captioner.caption(FEATURES, DecodingConfig(beam_width=2))
-    captions = EncodedCaptions(FEATURES, np.arange(3), [VOCABULARY.encode(text) for text in SENTENCES[:3]])
+    before = captioner.caption(features, DecodingConfig(beam_width=2))
+    captions = EncodedCaptions(features, np.arange(3), [VOCABULARY.encode(text) for text in SENTENCES[:3]])
     for _ in range(60):
         for batch in captions.training_batches(3, np.random.default_rng(0)):
             model.train_on_batch(*batch)
-    after = captioner.caption(FEATURES, DecodingConfig(beam_width=2))
+    after = captioner.caption(features, DecodingConfig(beam_width=2))
     assert [caption.text for caption in after] == SENTENCES[:3]
     assert [caption.text for caption in before] != SENTENCES[:3]

@@ -56,7 +56,7 @@ def spelling(*words):
     for row, word in enumerate(words):
         paths[row, : len(word) + 2] = [START, *map(LETTERS.index, word), END]
 
-    def step(last, state):
+    def step(last, state, rows):
         sequence, position = state
         path = ops.take(ops.convert_to_tensor(paths), sequence, axis=0)
         here, following = (
@@ -72,7 +72,7 @@ def spelling(*words):
 def constant(logits):
     """A step function that always returns the same logits, for one sequence."""
 
-    def step(last, state):
+    def step(last, state, rows):
         rows = ops.ones_like(last, dtype="float32")[:, None]
         return ops.log_softmax(rows * ops.convert_to_tensor(logits, dtype="float32")), state
 
@@ -85,7 +85,7 @@ def tables(seed, *, sequences, words, longest):
     logits = np.random.default_rng(seed).normal(size=(sequences, longest, size, size)) * 2
     table = (logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))).astype(np.float32)
 
-    def step(last, state):
+    def step(last, state, rows):
         sequence, position = state
         row = (sequence * longest + position) * size + last
         return ops.take(ops.convert_to_tensor(table.reshape(-1, size)), row, axis=0), (sequence, position + 1)
@@ -136,9 +136,9 @@ def test_stops_when_all_sentences_have_ended(decode, count):
     step, state = spelling("of", "it")
     calls = []
 
-    def counted(last, state):
+    def counted(last, state, rows):
         calls.append(last)
-        log_probs, state = step(last, state)
+        log_probs, state = step(last, state, rows)
         # No other word is possible, so the second place in the beam stays empty.
         return ops.where(log_probs > LOG_HALF, 0.0, -float("inf")), state
 
@@ -155,14 +155,14 @@ def test_stops_when_all_sentences_have_ended(decode, count):
 def test_the_model_sees_only_unfinished_rows(beam_width, expected):
     """A step gets the unfinished rows, rounded up to an eighth of all; of equal beams it gets one."""
     step, state = spelling("sandwich", *["of"] * 15)
-    rows = []
+    sizes = []
 
-    def counted(last, state):
-        rows.append(len(last))
-        return step(last, state)
+    def counted(last, state, rows):
+        sizes.append(len(last))
+        return step(last, state, rows)
 
     beam_search(counted, state, beam_width=beam_width, max_length=12)
-    assert rows[: len(expected)] == expected
+    assert sizes[: len(expected)] == expected
 
 
 @pytest.mark.parametrize(("decode", "count"), [(beam_search, {"beam_width": 3}), (sample, {})])
@@ -206,7 +206,7 @@ def test_no_trigram_is_repeated(beam_width):
     for word, following in ((START, 4), (4, 5), (5, 6), (6, 4)):
         cycle[word, following] = 3
 
-    def step(last, state):
+    def step(last, state, rows):
         return ops.log_softmax(ops.take(ops.convert_to_tensor(cycle), last, axis=0)), state
 
     found = beam_search(step, (np.zeros((2, 1), np.float32),), beam_width=beam_width, max_length=14)

@@ -1,21 +1,82 @@
-"""The merge model: its stepwise form, and its embedding."""
+"""The merge model: its stepwise form, with and without attention, and its embedding."""
 
 import numpy as np
+import pytest
 
-from pipeline.captioner.merge_model import build, decode_step, initial_state
-from pipeline.data.vocabulary import START
-from tests.support.small_captioner import CONFIG, FEATURES, VOCABULARY, next_probabilities
+from pipeline.captioner.decoding import Rows
+from pipeline.captioner.merge_model import attends, build, decode_step, encode_images
+from pipeline.data.vocabulary import PAD, START
+from pipeline.features.store import Features
+from tests.support.small_captioner import (
+    CONFIG,
+    FEATURES,
+    REGIONS,
+    VOCABULARY,
+    build_model,
+    next_probabilities,
+)
 
 
-def test_a_step_averages_the_probabilities_of_the_models(model, other_model):
+@pytest.fixture(params=["vectors", "regions"])
+def ensemble(request, model, other_model, attending, other_attending):
+    """Two models, and the features that they need."""
+    return ([model, other_model], FEATURES) if request.param == "vectors" else ([attending, other_attending], REGIONS)
+
+
+def test_a_step_averages_the_probabilities_of_the_models(ensemble):
     """Along a sentence, the probabilities of a step are the mean of those of the whole models."""
-    models, ids = [model, other_model], [START, 5, 4, 7]
-    state = initial_state(models, FEATURES)
+    models, features = ensemble
+    ids, every_row = [START, 5, 4, 7], np.arange(len(features), dtype=np.int32)
+    images, state = encode_images(models, features.inputs)
     for length in range(1, len(ids) + 1):
-        log_probs, state = decode_step(models, np.full(len(FEATURES), ids[length - 1], np.int32), state)
-        for row, vector in enumerate(FEATURES):
-            expected = next_probabilities(models, vector, ids[:length])
+        words = np.full(len(features), ids[length - 1], np.int32)
+        log_probs, state = decode_step(models, images, words, state, Rows(every_row, every_row, 1))
+        for row in every_row:
+            expected = next_probabilities(models, features[[row]], ids[:length])
             np.testing.assert_allclose(np.exp(log_probs[row]), expected, rtol=1e-4)
+
+
+def test_each_row_of_a_step_has_the_image_of_its_sequence(ensemble):
+    """Of three images with two sentences each, a step of some rows in any order gives those of their own images."""
+    models, features = ensemble
+    indices, places = np.array([4, 1, 2], np.int32), np.array([0, 1, 2, 0, 0, 0], np.int32)
+    images, state = encode_images(models, features.inputs)
+    states = tuple(np.zeros((3, tensor.shape[1]), np.float32) for tensor in state)
+    log_probs, _ = decode_step(models, images, np.full(3, START, np.int32), states, Rows(indices, places, 2))
+    for row, image in enumerate((2, 0, 1)):
+        expected = next_probabilities(models, features[[image]], [START])
+        np.testing.assert_allclose(np.exp(log_probs[row]), expected, rtol=1e-4)
+
+
+def test_padding_changes_nothing(ensemble):
+    """The predictions after each word are the same, whatever padding follows."""
+    [model, _], features = ensemble
+    words = np.array([[START, 5, 4, 7]] * len(features), np.int32)
+    padded = np.pad(words, ((0, 0), (0, 3)), constant_values=PAD)
+    alone, followed = (
+        np.asarray(model({**features.inputs, "words": each}, training=False)) for each in (words, padded)
+    )
+    np.testing.assert_allclose(followed[:, : words.shape[1]], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_attention_finds_the_region(attending):
+    """Other regions give other predictions, and their order does not matter."""
+    words = {"words": np.full((len(REGIONS), 1), START, np.int32)}
+    reversed_ = Features(REGIONS.vectors, REGIONS.regions[:, ::-1])
+    other = Features(REGIONS.vectors, REGIONS.regions[::-1])
+    found, same, changed = (np.asarray(attending({**each.inputs, **words})) for each in (REGIONS, reversed_, other))
+    np.testing.assert_allclose(same, found, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(changed[0], found[0], rtol=1e-2)
+
+
+def test_attention_needs_regions_and_heads():
+    """Without regions the heads change nothing, to the bit; without heads the regions change nothing."""
+    pooled = build_model(attention_heads=0)
+    for model in (build_model(), build_model(REGIONS, attention_heads=0)):
+        assert not attends(model)
+        for one, other in zip(model.get_weights(), pooled.get_weights(), strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert attends(build_model(REGIONS))
 
 
 def test_glove_vectors_initialize_the_embedding():
@@ -29,6 +90,7 @@ def test_glove_vectors_initialize_the_embedding():
 def test_the_features_of_all_crops_set_the_scale():
     """The input is standardized by mean and variance over images and crops alike."""
     crops = np.random.default_rng(4).normal(3, 2, size=(50, 6, 5)).astype(np.float32)
-    standardized = np.asarray(build(len(VOCABULARY), crops, CONFIG).get_layer("scale")(crops.reshape(-1, 5)))
+    model = build(len(VOCABULARY), Features(crops), CONFIG)
+    standardized = np.asarray(model.get_layer("scale")(crops.reshape(-1, 5)))
     np.testing.assert_allclose(standardized.mean(axis=0), 0, atol=1e-4)
     np.testing.assert_allclose(standardized.std(axis=0), 1, atol=1e-4)

@@ -72,7 +72,7 @@ def test_all_of_them_in_one_shard(tmp_path, toy_encoder):
     }
     assert all(row["error"] for row in rows if row["status"] == "failed")
     good = found.filter(pc.field("status") == "ok")
-    vectors = feature_store.read_vectors(good, encoder_id=encoder_id, store=store)
+    vectors = feature_store.read_features(good, encoder_id=encoder_id, store=store).vectors
     for key, vector in zip(good["image_key"].to_pylist(), vectors, strict=True):
         if KINDS[key].expected is not None:
             np.testing.assert_allclose(vector, KINDS[key].expected, atol=6)

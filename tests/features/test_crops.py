@@ -11,6 +11,7 @@ from pipeline.errors import PipelineError
 from pipeline.features import crops, encoder
 from pipeline.features import store as feature_store
 from pipeline.features.splits import read_split
+from pipeline.features.store import Features
 from pipeline.storage import open_bucket, parquet
 from pipeline.training.batches import EncodedCaptions
 from tests.support import toy
@@ -63,7 +64,8 @@ def test_a_multi_crop_encoder_has_a_name_of_its_own(tmp_path, new_bucket):
     loaded = encoder.load(encoder_id, store)
     assert (loaded.size, loaded.shape) == ((10, 10), (6, 3))
     pictures = np.random.default_rng(0).integers(0, 256, (2, 10, 10, 3), dtype=np.uint8)
-    np.testing.assert_allclose(loaded.encode(pictures)[:, 0], encoder.load(plain, store).encode(pictures), rtol=1e-5)
+    [ours, theirs] = (encoder.load(each, store).encode(pictures).vectors for each in (encoder_id, plain))
+    np.testing.assert_allclose(ours[:, 0], theirs, rtol=1e-5)
     [stored] = [item.key for item in store.list(f"encoders/{encoder_id}/") if item.key.endswith(".keras")]
     with pytest.raises(PipelineError, match="encodes 6 crops of a picture already: leave out --crops"):
         encoder.register(store.url(stored), store, crops=True)
@@ -107,7 +109,7 @@ def test_a_row_holds_a_list_of_vectors(inputs):
     images = dataset.listing(dataset.load(world.dataset, store).table)
     rows = feature_store.look_up(images, encoder_id=world.encoder_id, store=store)
     rows = rows.filter(pa.compute.equal(rows["status"], "ok")).take(pa.array([9, 0, 4]))
-    vectors = feature_store.read_vectors(rows, encoder_id=world.encoder_id, store=store)
+    vectors = feature_store.read_features(rows, encoder_id=world.encoder_id, store=store).vectors
     assert vectors.shape == (3, 6, 3)
     np.testing.assert_array_equal(vectors, [expected[key] for key in rows["image_key"].to_pylist()])
 
@@ -124,19 +126,19 @@ def test_a_captioner_learns_from_crops_and_writes_from_their_mean(inputs):
         store=store,
         max_failed_fraction=0.05,
     )
-    written = [caption.text for caption in captioner.caption(test.vectors, DecodingConfig(beam_width=3))]
+    written = [caption.text for caption in captioner.caption(test.features, DecodingConfig(beam_width=3))]
     assert all(
         key.partition("/")[2].partition("-")[0] in text
         for key, text in zip(test.table["image_key"].to_pylist(), written, strict=True)
     )
-    of_mean = captioner.caption(test.vectors.mean(axis=1), DecodingConfig(beam_width=3))
+    of_mean = captioner.caption(Features(test.features.vectors.mean(axis=1)), DecodingConfig(beam_width=3))
     assert [caption.text for caption in of_mean] == written
 
 
 def test_each_epoch_samples_other_crops():
     """Training batches have one crop of an image, in the end all of them; evaluation batches have the mean."""
     vectors = np.arange(2 * 3 * 1, dtype=np.float32).reshape(2, 3, 1)
-    captions = EncodedCaptions(vectors, np.array([0, 1]), [[1, 4, 2], [1, 5, 2]])
+    captions = EncodedCaptions(Features(vectors), np.array([0, 1]), [[1, 4, 2], [1, 5, 2]])
     rng = np.random.default_rng(0)
     seen = [set(), set()]
     for _ in range(30):
@@ -149,9 +151,9 @@ def test_each_epoch_samples_other_crops():
 
 
 def test_a_single_crop_is_not_sampled():
-    """The vectors of a plain encoder are returned, and the generator stays as it was."""
-    vectors = np.ones((2, 3), np.float32)
+    """The features of a plain encoder are returned, and the generator stays as it was."""
+    features = Features(np.ones((2, 3), np.float32), np.ones((2, 4, 2), np.float16))
     rng = np.random.default_rng(0)
-    assert crops.sample_crop(vectors, rng) is vectors
-    assert crops.mean_crop(vectors) is vectors
+    assert crops.sample_crop(features, rng) is features
+    assert crops.mean_crop(features) is features
     assert rng.integers(2**31) == np.random.default_rng(0).integers(2**31)

@@ -38,7 +38,7 @@ def test_resnet50_is_that_of_keras(store, random_id):
     keras.utils.set_random_seed(encoder.RANDOM_SEED)
     theirs = keras.applications.ResNet50(include_top=False, weights=None, pooling="avg", input_shape=(224, 224, 3))
     expected = theirs.predict(keras.applications.resnet50.preprocess_input(pictures().astype("float32")), verbose=0)
-    np.testing.assert_allclose(loaded.encode(pictures()), expected, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(loaded.encode(pictures()).vectors, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_the_same_weights_have_the_same_id(store, random_id):
@@ -74,7 +74,7 @@ def test_a_missing_file_is_written_again(registered, name):
     assert not encoder.exists(encoder_id, store)
     assert encoder.register(spec, store) == encoder_id
     assert encoder.exists(encoder_id, store)
-    assert encoder.load(encoder_id, store).encode(pictures(2, 8)).shape == (2, 4)
+    assert encoder.load(encoder_id, store).encode(pictures(2, 8)).vectors.shape == (2, 4)
     assert encoder.load_model(encoder_id, store).predict(pictures(2, 8), verbose=0).shape == (2, 4)
 
 
@@ -82,7 +82,7 @@ def test_a_missing_file_is_written_again(registered, name):
 def test_a_file_that_is_not_the_one_saved_is_not_loaded(registered, name, monkeypatch):
     """Changed by a byte, it is refused by name before it is parsed; registering the encoder again repairs it."""
     store, encoder_id, spec = registered
-    before = encoder.load(encoder_id, store).encode(pictures(2, 8))
+    before = encoder.load(encoder_id, store).encode(pictures(2, 8)).vectors
     key = stored_file(store, encoder_id, name)
     data = store.get(key)
     store.put(key, data[:-1] + bytes([data[-1] ^ 1]))
@@ -93,7 +93,7 @@ def test_a_file_that_is_not_the_one_saved_is_not_loaded(registered, name, monkey
         load(encoder_id, store)
     assert not encoder.exists(encoder_id, store)
     assert encoder.register(spec, store) == encoder_id
-    np.testing.assert_array_equal(encoder.load(encoder_id, store).encode(pictures(2, 8)), before)
+    np.testing.assert_array_equal(encoder.load(encoder_id, store).encode(pictures(2, 8)).vectors, before)
 
 
 def test_checksums_cannot_name_another_place(registered):
@@ -216,7 +216,7 @@ def test_any_keras_model_of_the_right_shape(store, tmp_path):
     loaded = encoder.load(encoder_id, store)
     assert encoder_id.startswith("small-model-")
     assert (loaded.size, loaded.shape) == ((8, 8), (4,))
-    assert loaded.encode(pictures(3, 8)).shape == (3, 4)
+    assert loaded.encode(pictures(3, 8)).vectors.shape == (3, 4)
 
 
 def test_other_weights_have_another_id(store, tmp_path):
@@ -306,7 +306,7 @@ def test_unfit_models_are_errors(store, tmp_path):
 def test_a_real_encoder(store, real_encoder):
     """The trained encoder loads in safe mode and gives different pictures different features."""
     loaded = encoder.load(encoder.register(str(real_encoder), store), store)
-    features = loaded.encode(pictures(2, loaded.size[0]))
+    features = loaded.encode(pictures(2, loaded.size[0])).vectors
     assert features.shape == (2, *loaded.shape)
     assert np.isfinite(features).all()
     assert not np.allclose(features[0], features[1])

@@ -90,7 +90,7 @@ def test_vectors_are_those_of_their_images(photographs, store, toy_encoder):
         extraction.extract(shard, store=store)
     rows = feature_store.look_up(images, encoder_id=encoder_id, store=store)
     rows = rows.filter(pc.equal(rows["status"], "ok")).take(pa.array([7, 0, 10, 3]))
-    vectors = feature_store.read_vectors(rows, encoder_id=encoder_id, store=store)
+    vectors = feature_store.read_features(rows, encoder_id=encoder_id, store=store).vectors
     for key, vector in zip(rows["image_key"].to_pylist(), vectors, strict=True):
         pixels = np.asarray(Image.open(io.BytesIO(photographs.get(key))))
         np.testing.assert_allclose(vector, pixels.reshape(-1, 3).mean(axis=0), atol=1.0)
@@ -206,13 +206,13 @@ def test_reading_goes_on_while_the_encoder_computes():
 
     def run(pictures):
         assert later.wait(10), "nothing was read meanwhile"
-        return pictures.mean(axis=(1, 2))
+        return [pictures.mean(axis=(1, 2))]
 
-    loaded = encoder.Encoder("e", (4, 4), (3,), batch_size=4, threads=1, run=run)
-    vectors, errors, sizes = extraction.encode([(str(number), "") for number in range(14)], read, loaded, Stopwatch())
+    loaded = encoder.Encoder("e", (4, 4), (3,), None, batch_size=4, threads=1, run=run)
+    encoded, errors, sizes = extraction.encode([(str(number), "") for number in range(14)], read, loaded, Stopwatch())
     assert errors == [None] * 14
     assert sizes == [(10 + number, 5) for number in range(14)]
-    np.testing.assert_array_equal(vectors, np.repeat(np.arange(14), 3).reshape(14, 3))
+    np.testing.assert_array_equal(encoded.vectors, np.repeat(np.arange(14), 3).reshape(14, 3))
 
 
 def test_decoders_that_cannot_start_fail_the_step(photographs, store, toy_encoder, tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from pipeline.data.vocabulary import Vocabulary
 from pipeline.errors import PipelineError
 from pipeline.features import encoder, extraction, openvino, quantization
 from pipeline.features.splits import read_split
+from pipeline.features.store import Features
 from pipeline.storage import keras_files, open_bucket
 from pipeline.timing import Stopwatch
 from pipeline.training.batches import encode_captions
@@ -66,10 +67,24 @@ def test_a_network_is_its_keras_model():
     """Any batch, of any length and from any thread, has the features that Keras gives."""
     model = convolutions()
     network = openvino.CompiledNetwork(openvino.convert(model))
-    assert (network.size, network.shape) == ((16, 16), (8,))
+    assert (network.size, network.shapes) == ((16, 16), [(8,)])
     assert network.threads >= 1
     for count in (1, 5, 8):
-        np.testing.assert_allclose(network(noise(count)), model.predict_on_batch(noise(count)), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(network(noise(count))[0], model.predict_on_batch(noise(count)), rtol=1e-4, atol=1e-5)
+
+
+def test_the_outputs_of_a_network_are_those_of_its_keras_model():
+    """Both of them, in their order, and no other, though the conversion of a resizing layer adds some."""
+    import keras
+    from keras import layers
+
+    pictures = keras.Input((16, 16, 3))
+    places = layers.Resizing(4, 4)(pictures)
+    model = keras.Model(pictures, [layers.GlobalAveragePooling2D()(places), layers.Reshape((-1, 3))(places)])
+    network = openvino.CompiledNetwork(openvino.convert(model))
+    assert network.shapes == [(3,), (16, 3)]
+    for found, expected in zip(network(noise(2)), model.predict_on_batch(noise(2)), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_the_real_encoder_and_its_captions_are_those_of_keras(photographs, real_encoder):
@@ -78,13 +93,13 @@ def test_the_real_encoder_and_its_captions_are_those_of_keras(photographs, real_
     model = keras_files.from_bytes(real_encoder.read_bytes(), origin=str(real_encoder))
     theirs = np.asarray(model.predict(pictures, verbose=0))
     network = openvino.CompiledNetwork(openvino.convert(model))
-    ours = np.concatenate([network(batch) for batch in np.array_split(pictures, 20)])
+    ours = np.concatenate([network(batch)[0] for batch in np.array_split(pictures, 20)])
     assert cosines(ours, theirs).min() >= 0.9999
 
     vocabulary = Vocabulary.build([text for captions in texts for text in captions], min_count=5)
     captioner = briefly_trained(theirs, texts, vocabulary)
     ours, theirs = (
-        [caption.text for caption in captioner.caption(vectors, DecodingConfig(beam_width=3))]
+        [caption.text for caption in captioner.caption(Features(vectors), DecodingConfig(beam_width=3))]
         for vectors in (ours, theirs)
     )
     assert len(set(theirs)) > REAL / 20  # captions that speak of their pictures, so that the test can fail
@@ -97,9 +112,9 @@ def briefly_trained(vectors, texts, vocabulary):
 
     from pipeline.features.splits import SplitFeatures
 
-    captions, longest = encode_captions(SplitFeatures(pa.table({"captions": texts}), vectors), vocabulary)
+    captions, longest = encode_captions(SplitFeatures(pa.table({"captions": texts}), Features(vectors)), vocabulary)
     config = TrainingConfig(embedding="learned", units=64)
-    model = build(len(vocabulary), vectors, config)
+    model = build(len(vocabulary), Features(vectors), config)
     compile_for_training(model, 5e-3)
     rng = np.random.default_rng(0)
     for _ in range(15):
@@ -113,7 +128,7 @@ def test_eight_bits_are_nearly_as_good_on_real_photographs(photographs, real_enc
     model = keras_files.from_bytes(real_encoder.read_bytes(), origin=str(real_encoder))
     network = openvino.convert(model)
     exact, quantised = (
-        np.concatenate([compiled(batch) for batch in np.array_split(pictures[100:200], 10)])
+        np.concatenate([compiled(batch)[0] for batch in np.array_split(pictures[100:200], 10)])
         for compiled in (
             openvino.CompiledNetwork(network),
             openvino.CompiledNetwork(openvino.quantize(network, pictures[:100])),
@@ -149,7 +164,7 @@ def test_an_encoder_in_eight_bits_has_features_of_its_own(eight_bits):
     for each in (encoder_id, quantized_id):
         extraction.extract_missing(images, run="r", source=source.uri, encoder_id=each, store=store)
     exact, found = (
-        read_split(data, "train", encoder_id=each, store=store, max_failed_fraction=0.1).vectors
+        read_split(data, "train", encoder_id=each, store=store, max_failed_fraction=0.1).features.vectors
         for each in (encoder_id, quantized_id)
     )
     assert not np.array_equal(exact, found)
@@ -282,11 +297,11 @@ def test_the_time_of_a_shard_is_measured_by_section(eight_bits):
         def read(image):
             return extraction.read_picture(source, lambda _, data: decoders.decode(data), image, stopwatch=stopwatch)
 
-        vectors, errors, _ = extraction.encode(names, read, loaded, stopwatch)
+        features, errors, _ = extraction.encode(names, read, loaded, stopwatch)
         pictures = [read(name) for name in names]
     assert set(stopwatch.seconds) == {"read", "decode", "encode"}
     assert min(stopwatch.seconds.values()) > 0
     assert [name for (name, _), error in zip(names, errors, strict=True) if error] == ["pictures/red-0.jpg"]
-    for picture, vector, error in zip(pictures, vectors, errors, strict=True):
+    for picture, vector, error in zip(pictures, features.vectors, errors, strict=True):
         if error is None:
-            np.testing.assert_allclose(vector, loaded.encode(picture.pixels[None])[0], rtol=1e-2, atol=1e-3)
+            np.testing.assert_allclose(vector, loaded.encode(picture.pixels[None]).vectors[0], rtol=1e-2, atol=1e-3)

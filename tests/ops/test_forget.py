@@ -137,7 +137,7 @@ def made(trained, tmp_path_factory):
     update = {"warnings": [f"{inbox.url(KEY)} is odd."], "errors": {f"{KEY} is odd": 1, "too large": 2}}
     runs.write_failure(record.model_copy(update=update), f"2 images failed: 2 × odd ({KEY}, …).", store)
     table = feature_store.index(encoder_id, store).filter(tombstones.pc.field("image_key") == KEY)
-    vector = feature_store.read_vectors(table, encoder_id=encoder_id, store=store)[0].tolist()
+    vector = feature_store.read_features(table, encoder_id=encoder_id, store=store).vectors[0].tolist()
     thumbnail = _thumbnail(inbox, KEY, inbox.etag(KEY))
     return World(store, inbox, picture, vector, {base64.b64encode(thumbnail).decode()})
 

@@ -386,11 +386,11 @@ def test_an_ensemble_on_several_crops(made, trained, toy_encoder):
     here, there = (
         read_split(
             datasets.load(dataset, store), "test", encoder_id=encoder_id, store=store, max_failed_fraction=0
-        ).vectors
+        ).features
         for store in (production, staging)
     )
-    assert here.shape == (4, 6, 3)
-    np.testing.assert_array_equal(here, there)
+    assert here.vectors.shape == (4, 6, 3)
+    np.testing.assert_array_equal(here.vectors, there.vectors)
     assert len(loaded.caption(here, BEAM)) == 4
 
 
@@ -414,9 +414,9 @@ def test_the_features_that_a_store_lacks(staging, production, trained):
     assert (len(added), len(rows), set(rows["status"].to_pylist())) == (3, 14, {"ok"})
     listing = datasets.listing(datasets.load(trained.inputs.dataset, production).table)
     found = [
-        feature_store.read_vectors(
+        feature_store.read_features(
             feature_store.look_up(listing, encoder_id=encoder_id, store=store), encoder_id=encoder_id, store=store
-        )
+        ).vectors
         for store in (trained.store, production)
     ]
     np.testing.assert_array_equal(*found)

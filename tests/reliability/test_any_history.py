@@ -46,13 +46,15 @@ def read_picture(bucket, decoders, image, **_):
 class Captioner:
     """Captions that say how bright a picture is."""
 
-    def caption(self, vectors, decoding):
-        """A caption a vector."""
-        return [Caption(f"brightness {vector[0]:.0f}", -1.0, 0.5) for vector in vectors]
+    attends = False
 
-    def standardized(self, vectors):
+    def caption(self, features, decoding):
+        """A caption a vector."""
+        return [Caption(f"brightness {vector[0]:.0f}", -1.0, 0.5) for vector in features.vectors]
+
+    def standardized(self, features):
         """The vectors."""
-        return vectors
+        return features.vectors
 
 
 class Nights(RuleBasedStateMachine):
@@ -65,7 +67,7 @@ class Nights(RuleBasedStateMachine):
         self.next_step: dict[str, int] = {}
         self.requests: dict[str, str] = {}
         self.seen = set()
-        loaded = encoder.Encoder("e-1", (2, 2), (3,), 4, 1, lambda pictures: pictures.mean(axis=(1, 2)))
+        loaded = encoder.Encoder("e-1", (2, 2), (3,), None, 4, 1, lambda pictures: [pictures.mean(axis=(1, 2))])
         self.patches = [
             patch.object(extraction, "open_source", lambda name, store: self.inbox),
             patch.object(extraction, "read_picture", read_picture),

@@ -7,6 +7,7 @@ import numpy as np
 from pipeline.captioner.merge_model import build
 from pipeline.config import TrainingConfig
 from pipeline.data.vocabulary import Vocabulary
+from pipeline.features.store import Features
 from pipeline.training.batches import EncodedCaptions
 
 SENTENCES = ["a dog runs on the grass", "a dog", "the cat sits", "a cat runs on and on and on the old red mat", "grass"]
@@ -16,16 +17,19 @@ CONFIG = TrainingConfig(embedding="learned", embedding_size=7, units=12, dropout
 VOCABULARY = Vocabulary.build(SENTENCES, min_count=1)
 """Every word of the sentences."""
 
-FEATURES = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+FEATURES = Features(np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32))
 """The vectors of three images."""
+
+REGIONS = Features(FEATURES.vectors, np.random.default_rng(1).normal(size=(3, 6, 4)).astype(np.float16))
+"""The same images with six regions each."""
 
 CAPTIONS = EncodedCaptions(FEATURES, np.array([0, 0, 1, 2, 2]), [VOCABULARY.encode(text) for text in SENTENCES])
 """The sentences as captions of the images."""
 
 
-def build_model(**changes: Any) -> Any:
-    """The merge model, with changes to its configuration."""
-    return build(len(VOCABULARY), FEATURES, CONFIG.model_copy(update=changes))
+def build_model(features: Features = FEATURES, **changes: Any) -> Any:
+    """The merge model of these features, with changes to its configuration."""
+    return build(len(VOCABULARY), features, CONFIG.model_copy(update=changes))
 
 
 def softmax(logits: Any) -> Any:
@@ -34,7 +38,7 @@ def softmax(logits: Any) -> Any:
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
-def next_probabilities(models: Any, vector: Any, ids: Any) -> Any:
+def next_probabilities(models: Any, image: Features, ids: Any) -> Any:
     """The probabilities of the word after ``ids``: the mean of whole models, called with the whole prefix."""
-    inputs = {"features": vector[None], "words": np.array([ids], np.int32)}
+    inputs = {**image.inputs, "words": np.array([ids], np.int32)}
     return np.mean([softmax(np.array(model(inputs, training=False))[0, -1]) for model in models], axis=0)

@@ -13,6 +13,7 @@ from pipeline.data import dataset
 from pipeline.data.dataset import build_vocabulary
 from pipeline.data.ingest import ingest
 from pipeline.features import encoder, extraction
+from pipeline.features.regions import add_regions
 from pipeline.storage import Bucket
 from pipeline.training.train import train_captioner
 
@@ -117,6 +118,7 @@ def prepare(
     *,
     broken: tuple[str, ...] = (),
     crops: bool = False,
+    regions: bool = False,
     language: str = "en",
 ) -> Inputs:
     """Draw pictures, ingest them and extract their features: all that comes before a training."""
@@ -124,6 +126,8 @@ def prepare(
     dataset_id = ingest([table], store, name="toy", language=language).dataset
     vocabulary, _ = build_vocabulary(dataset_id, store, min_count=1)
     encoder_id = encoder.register(str(encoder_file), store, crops=crops)
+    if regions:
+        encoder_id = add_regions(encoder_id, dataset_id, store)
     for name, images in dataset.listings_by_source(dataset.load(dataset_id, store).table).items():
         extraction.extract_missing(images, run="r", source=name, encoder_id=encoder_id, store=store)
     return Inputs(source, dataset_id, vocabulary, encoder_id)

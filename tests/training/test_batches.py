@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.data.vocabulary import END, PAD, START, Vocabulary
 from pipeline.features.splits import SplitFeatures
+from pipeline.features.store import Features
 from pipeline.training.batches import EncodedCaptions, encode_captions
 from tests.support.small_captioner import FEATURES, SENTENCES, VOCABULARY
 
@@ -30,7 +31,7 @@ def rows(batches):
             assert words[0] == START
             assert following[length - 1] == END
             np.testing.assert_array_equal(words[1:length], following[: length - 1])
-            found.append((int(np.flatnonzero((vector == FEATURES).all(axis=1))[0]), *words[:length], END))
+            found.append((int(np.flatnonzero((vector == FEATURES.vectors).all(axis=1))[0]), *words[:length], END))
     return found
 
 
@@ -59,8 +60,8 @@ def test_evaluation_batches_are_always_the_same():
 
 def test_crops():
     """Each training caption has a random crop of its image, and each evaluation caption the mean crop."""
-    crops = np.stack([FEATURES, FEATURES + 1, FEATURES + 2], axis=1)
-    captions = EncodedCaptions(crops, MANY.image, MANY.ids)
+    crops = np.stack([FEATURES.vectors + shift for shift in range(3)], axis=1)
+    captions = EncodedCaptions(Features(crops), MANY.image, MANY.ids)
     seen = {tuple(vector) for inputs, _, _ in training(captions, 4) for vector in inputs["features"]}
     assert seen == {tuple(vector) for vector in crops.reshape(-1, crops.shape[-1])}
     means = {tuple(vector) for inputs, _, _ in captions.evaluation_batches(4) for vector in inputs["features"]}
@@ -71,7 +72,7 @@ def test_long_captions_are_cut():
     """The few captions longer than the limit lose their end, and those of dev are cut to the limit of train."""
     captions = [["a red square"]] * 300 + [["a red " + "very " * 40 + "square"]]
     vocabulary = Vocabulary.build((text for texts in captions for text in texts), min_count=1)
-    split = SplitFeatures(pa.table({"captions": captions}), np.zeros((301, 3), np.float32))
+    split = SplitFeatures(pa.table({"captions": captions}), Features(np.zeros((301, 3), np.float32)))
     encoded, max_length = encode_captions(split, vocabulary)
     assert max_length == 3
     assert encoded.ids[0] == vocabulary.encode("a red square")

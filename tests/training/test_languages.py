@@ -30,7 +30,7 @@ def test_captions_in_another_language_are_learned_and_scored(tmp_path, toy_encod
     pictures = read_split(
         dataset.load(inputs.dataset, store), "test", encoder_id=inputs.encoder_id, store=store, max_failed_fraction=0
     )
-    for image, beam in zip(pictures.image_ids, captioner.alternatives(pictures.vectors, BEAM), strict=True):
+    for image, beam in zip(pictures.image_ids, captioner.alternatives(pictures.features, BEAM), strict=True):
         true = {join(clean(caption)) for caption in toy.captions(image.partition("-")[0], language)}
         assert {caption.text for caption in beam} == true
 

@@ -24,7 +24,7 @@ def test_the_loss_of_whole_captions_is_that_of_their_expansion(model):
     losses = []
     for image, ids in zip(CAPTIONS.image, CAPTIONS.ids, strict=True):
         for length in range(1, len(ids)):
-            inputs = {"features": FEATURES[image][None], "words": np.array([ids[:length]], np.int32)}
+            inputs = {**FEATURES[[image]].inputs, "words": np.array([ids[:length]], np.int32)}
             logits = np.asarray(model(inputs, training=False))[0, -1]
             losses.append(np.log(np.exp(logits).sum()) - logits[ids[length]])
     assert len(losses) == sum(len(VOCABULARY.encode(text)) - 1 for text in SENTENCES)

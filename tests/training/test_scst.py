@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.captioner.bundle import load
 from pipeline.data.vocabulary import END, PAD, START
+from pipeline.features.store import Features
 from pipeline.metrics.cider import CiderD
 from pipeline.training import scst
 from pipeline.training.batches import EncodedCaptions
@@ -27,9 +28,9 @@ class FakeSampler:
     def __init__(self, samples):
         self.samples = samples
 
-    def predict_on_batch(self, features):
+    def predict_on_batch(self, inputs):
         """The samples of the images with these features."""
-        return self.samples[features[:, 0].astype(int)]
+        return self.samples[inputs["features"][:, 0].astype(int)]
 
 
 def test_batches_weight_words_by_advantage(monkeypatch):
@@ -44,7 +45,7 @@ def test_batches_weight_words_by_advantage(monkeypatch):
 
     sampled_images, human_images = [], []
     generated = batches(
-        EncodedCaptions(features, owner, human),
+        EncodedCaptions(Features(features), owner, human),
         references,
         FakeSampler(samples),
         CiderD(references, owner, 10),

@@ -42,7 +42,7 @@ def test_it_learns(trained):
         store=trained.store,
         max_failed_fraction=0,
     )
-    captions = captioner.caption(pictures.vectors, DecodingConfig(beam_width=3))
+    captions = captioner.caption(pictures.features, DecodingConfig(beam_width=3))
     assert len(captions) == 16
     for name, caption in zip(pictures.image_ids, captions, strict=True):
         assert set(toy.COLOURS) & set(caption.text.split()) == {name.partition("-")[0]}

@@ -1,0 +1,298 @@
+"""Regions: where an encoder's map is found, its projection, their column in the store, and captioners that attend."""
+
+import re
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.captioner import registry
+from pipeline.captioner.bundle import load
+from pipeline.config import DecodingConfig
+from pipeline.data import dataset
+from pipeline.errors import PipelineError
+from pipeline.features import accelerator, encoder, quantization, regions
+from pipeline.features import store as feature_store
+from pipeline.features.splits import read_split
+from pipeline.nightly import shadow
+from pipeline.ops.import_model import import_model
+from pipeline.serving import on_demand
+from pipeline.storage import layout, open_bucket, parquet
+from tests.support import toy
+from tests.support.memory import MemoryBucket
+from tests.support.nights import colour_in, night, rows_in
+
+BEAM = DecodingConfig(beam_width=2)
+
+
+def pictures(count=4, size=8):
+    """Made-up pictures: uint8 (count, size, size, 3)."""
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, toy_encoder):
+    """The toy world with regions, one of its pictures damaged; and their store."""
+    source, store = (open_bucket(str(tmp_path_factory.mktemp(name))) for name in ("source", "store"))
+    return toy.prepare(source, store, toy_encoder, broken=("red-0.jpg",), regions=True), store
+
+
+def convolution(inputs, *, pool=True):
+    """A map of 6×6 places with 5 channels, in which a branch also pools, as in squeeze-and-excitation; pooled."""
+    from keras import layers
+
+    x = layers.Conv2D(5, 3, activation="relu")(layers.Rescaling(1 / 255)(inputs))
+    squeezed = layers.Dense(5, activation="sigmoid")(layers.GlobalAveragePooling2D()(x))
+    x = layers.Multiply()([x, layers.Reshape((1, 1, 5))(squeezed)])
+    return (layers.GlobalAveragePooling2D()(x) if pool else x), x
+
+
+def models():
+    """Encoders that pool the same map, each in another form, and a model of the map alone."""
+    import keras
+    from keras import layers
+
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((8, 8, 3))
+    pooled, places = convolution(inputs)
+    plain = keras.Model(inputs, pooled)
+    outer = keras.Input((8, 8, 3))
+    before = keras.Model(inputs, places)
+    forms = {
+        "functional": plain,
+        "nested": keras.Model(outer, plain(outer)),
+        "nested twice": keras.Sequential([keras.Input((8, 8, 3)), keras.Model(outer, plain(outer)), layers.Dense(2)]),
+        "sequential": keras.Sequential([keras.Input((8, 8, 3)), before, layers.GlobalAveragePooling2D()]),
+        "any size": keras.Sequential([keras.Input((None, None, 3)), before, layers.GlobalMaxPooling2D()]),
+    }
+    return forms, before
+
+
+@pytest.mark.parametrize("form", ["functional", "nested", "nested twice", "sequential", "any size"])
+def test_the_map_is_what_the_last_global_pooling_pools(form):
+    """However the model is nested, its output stays, and the map comes with it."""
+    forms, before = models()
+    found = regions._with_map(forms[form], (8, 8))
+    vectors, places = found.predict_on_batch(pictures())
+    np.testing.assert_allclose(vectors, forms[form].predict_on_batch(pictures()), rtol=1e-5)
+    np.testing.assert_array_equal(places, before.predict_on_batch(pictures()))
+
+
+def test_principal_components():
+    """They are those of all batches together: centred, uncorrelated, ordered by variance, of mean square 1."""
+    rng = np.random.default_rng(0)
+    vectors = (rng.normal(size=(600, 6)) @ rng.normal(size=(6, 6)) + 5).astype(np.float32)
+    matrix, shift = regions.principal_components(np.array_split(vectors, 7), 4)
+    found = vectors @ matrix + shift
+    assert found.shape == (600, 4)
+    np.testing.assert_allclose(found.mean(axis=0), 0, atol=1e-3)
+    covariance = found.T @ found / len(found)
+    np.testing.assert_allclose(covariance, np.diag(np.diag(covariance)), atol=1e-3)
+    assert (np.diff(np.diag(covariance)) < 0).all()
+    assert np.diag(covariance).mean() == pytest.approx(1, rel=1e-3)
+    expected = np.linalg.eigvalsh(np.cov(vectors.T, bias=True))[::-1][:4]
+    np.testing.assert_allclose(np.diag(covariance), expected / expected.mean(), rtol=1e-3)
+    again, _ = regions.principal_components([vectors[::-1]], 4)
+    np.testing.assert_allclose(again, matrix, rtol=1e-3, atol=1e-5)
+
+
+def test_regions_come_with_the_vector(world, monkeypatch):
+    """The vectors are those of the encoder without regions; on a CPU and on a GPU the regions are the same."""
+    inputs, store = world
+    parts = re.fullmatch(r"(means-[0-9a-f]{12})-regions-[0-9a-f]{12}", inputs.encoder_id)
+    loaded = encoder.load(inputs.encoder_id, store)
+    assert (loaded.shape, loaded.regions) == ((3,), (64, 3))
+    found = loaded.encode(pictures())
+    np.testing.assert_allclose(found.vectors, encoder.load(parts[1], store).encode(pictures()).vectors, rtol=1e-5)
+    # A projection is linear: the mean of the regions is the projected mean of the map, which is the vector.
+    projected, *_ = np.linalg.lstsq(
+        np.column_stack([found.vectors, np.ones(4)]), found.regions.mean(axis=1), rcond=None
+    )
+    np.testing.assert_allclose(
+        np.column_stack([found.vectors, np.ones(4)]) @ projected, found.regions.mean(axis=1), atol=1e-4
+    )
+    monkeypatch.setattr(accelerator, "present", lambda: True)
+    on_gpu = encoder.load(inputs.encoder_id, store)
+    assert on_gpu.regions == loaded.regions
+    np.testing.assert_allclose(on_gpu.encode(pictures()).regions, found.regions, atol=2e-2)
+
+
+def test_the_projection_is_learnt_once(world, monkeypatch):
+    """The encoder with regions is found again by the id that it was made of, and its own id is returned as it is."""
+    inputs, store = world
+    before = toy.etags(store, "encoders/")
+    monkeypatch.setattr(regions, "training_pictures", lambda *_, **__: pytest.fail("learnt again"))
+    plain = inputs.encoder_id.partition("-regions-")[0]
+    for each in (plain, inputs.encoder_id, f"{inputs.encoder_id}-int8"):
+        found = regions.add_regions(each, "other/0123456789abcdef", store)
+        assert found == (inputs.encoder_id if each == plain else each)
+    assert encoder.register(inputs.encoder_id, store) == inputs.encoder_id
+    assert toy.etags(store, "encoders/") == before
+
+
+def test_a_damaged_encoder_with_regions_is_made_again(bucket, toy_encoder):
+    """Of the same pictures it is the same one."""
+    inputs = toy.prepare(bucket, bucket, toy_encoder, regions=True)
+    bucket.delete(f"encoders/{inputs.encoder_id}/files.json")
+    plain = inputs.encoder_id.partition("-regions-")[0]
+    assert regions.add_regions(plain, inputs.dataset, bucket) == inputs.encoder_id
+    assert encoder.exists(inputs.encoder_id, bucket)
+
+
+def test_encoders_that_can_have_no_regions(world, toy_encoder, tmp_path):
+    """Crops, 8-bit integers, and models without a map to pool are errors that say what to do."""
+    import keras
+    from keras import layers
+
+    inputs, store = world
+    plain = inputs.encoder_id.partition("-regions-")[0]
+    crops = encoder.register(plain, store, crops=True)
+    with pytest.raises(PipelineError, match=f"{crops} encodes crops, to which regions are an alternative"):
+        regions.add_regions(crops, inputs.dataset, store)
+    with pytest.raises(PipelineError, match=f"{inputs.encoder_id} has regions, .* leave out --crops"):
+        encoder.register(inputs.encoder_id, store, crops=True)
+    with pytest.raises(PipelineError, match=f"is quantized and can't get regions: use --regions with {plain}, then"):
+        regions.add_regions(f"{plain}-int8", inputs.dataset, store)
+    picture = keras.Input((8, 8, 3))
+    for name, output, message in (
+        ("flat", layers.Flatten()(picture), r"has no regions, .* end the model in GlobalAveragePooling2D"),
+        ("one", layers.GlobalAveragePooling2D()(layers.AveragePooling2D(8)(picture)), r"pools 1×1 places, .* 2 to 256"),
+    ):
+        keras.Model(picture, output).save(tmp_path / f"{name}.keras")
+        with pytest.raises(PipelineError, match=message):
+            regions.add_regions(encoder.register(str(tmp_path / f"{name}.keras"), store), inputs.dataset, store)
+    keras.Model(picture, [layers.GlobalAveragePooling2D()(picture), picture]).save(tmp_path / "two.keras")
+    with pytest.raises(PipelineError, match="two has two outputs: save it with its vector"):
+        encoder.register(str(tmp_path / "two.keras"), store)
+
+
+def test_regions_in_eight_bits(world):
+    """A quantized encoder yields both, nearly as the exact one does."""
+    inputs, store = world
+    quantized = encoder.load(quantization.quantize(inputs.encoder_id, inputs.dataset, store), store)
+    # Within the range of the pictures that it is calibrated on.
+    colours = np.array([*toy.COLOURS.values()], np.uint8)[:, None, None] * np.ones((8, 8, 1), np.uint8)
+    exact = encoder.load(inputs.encoder_id, store).encode(colours)
+    found = quantized.encode(colours)
+    for ours, theirs in zip(found.arrays, exact.arrays, strict=True):
+        assert ours.shape == theirs.shape
+        assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.99
+
+
+def test_regions_are_a_column_of_their_own(world, monkeypatch):
+    """Null where the picture failed; read back in 16 bits; and not read at all where only vectors are asked for."""
+    inputs, store = world
+    [item] = store.list(f"features/{inputs.encoder_id}/")
+    table = parquet.read(item.key, store)
+    assert table.schema == feature_store.schema((3,), (64, 3))
+    assert table.schema.field("regions").type == pa.list_(pa.list_(pa.float16(), 3), 64)
+    expected = {row["image_key"]: row for row in table.to_pylist()}
+    assert [key for key, row in expected.items() if row["regions"] is None] == ["pictures/red-0.jpg"]
+    images = dataset.listing(dataset.load(inputs.dataset, store).table)
+    rows = feature_store.look_up(images, encoder_id=inputs.encoder_id, store=store)
+    rows = rows.filter(pa.compute.equal(rows["status"], "ok")).take(pa.array([9, 0, 4]))
+    read = []
+    monkeypatch.setattr(parquet, "read", lambda *_, columns, **__: read.append(columns) or table.select(columns))
+    alone = feature_store.read_features(rows, encoder_id=inputs.encoder_id, store=store)
+    assert alone.regions is None
+    assert "regions" not in read[0]
+    found = feature_store.read_features(rows, encoder_id=inputs.encoder_id, store=store, regions=True)
+    assert (found.vectors.dtype, found.regions.dtype) == (np.float32, np.float16)
+    for name, array in (("feature", found.vectors), ("regions", found.regions)):
+        np.testing.assert_array_equal(array, [expected[key][name] for key in rows["image_key"].to_pylist()])
+
+
+@pytest.fixture(scope="module")
+def attending(world):
+    """A model that was trained with attention, in both phases, as an ensemble of two."""
+    inputs, store = world
+    changes = {"ensemble_size": 2, "attention_heads": 2, "scst_epochs": 1, "scst_learning_rate": 1e-4}
+    return toy.train(inputs, store, toy.CONFIG.model_copy(update=changes))
+
+
+def test_a_captioner_learns_to_attend(world, attending):
+    """It names the colours of pictures it never saw, and its metadata says with how many heads."""
+    inputs, store = world
+    captioner, metadata = load(attending.version, store)
+    assert captioner.attends
+    assert metadata.config.attention_heads == 2
+    split = read_split(
+        dataset.load(inputs.dataset, store),
+        "test",
+        encoder_id=inputs.encoder_id,
+        store=store,
+        max_failed_fraction=0.05,
+        regions=True,
+    )
+    for decoding in (BEAM, DecodingConfig(beam_width=2, mbr_samples=5)):
+        for image, caption in zip(split.image_ids, captioner.caption(split.features, decoding), strict=True):
+            assert colour_in(caption.text) == colour_in(image)
+
+
+@pytest.fixture(scope="module")
+def pooled(world):
+    """A model of vectors alone on the same encoder, and the columns of features that its training read."""
+    inputs, store = world
+    read, original = [], parquet.read
+
+    def reading(*arguments, **options):
+        read.append(options.get("columns"))
+        return original(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parquet, "read", reading)
+        model = toy.train(inputs, store, toy.CONFIG.model_copy(update={"attention_heads": 0}))
+    return model, [columns for columns in read if isinstance(columns, list) and "feature" in columns]
+
+
+def test_a_model_of_vectors_on_an_encoder_with_regions(world, pooled):
+    """Without heads it is trained on vectors alone, which are all that is read."""
+    model, read = pooled
+    assert not load(model.version, world[1])[0].attends
+    assert len(read) == 2
+    assert not any("regions" in columns for columns in read)
+
+
+def test_an_encoder_without_regions_gives_a_model_without_heads(trained):
+    """Whatever the configuration says, and the metadata tells so."""
+    assert trained.model.config.attention_heads == 0
+    assert not load(trained.model.version, trained.store)[0].attends
+
+
+def test_nights_and_captions_on_demand(world, attending, pooled, new_bucket, tmp_path):
+    """A champion that attends captions an inbox from stored regions, and pictures on demand; a candidate need not."""
+    store, inbox = new_bucket(), new_bucket()
+    toy.copy(world[1], store, "models/", "encoders/")
+    registry.promote(attending.version, store)
+    for seed, colour in enumerate(toy.COLOURS):
+        inbox.put(f"{colour}.jpg", toy.picture(colour, seed))
+        (tmp_path / f"{colour}.jpg").write_bytes(toy.picture(colour, seed))
+    night("n1", inbox, store)
+    written = {row["image_key"]: row["caption"] for row in rows_in(store)}
+    assert {colour_in(key): colour_in(text) for key, text in written.items()} == {each: each for each in toy.COLOURS}
+    found = on_demand.caption([str(tmp_path)], version=None, decoding=BEAM, alternatives=0, store=store)
+    assert {each.picture.rpartition("/")[2]: each.captions[0].text for each in found} == written
+    shadow.compare(pooled[0].version, size=4, decoding=BEAM, picture_page="", inbox_uri=inbox.uri, store=store)
+    compared = parquet.read(layout.shadow(pooled[0].version), store).to_pylist()
+    assert {row["image_key"]: row["champion_caption"] for row in compared} == written
+    assert all(colour_in(row["caption"]) == colour_in(row["image_key"]) for row in compared)
+
+
+def test_a_model_that_attends_goes_to_another_store(world, attending):
+    """With its encoder and the regions of its photographs."""
+    inputs, store = world
+    elsewhere = MemoryBucket("elsewhere")
+    import_model(attending.version, source=store, target=elsewhere)
+    here, there = (
+        read_split(
+            dataset.load(inputs.dataset, each),
+            "test",
+            encoder_id=inputs.encoder_id,
+            store=each,
+            max_failed_fraction=0,
+            regions=True,
+        ).features
+        for each in (store, elsewhere)
+    )
+    np.testing.assert_array_equal(there.regions, here.regions)
+    assert encoder.exists(inputs.encoder_id, elsewhere)
