@@ -158,6 +158,14 @@ with DAG(
             "extraction takes six times as long",
             section="Data",
         ),
+        "regions": Param(
+            False,
+            type="boolean",
+            title="Regions",
+            description="Also encode the regions of each image, to which the captioner attends: better captions, but "
+            "25 KB more per image in the store, and a training that takes half as long again. An alternative to crops",
+            section="Data",
+        ),
         "int8": Param(
             False,
             type="boolean",
@@ -235,6 +243,7 @@ with DAG(
             "register-encoder",
             resolve_inputs.result("encoder"),
             "{{ '--crops' if params.crops else '--no-crops' }}",
+            "--regions={{ ti.xcom_pull(task_ids='ingest', key='dataset') if params.regions else '' }}",
             "--int8={{ ti.xcom_pull(task_ids='ingest', key='dataset') if params.int8 else '' }}",
         ],
         **settings.accelerator,

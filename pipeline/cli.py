@@ -225,11 +225,20 @@ def register_encoder(
     crops: Annotated[
         bool, typer.Option(help="encode six crops of each picture: better captions, six times the extraction time")
     ] = False,
+    regions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATASET_ID",
+            # The DAG passes an empty id where nothing is learnt from the dataset.
+            callback=_check(names.DATASET_ID, empty=True),
+            help="also encode the regions of each picture, by a projection that is learnt from this dataset: better "
+            "captions, 25 KB more a picture; an alternative to --crops",
+        ),
+    ] = None,
     int8: Annotated[
         str | None,
         typer.Option(
             metavar="DATASET_ID",
-            # The DAG passes an empty id where nothing is quantized.
             callback=_check(names.DATASET_ID, empty=True),
             help="quantize to 8-bit integers, calibrated on this dataset: three times as fast on CPUs with VNNI",
         ),
@@ -238,7 +247,13 @@ def register_encoder(
     """Put an image encoder in the store."""
     from pipeline.features import encoder as encoders
 
+    if crops and regions:
+        raise PipelineError("Crops and regions are alternatives: leave out --crops or --regions.")
     encoder_id = encoders.register(spec, _store(), crops=crops)
+    if regions:
+        from pipeline.features.regions import add_regions
+
+        encoder_id = add_regions(encoder_id, regions, _store())
     if int8:
         from pipeline.features import quantization
 

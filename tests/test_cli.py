@@ -39,7 +39,7 @@ COMMANDS = {
     "ingest": {"sources", "--name", "--language", "--max-dropped-fraction", "--corrections", "--no-corrections"},
     "datasets": {"--limit"},
     "vocabulary": {"dataset_id", "--min-count"},
-    "register-encoder": {"spec", "--crops", "--no-crops", "--int8"},
+    "register-encoder": {"spec", "--crops", "--no-crops", "--regions", "--int8"},
     "plan-extraction": {"dataset_id", "encoder_id", "--run"},
     "extract": {"shard"},
     "train": {"dataset_id", "vocabulary", "encoder_id", "--set"},
@@ -233,7 +233,7 @@ def test_a_process_prints_one_line_of_json(environment, source, toy_encoder):
 
 
 def test_encoders(result, source, toy_encoder):
-    """A quantized encoder and one of crops have ids of their own; an id is accepted as a file is."""
+    """A quantized encoder and one of crops or regions have ids of their own; an id is accepted as a file is."""
     dataset = result("ingest", source)["dataset"]
     plain = result("register-encoder", str(toy_encoder), "--int8=")["encoder_id"]
     quantized = result("register-encoder", str(toy_encoder), f"--int8={dataset}")["encoder_id"]
@@ -244,6 +244,17 @@ def test_encoders(result, source, toy_encoder):
     crops = result("register-encoder", plain, "--crops")["encoder_id"]
     assert crops.startswith("means-crops-")
     assert result("register-encoder", str(toy_encoder), "--crops")["encoder_id"] == crops
+    regions = result("register-encoder", str(toy_encoder), f"--regions={dataset}", "--int8=")["encoder_id"]
+    assert regions.startswith(f"{plain}-regions-")
+    both = result("register-encoder", str(toy_encoder), f"--regions={dataset}", f"--int8={dataset}")["encoder_id"]
+    assert both == f"{regions}-int8"
+
+
+def test_crops_and_regions_are_alternatives(command, store, toy_encoder):
+    """Together they are refused before anything is registered."""
+    status, _, error = command("register-encoder", str(toy_encoder), "--crops", "--regions=toy/0123456789abcdef")
+    assert (status, error) == (2, "error: Crops and regions are alternatives: leave out --crops or --regions.\n")
+    assert not list(store.list())
 
 
 def test_a_retraining(store, source, result, toy_encoder, monkeypatch):

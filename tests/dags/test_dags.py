@@ -186,16 +186,17 @@ def test_evaluations_decode_alike(dag):
 
 
 @pytest.mark.parametrize("dag", ["retrain_captioner"], indirect=True)
-@pytest.mark.parametrize(("int8", "argument"), [(True, "--int8=flickr8k/0123456789abcdef"), (False, "--int8=")])
-def test_quantization_is_calibrated_on_the_dataset(dag, int8, argument):
-    """If the form asks for 8-bit integers, the encoder is calibrated on the ingested dataset."""
+@pytest.mark.parametrize(("place", "option"), [(-2, "regions"), (-1, "int8")])
+@pytest.mark.parametrize(("asked", "dataset"), [(True, "flickr8k/0123456789abcdef"), (False, "")])
+def test_an_encoder_is_calibrated_on_the_dataset(dag, place, option, asked, dataset):
+    """If the form asks for regions or 8-bit integers, they are learnt from the ingested dataset."""
 
     class Instance:
         def xcom_pull(self, task_ids, key):
             return {("ingest", "dataset"): "flickr8k/0123456789abcdef"}[task_ids, key]
 
-    template = dag.get_template_env().from_string(dag.task_dict["register_encoder"].arguments[-1])
-    assert template.render(params={"int8": int8}, ti=Instance()) == argument
+    template = dag.get_template_env().from_string(dag.task_dict["register_encoder"].arguments[place])
+    assert template.render(params={option: asked}, ti=Instance()) == f"--{option}={dataset}"
 
 
 @pytest.mark.parametrize("dag", ["retrain_captioner"], indirect=True)
