@@ -79,13 +79,19 @@ def _attention(states: "Tensor", regions: "Tensor", config: TrainingConfig) -> "
     from keras import layers, ops
 
     heads, width = config.attention_heads, config.units // config.attention_heads
-
-    def project(name: str) -> keras.Sequential:
-        return keras.Sequential([layers.Dense(heads * width), layers.Reshape((-1, heads, width))], name=name)
-
     # The same numbers are dropped from all regions of a picture.
     dropped = layers.Dropout(config.dropout, noise_shape=(None, 1, regions.shape[-1]), name="region_dropout")(regions)
-    found = ops.dot_product_attention(project("queries")(states), project("keys")(dropped), project("values")(dropped))
+    # They are projected as the image's vector is. The projections are both keys and values: projections of their own
+    # for each are no better.
+    project = [
+        layers.Dense(heads * width),
+        layers.LayerNormalization(),
+        layers.ReLU(),
+        layers.Reshape((-1, heads, width)),
+    ]
+    places = keras.Sequential(project, name="places")(dropped)
+    ask = [layers.Dense(heads * width), layers.Reshape((-1, heads, width))]
+    found = ops.dot_product_attention(keras.Sequential(ask, name="queries")(states), places, places)
     return keras.Sequential([layers.Reshape((-1, heads * width)), layers.Dense(config.units)], name="context")(found)
 
 
@@ -99,12 +105,11 @@ class Image(NamedTuple):
 
     Attributes:
         projected: (B, units).
-        keys: (B, R, heads, width), and ``values``, which attention reads; None for a model without attention.
+        places: (B, R, heads, width), the projected regions; None for a model without attention.
     """
 
     projected: "Tensor"
-    keys: "Tensor | None" = None
-    values: "Tensor | None" = None
+    places: "Tensor | None"
 
 
 def encode_images(models: Sequence["keras.Model"], inputs: Mapping[str, "Tensor"]) -> tuple[list[Image], "State"]:
@@ -125,8 +130,7 @@ def encode_images(models: Sequence["keras.Model"], inputs: Mapping[str, "Tensor"
     for model in models:
         layer = model.get_layer
         projected = layer("image")(layer("scale")(inputs["features"]))
-        attended = [layer(name)(inputs["regions"]) for name in ("keys", "values")] if attends(model) else []
-        images.append(Image(projected, *attended))
+        images.append(Image(projected, layer("places")(inputs["regions"]) if attends(model) else None))
         state += [ops.zeros_like(projected), ops.zeros_like(projected)]
     return images, tuple(state)
 
@@ -146,9 +150,9 @@ def decode_step(
         # One word at a time: the cell of the LSTM without its loop.
         output, recurrent = layer("lstm").cell(layer("embedding")(words), state[2 * number : 2 * number + 2])
         parts = [output, rows.of_sequences(image.projected)]
-        if image.keys is not None:
+        if image.places is not None:
             queries = layer("queries")(rows.by_sequence(output))
-            found = ops.dot_product_attention(queries, image.keys, image.values)
+            found = ops.dot_product_attention(queries, image.places, image.places)
             parts.append(rows.from_sequences(layer("context")(found)))
         log_probs_of_models.append(ops.log_softmax(layer("logits")(layer("hidden")(layer("merge")(parts)))))
         next_state += recurrent
