@@ -2,8 +2,7 @@
 
 The map comes from the same pass as the pooled vector, so regions cost no time, but room: ResNet50's map of 7×7 places
 has 49 times the numbers of its vector. A 1×1 convolution, which is part of the encoder, reduces it to the principal
-components of training photographs (PCA). The components are not whitened: those that vary little say little, and a
-captioner should learn them last.
+components of training photographs (PCA). They are not whitened, which makes no difference to a captioner.
 """
 
 import logging
