@@ -48,7 +48,14 @@ def convert(model: "keras.Model") -> Network:
         finally:
             # When the conversion fails, OpenVINO leaves the root logger at the level of errors.
             logging.root.setLevel(level)
-        return _files(path)
+        return _save(_drop_other_outputs(_read(_files(path)), model), path)
+
+
+def _drop_other_outputs(network: ov.Model, model: "keras.Model") -> ov.Model:
+    """The network without the outputs that the Keras model does not have: the export adds one for each swish, say."""
+    names = ["Identity:0", *(f"Identity_{number}:0" for number in range(1, len(model.outputs)))]
+    outputs = [network.output(name) for name in names]
+    return ov.Model([output.get_node() for output in outputs], network.get_parameters(), network.get_friendly_name())
 
 
 def quantize(network: Network, pictures: npt.NDArray[np.uint8]) -> Network:
@@ -66,9 +73,7 @@ def quantize(network: Network, pictures: npt.NDArray[np.uint8]) -> Network:
     with contextlib.redirect_stdout(sys.stderr):
         quantized = nncf.quantize(_read(network), samples, subset_size=len(pictures))
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "network.xml")
-        ov.save_model(quantized, path, compress_to_fp16=False)
-        return _files(path)
+        return _save(quantized, Path(folder, "network.xml"))
 
 
 class CompiledNetwork:
@@ -84,10 +89,7 @@ class CompiledNetwork:
         model = _read(network)
         _, *size, _ = model.input(0).partial_shape
         self.size = tuple(None if side.is_dynamic else side.get_length() for side in size)
-        # The conversion can add outputs that the Keras model has not, numbers without a batch.
-        self._outputs = [number for number, out in enumerate(model.outputs) if len(out.partial_shape) > 1]
-        shapes = (list(model.output(number).partial_shape)[1:] for number in self._outputs)
-        self.shapes = [tuple(side.get_length() for side in shape) for shape in shapes]
+        self.shapes = [tuple(side.get_length() for side in list(out.partial_shape)[1:]) for out in model.outputs]
         pictures = ov.preprocess.PrePostProcessor(model)
         pictures.input().tensor().set_element_type(ov.Type.u8)
         # One stream per core, so that cores do not wait for each other. On a CPU with 16-bit floats OpenVINO would
@@ -104,7 +106,7 @@ class CompiledNetwork:
         if not hasattr(self._of_thread, "request"):
             self._of_thread.request = self._compiled.create_infer_request()
         outputs = self._of_thread.request.infer([pictures], share_inputs=True)
-        return [outputs[number] for number in self._outputs]
+        return [outputs[number] for number in range(len(self.shapes))]
 
 
 def _read(network: Network) -> ov.Model:
@@ -116,6 +118,11 @@ def _read(network: Network) -> ov.Model:
         return ov.Core().read_model(network.structure, network.weights)
     except RuntimeError as error:
         raise PipelineError(f"A stored network can't be read: {error}. {_ADVICE}") from error
+
+
+def _save(network: ov.Model, path: Path) -> Network:
+    ov.save_model(network, path, compress_to_fp16=False)
+    return _files(path)
 
 
 def _files(path: Path) -> Network:

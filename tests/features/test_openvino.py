@@ -42,7 +42,8 @@ def convolutions(size=16):
     keras.utils.set_random_seed(3)
     pictures = keras.Input((size, size, 3))
     x = layers.Conv2D(8, 3, activation="relu")(layers.Rescaling(1 / 255)(pictures))
-    x = layers.Conv2D(8, 3, activation="relu")(layers.BatchNormalization()(x))
+    # The export of a swish adds an output.
+    x = layers.Conv2D(8, 3, activation="swish")(layers.BatchNormalization()(x))
     return keras.Model(pictures, layers.GlobalAveragePooling2D()(x), name="convolutions")
 
 
