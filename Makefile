@@ -47,7 +47,7 @@ export MLFLOW_SERVER_ENABLE_JOB_EXECUTION ?= false
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
 
-demo: .venv/installed $(AIRFLOW_HOME)/ready  ## train a captioner and caption photographs in Airflow; DATA=folder|file|URI LANGUAGE=de ENCODER=imagenet|random|file for your own
+demo: .venv/installed $(AIRFLOW_HOME)/ready  ## train a captioner and caption photographs in Airflow; DATA=folder|file|URI LANGUAGE=de ENCODER=resnet50|random|file for your own
 	@PYTHONPATH=$(ROOT):$(ROOT)/plugins $(BIN)/python scripts/demo.py --data "$(DATA)" --language "$(LANGUAGE)" --encoder "$(ENCODER)"
 
 up: .venv/installed $(AIRFLOW_HOME)/ready  ## start Airflow on 127.0.0.1:8080 with both DAGs; Ctrl-C stops it

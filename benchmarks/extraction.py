@@ -10,6 +10,7 @@ from PIL import Image, ImageFilter
 
 from benchmarks.measure import Cost, alternate, cpu, spread, wall
 from pipeline.data.images import Picture, decode
+from pipeline.features import applications
 from pipeline.features import encoder as encoders
 from pipeline.features import extraction as features
 from pipeline.storage import Bucket, layout, open_bucket
@@ -86,7 +87,7 @@ def onnx(rounds: int) -> dict[str, float]:
     """The same by ONNX Runtime, in batches, as a share of the same rate; needs tf2onnx, onnx and onnxruntime."""
     import onnxruntime
 
-    model = encoders.resnet50(None)
+    model = applications.build("resnet50", None)
     pictures = np.random.default_rng(0).integers(0, 256, (PICTURES, 224, 224, 3)).astype(np.float32)
     model(pictures[:1])  # Keras writes to ONNX only what has been called
     with tempfile.TemporaryDirectory() as folder:

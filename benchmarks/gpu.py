@@ -18,6 +18,7 @@ from benchmarks.learning import CONFIG, LEARNT_PICTURES, WRITTEN_PICTURES, brief
 from benchmarks.measure import alternate, wall
 from pipeline.config import GREEDY, DecodingConfig
 from pipeline.data.images import decode
+from pipeline.features import applications
 from pipeline.features import encoder as encoders
 from pipeline.training.loop import train_epoch
 
@@ -31,7 +32,7 @@ PICTURES, DRAWN = 8192, 256
 def gpu(rounds: int) -> dict[str, float]:
     """Rates by the clock, and extraction's as shares of the chip's and of PyTorch's."""
     peak = 2 * SIDE**3 / seconds(product(), rounds) / PICTURE_FLOP
-    encoder = encoders.on_gpu(encoders.resnet50(None), "resnet50")
+    encoder = encoders.on_gpu(applications.build("resnet50", None), "resnet50")
     jpegs = list(photographs(DRAWN))
     decoded = [decode(data, encoder.size) for data in jpegs]
     from_memory = PICTURES / seconds(lambda: encode(encoder, PICTURES, lambda number: decoded[number % DRAWN]), rounds)

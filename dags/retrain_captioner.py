@@ -145,9 +145,10 @@ with DAG(
             "",
             type=["string", "null"],
             title="Image encoder",
-            description="imagenet (ResNet50, weights are downloaded), random (untrained, to try the pipeline), a .h5 "
-            "file of ResNet50 weights or a .keras model, as a path or URI; or the id of an encoder in the store. "
-            "Empty: the champion's encoder, or CAPTION_ENCODER if there is no champion",
+            description="A network of keras.applications by name, such as resnet50, convnext-base or efficientnetv2-s, "
+            "whose weights are downloaded; NAME:FILE.h5 with weights for it; random (untrained, to try the pipeline); "
+            "a .keras model; or the id of an encoder in the store. Files are named by path or URI. Empty: the "
+            "champion's encoder, or CAPTION_ENCODER if there is no champion",
             section="Data",
         ),
         "crops": Param(

@@ -219,7 +219,8 @@ def register_encoder(
     spec: Annotated[
         str,
         typer.Argument(
-            help="imagenet, random, a .h5 file of ResNet50 weights, a .keras model, or the id of a registered encoder"
+            help="a network of keras.applications, such as resnet50 (docs/encoders.md lists them), NAME:FILE.h5 with "
+            "weights for it, random, a .keras model, or the id of a registered encoder"
         ),
     ],
     crops: Annotated[

@@ -59,7 +59,7 @@ class Settings(BaseSettings):
         "champion's dataset",
     )
     encoder: str = Field(
-        "imagenet", description="encoder for the first retraining; later ones default to the champion's encoder"
+        "resnet50", description="encoder for the first retraining; later ones default to the champion's encoder"
     )
     tracking_uri: str = Field(
         f"sqlite:///{DATA / 'mlflow.db'}",

@@ -34,7 +34,7 @@ def main() -> None:
         "--data", default="", help="captioned photographs, as for `ingest`; by default, pictures are drawn"
     )
     parser.add_argument("--language", default="", help="language of the captions, such as de; by default en")
-    parser.add_argument("--encoder", default="random", help="imagenet, random, or a .keras or .h5 file")
+    parser.add_argument("--encoder", default="random", help="an encoder of docs/encoders.md, such as resnet50")
     options = parser.parse_args()
     with exit_on_error():
         settings = read_settings()

@@ -213,7 +213,11 @@ def render_configuration() -> str:
             [
                 ["`DATA`", "", "path of captioned photographs for `make demo`; empty for drawn pictures"],
                 ["`LANGUAGE`", "", "language of their captions; only after the target, where it is not gettext's"],
-                ["`ENCODER`", "`random`", "encoder for `make demo`: `imagenet`, `random`, or a `.keras` or `.h5` file"],
+                [
+                    "`ENCODER`",
+                    "`random`",
+                    "[encoder](encoders.md) for `make demo`, such as `resnet50`, or a `.keras` file",
+                ],
                 ["`PYTHON`", "`python3`", "the Python from which `.venv` and `.venv-mlflow` are made: 3.11 to 3.13"],
                 ["`AIRFLOW_HOME`", "`…/data/airflow`", "folder of Airflow's database and logs"],
                 ["`AIRFLOW__API__PORT`", "`8080`", "port of `make up`"],

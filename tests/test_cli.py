@@ -764,7 +764,7 @@ def test_a_missing_package_is_named(environment, store, trained, monkeypatch):
         (["plan-extraction", "toy", "e"], "Not the id of a dataset"),
         (["train", DATASET, VOCABULARY, ENCODER], "no object file://"),
         (["register-encoder", "vgg"], "No such encoder"),
-        (["register-encoder", "/nowhere/vgg.h5"], "There is no file /nowhere/vgg.h5: check the path"),
+        (["register-encoder", "vgg16:/nowhere/vgg.h5"], "There is no file /nowhere/vgg.h5: check the path"),
         (["extract", SHARD], f"There is no shard '{SHARD}' in file://"),
         (["ingest", ""], "Not a bucket"),
         (["backup", ""], "Not a bucket"),

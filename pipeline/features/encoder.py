@@ -6,6 +6,7 @@ mixed. It is stored in two forms: a Keras model, for GPUs, and an OpenVINO netwo
 files are written last, which registers the encoder.
 """
 
+import difflib
 import hashlib
 import logging
 import re
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import PipelineError
-from pipeline.features import accelerator
+from pipeline.features import accelerator, applications
 from pipeline.features.crops import multi_crop
 from pipeline.features.store import Features
 from pipeline.storage import Bucket, ObjectNotFoundError, artifacts, json, keras_files, layout, names, open_object
@@ -32,10 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULT_SIZE = 224
-"""Height and width in pixels of the pictures for ResNet50, and for a model whose input size is not fixed."""
-
-RANDOM_SEED = 0
-"""Seed of the weights of the encoder ``random``, which lets one try the pipeline without a download."""
+"""Height and width in pixels of the pictures for a model whose input size is not fixed."""
 
 CPU_BATCH = 8
 """Pictures per batch on a CPU: larger batches are no faster, and leave cores idle at the end of a shard."""
@@ -49,7 +47,7 @@ NETWORK = ("network.xml", "network.bin")
 _CROPS = "-crops"
 """Ends the name of a multi-crop encoder."""
 
-ADVICE = "Register the encoder again from its source, for example with `captioning register-encoder imagenet`."
+ADVICE = "Register the encoder again from its source, for example with `captioning register-encoder resnet50`."
 
 
 @dataclass(frozen=True)
@@ -83,9 +81,10 @@ def register(spec: str, store: Bucket, *, crops: bool = False) -> str:
     """Build the encoder that ``spec`` names, put it in the store unless it is there, and return its id.
 
     Args:
-        spec: ``imagenet`` (ResNet50 with the weights that Keras downloads), ``random`` (ResNet50, seeded, untrained),
-            a ``.h5`` file of ResNet50 weights without its top, a ``.keras`` model, or the id of a registered encoder;
-            files by path or URI.
+        spec: the name of a network of keras.applications, with the ImageNet weights that Keras downloads;
+            ``NAME:FILE``, with the weights in a ``.h5`` file, without its top; ``random`` (an untrained ResNet50, to
+            try the pipeline without a download); a ``.keras`` model; or the id of a registered encoder. Files are
+            named by path or URI.
         store: the store.
         crops: encode six crops of each picture instead of one, which takes six times as long.
 
@@ -265,64 +264,36 @@ def _checksums(encoder_id: str, store: Bucket) -> Checksums:
 
 
 def _build(spec: str) -> tuple["keras.Model", str]:
-    if spec == "imagenet":
-        return _resnet50_of_keras(), "resnet50-imagenet"
     if spec == "random":
-        return resnet50(None), "resnet50-random"
-    suffix = Path(spec).suffix
-    if suffix not in (".keras", ".h5"):
+        return applications.build("resnet50", None), "resnet50-random"
+    if Path(spec).suffix == ".keras":
+        data, name = _file(spec)
+        return keras_files.from_bytes(data, origin=spec), name
+    network, colon, path = spec.partition(":")
+    known = applications.networks()
+    if network not in known or (colon and Path(path).suffix != ".h5"):
+        similar = difflib.get_close_matches(network.lower(), known)
         raise PipelineError(
-            f"No such encoder: expected imagenet, random, a .keras or .h5 file, or the id of a registered encoder. "
-            f"Received: {spec!r}"
+            "No such encoder: expected the name of a network of keras.applications (docs/encoders.md lists them), "
+            "NAME:FILE.h5 with weights for it, random, a .keras file, or the id of a registered encoder. "
+            f"Received: {spec!r}" + (f"; similar names are {', '.join(similar)}" if similar else "")
         )
-    bucket, key = open_object(spec)
+    if not colon:
+        return applications.build(network, "imagenet"), f"{network}-imagenet"
+    data, name = _file(path)
+    # Keras distinguishes its two formats of weights, the old one of its downloads and the new one, by the file name.
+    with keras_files.as_file(data, ".weights.h5" if path.endswith(".weights.h5") else ".h5") as weights:
+        return applications.build(network, weights), f"{network}-{name.removeprefix(f'{network}-')}"
+
+
+def _file(path: str) -> tuple[bytes, str]:
+    """The content of a file, and its name without its suffix, in the characters of an id."""
+    bucket, key = open_object(path)
     try:
         data = bucket.get(key)
     except ObjectNotFoundError:
-        raise PipelineError(f"There is no file {spec}: check the path or the URI.") from None
-    name = re.sub(r"[^a-z0-9]+", "-", Path(key).stem.lower()).strip("-")[:100] or "model"
-    if suffix == ".keras":
-        return keras_files.from_bytes(data, origin=spec), name
-    # Keras distinguishes its two formats of weights, the old one of its downloads and the new one, by the file name.
-    with keras_files.as_file(data, ".weights.h5" if key.endswith(".weights.h5") else ".h5") as path:
-        try:
-            return resnet50(path), f"resnet50-{name.removeprefix('resnet50-')}"
-        except (ValueError, OSError, KeyError) as error:
-            raise PipelineError(
-                f"{spec} does not hold the weights of a ResNet50 without its top (`include_top=False`): {error}"
-            ) from error
-
-
-def _resnet50_of_keras() -> "keras.Model":
-    """ResNet50 with the weights that Keras downloads. Raises ``PipelineError`` if they can't be downloaded."""
-    try:
-        return resnet50("imagenet")
-    except Exception as error:
-        # Keras has no type of its own for a failed download.
-        if "URL fetch failure" not in str(error):
-            raise
-        raise PipelineError(
-            f"The ImageNet weights of ResNet50 could not be downloaded: {error}. Check the connection to the internet, "
-            "or pass an encoder that is a file, such as ENCODER=/path/…notop.h5 for `make demo`: the weights of a "
-            "ResNet50 without its top (.h5), or a model of your own (.keras)."
-        ) from error
-
-
-def resnet50(weights: str | None) -> "keras.Model":
-    """ResNet50 (He et al. 2015, https://arxiv.org/abs/1512.03385), pooled to 2048-d, including its preprocessing."""
-    import keras
-
-    if weights is None:
-        keras.utils.set_random_seed(RANDOM_SEED)
-    backbone = keras.applications.ResNet50(
-        include_top=False, weights=weights, pooling="avg", input_shape=(DEFAULT_SIZE, DEFAULT_SIZE, 3)
-    )
-    pictures = keras.Input((DEFAULT_SIZE, DEFAULT_SIZE, 3), name="pictures")
-    # keras.applications.resnet50.preprocess_input as layers, so that the saved model does not depend on this code:
-    # RGB to BGR, less the ImageNet means.
-    bgr = keras.ops.flip(pictures, axis=-1)
-    centred = keras.layers.Rescaling(1.0, offset=[-103.939, -116.779, -123.68])(bgr)
-    return keras.Model(pictures, backbone(centred), name="resnet50")
+        raise PipelineError(f"There is no file {path}: check the path or the URI.") from None
+    return data, re.sub(r"[^a-z0-9]+", "-", Path(key).stem.lower()).strip("-")[:100] or "model"
 
 
 def dimensions(model: "keras.Model", name: str) -> tuple[tuple[int, int], tuple[int, ...], tuple[int, int] | None]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -11,9 +12,10 @@ import pyarrow as pa
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import table
+from benchmarks import encoders, table
 from benchmarks.gallery import NEW, OLD, RARE, prepare
 from benchmarks.plot import log_log
+from pipeline.features import applications
 from pipeline.ops import browse
 from pipeline.storage import open_bucket, parquet
 from tests.support.paths import PROJECT
@@ -35,6 +37,15 @@ def test_the_table_is_of_what_was_measured(results, tmp_path, monkeypatch):
     assert copy.read_text() == (benchmarks.RESULTS.parent / "README.md").read_text()
     table.write(results | {"training_over_prefix_expansion": 987})
     assert "**987** | at least 25 |" in copy.read_text()
+
+
+def test_the_costs_of_encoders_are_those_of_the_networks():
+    """The table of encoders has every network, by its operations, and a network costs what its row says."""
+    text = encoders.DOCUMENT.read_text()
+    rows = re.findall(r"^\| `([\w-]+)` \|(?: [\w,.×]+ \|){2} ([\d.]+) \|", text, re.MULTILINE)
+    assert sorted(name for name, _ in rows) == sorted(applications.networks())
+    assert [float(operations) for _, operations in rows] == sorted(float(operations) for _, operations in rows)
+    assert encoders.measure("mobilenetv3small")[1] in text
 
 
 @pytest.mark.parametrize(

@@ -139,13 +139,13 @@ def test_a_promotion_and_its_record(bucket):
 def test_the_record_that_began_is_completed(bucket):
     """The record keeps when the run began and which encoder it was asked for, and is no longer running or failed."""
     began = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-    begun = RetrainingRecord(run="r", started_at=began, dataset="file:///photos", encoder="imagenet")
+    begun = RetrainingRecord(run="r", started_at=began, dataset="file:///photos", encoder="resnet50")
     runs.write_record(begun, bucket)
     runs.end_run(runs.RETRAINING, "r", "the power failed", bucket)
     candidate("v1", bucket, cider=0.4)
     gate("v1", bucket)
     record = runs.read_record(runs.RETRAINING, "r", bucket)
-    assert (record.started_at, record.encoder, record.dataset) == (began, "imagenet", DATASET)
+    assert (record.started_at, record.encoder, record.dataset) == (began, "resnet50", DATASET)
     assert (record.status, record.message) == ("succeeded", "")
 
 

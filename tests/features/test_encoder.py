@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.features import encoder, openvino
+from pipeline.features import applications, encoder, openvino
 from pipeline.storage import keras_files, names, open_bucket
 from tests.support import toy
 
@@ -35,7 +35,7 @@ def test_resnet50_is_that_of_keras(store, random_id):
 
     loaded = encoder.load(random_id, store)
     assert (loaded.size, loaded.shape) == ((224, 224), (2048,))
-    keras.utils.set_random_seed(encoder.RANDOM_SEED)
+    keras.utils.set_random_seed(applications.RANDOM_SEED)
     theirs = keras.applications.ResNet50(include_top=False, weights=None, pooling="avg", input_shape=(224, 224, 3))
     expected = theirs.predict(keras.applications.resnet50.preprocess_input(pictures().astype("float32")), verbose=0)
     np.testing.assert_allclose(loaded.encode(pictures()).vectors, expected, rtol=1e-4, atol=1e-3)
@@ -168,22 +168,20 @@ def test_an_interrupted_registration_is_repeated(bucket, tmp_path, monkeypatch, 
     assert encoder.exists(encoder_id, bucket)
 
 
-@pytest.mark.parametrize("name", ["mine.weights.h5", "resnet50_mine_notop.h5"])
-def test_weights_from_a_file(store, random_id, tmp_path, name):
-    """A .h5 file of ResNet50 weights, in either of Keras's formats, gives an encoder with the id of these weights."""
+def test_weights_from_a_file(store, tmp_path):
+    """A .h5 file of weights, in either of Keras's formats, gives an encoder with the id of these weights."""
     import h5py
-    import keras
     from keras.src.legacy.saving import legacy_h5_format
 
-    keras.utils.set_random_seed(encoder.RANDOM_SEED)
-    model = keras.applications.ResNet50(include_top=False, weights=None, pooling="avg", input_shape=(224, 224, 3))
-    path = tmp_path / name
-    if name.endswith(".weights.h5"):
-        model.save_weights(path)
-    else:  # as the files are that Keras downloads
-        with h5py.File(path, "w") as file:
-            legacy_h5_format.save_weights_to_hdf5_group(file, model)
-    assert encoder.register(str(path), store).split("-")[-1] == random_id.split("-")[-1]
+    built = applications.build("mobilenetv3small", None)
+    network = built.layers[-1]
+    network.save_weights(tmp_path / "mine.weights.h5")
+    with h5py.File(tmp_path / "mobilenetv3small_notop.h5", "w") as file:  # as the files are that Keras downloads
+        legacy_h5_format.save_weights_to_hdf5_group(file, network)
+    digest = encoder.save_model(built, "built", store).removeprefix("built-")
+    for name, stem in (("mine.weights.h5", "mine-weights"), ("mobilenetv3small_notop.h5", "notop")):
+        found = encoder.register(f"mobilenetv3small:{tmp_path / name}", store)
+        assert found == f"mobilenetv3small-{stem}-{digest}"
 
 
 @pytest.mark.parametrize("name", ["猫", "e" * 240])
@@ -261,8 +259,13 @@ def test_an_id_that_is_not_registered(registered):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("resnet", "expected imagenet, random, a .keras or .h5 file, or the id of a registered encoder"),
+        ("resnet", r"expected the name of a network of .*Received: 'resnet'; similar names are resnet\d+, resnet\d+"),
+        ("ConvNeXt_Base", r"Received: 'ConvNeXt_Base'; similar names are convnext-base"),
+        ("zzz", r"docs/encoders\.md lists them\), NAME:FILE\.h5 .*Received: 'zzz'$"),
+        ("/weights/notop.h5", r"NAME:FILE\.h5 with weights for it.*Received: '/weights/notop\.h5'$"),
+        ("resnet50:", "NAME:FILE.h5 with weights for it"),
         ("/nowhere/model.keras", "There is no file /nowhere/model.keras: check the path"),
+        ("vgg16:/nowhere/model.h5", "There is no file /nowhere/model.h5: check the path"),
     ],
 )
 def test_unknown_encoders_are_errors(store, spec, message):
@@ -272,10 +275,14 @@ def test_unknown_encoders_are_errors(store, spec, message):
 
 
 @pytest.mark.parametrize(
-    "failure", [URLError("Name or service not known"), HTTPError("", 503, "Unavailable", None, None)]
+    ("failure", "name", "advice"),
+    [
+        (URLError("Name or service not known"), "mobilenetv3small", "name it as mobilenetv3small:/path/weights"),
+        (HTTPError("", 503, "Unavailable", None, None), "efficientnetb0", r"put it into ~/\.keras/models"),
+    ],
 )
-def test_weights_that_cannot_be_downloaded(store, monkeypatch, tmp_path, failure):
-    """Without internet, `imagenet` is an error that says so, and which encoder needs no download."""
+def test_weights_that_cannot_be_downloaded(monkeypatch, tmp_path, failure, name, advice):
+    """Without internet, the name of a network is an error that says so, and what else can be named."""
     from keras.src.utils import file_utils
 
     def refuse(*_):
@@ -283,8 +290,9 @@ def test_weights_that_cannot_be_downloaded(store, monkeypatch, tmp_path, failure
 
     monkeypatch.setattr(file_utils, "urlretrieve", refuse)
     monkeypatch.setattr(file_utils.config, "keras_home", lambda: str(tmp_path))  # it may hold the weights already
-    with pytest.raises(PipelineError, match=r"(?s)could not be downloaded: URL fetch failure on .*ENCODER=/path/"):
-        encoder.register("imagenet", store)
+    failed = rf"{name} could not be downloaded: URL fetch failure on https"
+    with pytest.raises(PipelineError, match=rf"(?s){failed}.* elsewhere and {advice}.*/path/model\.keras"):
+        applications.build(name, "imagenet")
 
 
 def test_unfit_models_are_errors(store, tmp_path):
@@ -299,8 +307,8 @@ def test_unfit_models_are_errors(store, tmp_path):
     with pytest.raises(PipelineError, match=r"text\.keras can't be loaded"):
         encoder.register(str(tmp_path / "text.keras"), store)
     (tmp_path / "text.h5").write_text("no weights")
-    with pytest.raises(PipelineError, match="weights of a ResNet50"):
-        encoder.register(str(tmp_path / "text.h5"), store)
+    with pytest.raises(PipelineError, match=r"does not hold the weights of mobilenetv3small without its top"):
+        encoder.register(f"mobilenetv3small:{tmp_path / 'text.h5'}", store)
 
 
 def test_a_real_encoder(store, real_encoder):

@@ -79,10 +79,10 @@ def test_photographs_of_ones_own_train_as_the_form_does(airflow, tmp_path, monke
     arguments = airflow(0)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("sys.argv", ["demo", "--data", data, "--encoder", "imagenet"])
+    monkeypatch.setattr("sys.argv", ["demo", "--data", data, "--encoder", "resnet50"])
     demo.main()
     conf = json.loads(arguments.read_text().splitlines()[0].partition("--conf ")[2])
-    assert conf == {"dataset": dataset.format(tmp_path), "language": "", "encoder": "imagenet"}
+    assert conf == {"dataset": dataset.format(tmp_path), "language": "", "encoder": "resnet50"}
 
 
 @pytest.mark.parametrize(("options", "drawn"), [([], "en"), (["--language", "de"], "de")])

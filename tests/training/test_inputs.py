@@ -16,7 +16,7 @@ def resolve(store, *, dataset="", encoder="", default_dataset="file:///data/demo
         dataset=dataset,
         encoder=encoder,
         default_dataset=default_dataset,
-        default_encoder="imagenet",
+        default_encoder="resnet50",
         store=store,
     )
 
@@ -24,9 +24,9 @@ def resolve(store, *, dataset="", encoder="", default_dataset="file:///data/demo
 def test_without_a_champion_the_settings_count(bucket):
     """The source of the captioned photographs and the encoder are those of the settings, and the text says so."""
     found = resolve(bucket)
-    assert (found.dataset, found.encoder) == ("file:///data/demo", "imagenet")
+    assert (found.dataset, found.encoder) == ("file:///data/demo", "resnet50")
     assert str(found) == (
-        "dataset file:///data/demo, encoder imagenet (from the settings, because there is no champion yet)"
+        "dataset file:///data/demo, encoder resnet50 (from the settings, because there is no champion yet)"
     )
 
 
@@ -54,7 +54,7 @@ def test_given_inputs_come_first(bucket, champion, given, expected):
     if champion:
         write_model("v1", bucket)
         promote("v1", bucket)
-    defaults = (DATASET, "encoder-1") if champion else ("file:///data/demo", "imagenet")
+    defaults = (DATASET, "encoder-1") if champion else ("file:///data/demo", "resnet50")
     found = resolve(bucket, **given)
     assert (found.dataset, found.encoder) == tuple(
         one or default for one, default in zip(expected, defaults, strict=True)
@@ -67,7 +67,7 @@ def test_the_record_begins(bucket):
     resolve(bucket, dataset="s3://photos/a", run="manual__2026-01-02T03:04:05+00:00")
     [record] = runs.list_records(runs.RETRAINING, bucket)
     assert record.run == "manual__2026-01-02T03:04:05+00:00"
-    assert (record.status, record.dataset, record.encoder) == ("running", "s3://photos/a", "imagenet")
+    assert (record.status, record.dataset, record.encoder) == ("running", "s3://photos/a", "resnet50")
     assert (record.version, record.promoted, record.finished_at) == ("", False, None)
 
 
@@ -76,7 +76,7 @@ def test_several_sources_are_lines(bucket, place):
     """A path may have any other character; spaces around a line and empty lines are ignored."""
     found = resolve(bucket, **{place: " /data/Flickr 8k \r\n\n s3://photos/a,b;c|d\n"})
     assert found.sources == ("/data/Flickr 8k", "s3://photos/a,b;c|d")
-    assert str(found).startswith("dataset /data/Flickr 8k, s3://photos/a,b;c|d, encoder imagenet")
+    assert str(found).startswith("dataset /data/Flickr 8k, s3://photos/a,b;c|d, encoder resnet50")
     [record] = runs.list_records(runs.RETRAINING, bucket)
     assert record.dataset == "/data/Flickr 8k, s3://photos/a,b;c|d"
 
