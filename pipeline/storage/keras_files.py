@@ -35,7 +35,7 @@ def from_bytes(data: bytes, *, origin: str) -> "keras.Model":
         except (ValueError, TypeError, OSError, KeyError, zipfile.BadZipFile) as error:
             raise PipelineError(
                 f"{origin} can't be loaded as a Keras model in safe mode: {error}. Save it with `model.save(…)` in "
-                "Keras 3, of built-in layers only (no Lambda, no custom class)."
+                "Keras 3, of built-in layers only (no Lambda, no custom class). Those of Keras Hub need it installed."
             ) from error
 
 
