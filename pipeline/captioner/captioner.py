@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.captioner.merge_model import attends, decode_step, encode_images
+from pipeline.captioner.merge_model import attends, attention_weights, decode_step, encode_images
 from pipeline.config import ENGLISH, DecodingConfig
 from pipeline.data.text import allows_repeats
-from pipeline.data.vocabulary import Vocabulary
+from pipeline.data.vocabulary import PAD, Vocabulary
 from pipeline.features.crops import mean_crop
 from pipeline.features.store import Features
 from pipeline.progress import track
@@ -85,6 +85,35 @@ class Captioner:
         from keras import ops
 
         return ops.convert_to_numpy(self.models[0].get_layer("scale")(mean_crop(features).vectors))  # type: ignore[no-any-return]
+
+    def attention(self, features: Features, captions: Sequence[str]) -> list[npt.NDArray[np.float32]]:
+        """Where the captioner looks for each word of captions.
+
+        A word's weights are those of the state after the words before it, which predicts it. They are the mean of the
+        heads, and of the models that attend.
+
+        Args:
+            features: of a few images, with regions.
+            captions: a caption of each image, in words of the vocabulary.
+
+        Returns:
+            For each caption (T, R), the weights of the regions for each of its words, which add up to 1.
+        """
+        from keras import ops
+
+        read = [self.vocabulary.encode(caption)[:-2] for caption in captions]
+        words = np.full((len(read), max(1, *map(len, read))), PAD, np.int32)
+        for row, ids in enumerate(read):
+            words[row, : len(ids)] = ids
+        weights = np.mean(
+            [
+                ops.convert_to_numpy(attention_weights(model, features.regions, words)).mean(axis=2)
+                for model in self.models
+                if attends(model)
+            ],
+            axis=0,
+        )
+        return [of_image[: len(ids)] for of_image, ids in zip(weights, read, strict=True)]
 
     def _decode(self, features: Features, decoding: DecodingConfig) -> Iterator["Sentences"]:
         """The sentences of one batch after the other, as arrays."""

@@ -100,6 +100,29 @@ def attends(model: "keras.Model") -> bool:
     return any(tensor.name == "regions" for tensor in model.inputs)
 
 
+def attention_weights(model: "keras.Model", regions: "Tensor", words: "Tensor") -> "Tensor":
+    """How much each head attends to each region for each next word of captions.
+
+    The state that asks has read the words up to and including its own, and predicts the one after it.
+
+    Args:
+        model: a model with attention.
+        regions: (B, R, K).
+        words: (B, T) int32, the first of which is the start.
+
+    Returns:
+        (B, T, heads, R), which add up to 1 over the regions.
+    """
+    from keras import ops
+
+    layer = model.get_layer
+    states, _, _ = layer("lstm")(layer("embedding")(words))
+    queries, places = layer("queries")(states), layer("places")(regions)
+    # As ``dot_product_attention`` does, which keeps its weights to itself.
+    scores = ops.einsum("bthd,brhd->bthr", queries, places) / math.sqrt(places.shape[-1])
+    return ops.softmax(scores)
+
+
 class Image(NamedTuple):
     """What a model needs of B images, computed once.
 

@@ -5,6 +5,7 @@ import pytest
 
 from pipeline.captioner import captioner as captioners
 from pipeline.captioner.captioner import Captioner
+from pipeline.captioner.merge_model import attention_weights
 from pipeline.config import GREEDY, DecodingConfig
 from pipeline.data.vocabulary import END, PAD, START, UNKNOWN
 from pipeline.features.store import Features
@@ -97,6 +98,40 @@ def test_a_model_of_vectors_leaves_regions_alone(model, attending):
     assert pooled.caption(REGIONS, GREEDY) == pooled.caption(FEATURES, GREEDY)
     other = Features(REGIONS.vectors, REGIONS.regions[::-1])
     assert with_attention.caption(REGIONS, GREEDY) != with_attention.caption(other, GREEDY)
+
+
+def test_attention_is_the_mean_of_heads_and_models(model, attending, other_attending):
+    """For each word of a caption, the weights after the words before it; models that don't attend don't count."""
+    captions = ["a dog runs", "", "the cat"]
+    found = Captioner([attending, model, other_attending], VOCABULARY, max_length=6).attention(REGIONS, captions)
+    assert [weights.shape for weights in found] == [(3, 6), (0, 6), (2, 6)]
+    for row in (0, 2):
+        read = np.array([VOCABULARY.encode(captions[row])[:-2]], np.int32)
+        of_models = [
+            np.asarray(attention_weights(each, REGIONS.regions[[row]], read))[0].mean(axis=1)
+            for each in (attending, other_attending)
+        ]
+        np.testing.assert_allclose(found[row], np.mean(of_models, axis=0), rtol=1e-4)
+        np.testing.assert_allclose(found[row].sum(axis=1), 1, rtol=1e-5)
+
+
+def test_attention_finds_the_region_that_answers():
+    """Queries that all want the same of a region find the one that has it, in every picture and for every word."""
+    model = build_model(REGIONS)
+    places = model.get_layer("places").layers
+    dense = next(layer for layer in places if layer.name.startswith("dense"))
+    dense.set_weights([np.eye(4, 12, dtype=np.float32), np.zeros(12, np.float32)])
+    ask = model.get_layer("queries").layers
+    asked = next(layer for layer in ask if layer.name.startswith("dense"))
+    # The first number of each head; only the first head's is of the region.
+    asked.set_weights([np.zeros_like(asked.get_weights()[0]), np.tile([200.0, 0, 0], 4).astype(np.float32)])
+    regions = np.zeros((3, 6, 4), np.float32)
+    regions[[0, 1, 2], [5, 0, 3], 0] = 9
+    features = Features(FEATURES.vectors, regions)
+    weights = np.asarray(attention_weights(model, regions, np.full((3, 2), START, np.int32)))
+    np.testing.assert_array_equal(weights[:, :, 0].argmax(axis=-1), [[5, 5], [0, 0], [3, 3]])
+    found = Captioner([model], VOCABULARY, max_length=6).attention(features, ["a dog", "the cat", "grass"])
+    assert [set(each.argmax(axis=1)) for each in found] == [{5}, {0}, {3}]
 
 
 @pytest.mark.parametrize("features", [FEATURES, REGIONS], ids=["vectors", "regions"])

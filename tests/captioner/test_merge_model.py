@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.captioner.decoding import Rows
-from pipeline.captioner.merge_model import attends, build, decode_step, encode_images
+from pipeline.captioner.merge_model import attends, attention_weights, build, decode_step, encode_images
 from pipeline.data.vocabulary import PAD, START
 from pipeline.features.store import Features
 from tests.support.small_captioner import (
@@ -14,6 +14,7 @@ from tests.support.small_captioner import (
     VOCABULARY,
     build_model,
     next_probabilities,
+    softmax,
 )
 
 
@@ -67,6 +68,32 @@ def test_attention_finds_the_region(attending):
     found, same, changed = (np.asarray(attending({**each.inputs, **words})) for each in (REGIONS, reversed_, other))
     np.testing.assert_allclose(same, found, rtol=1e-4, atol=1e-5)
     assert not np.allclose(changed[0], found[0], rtol=1e-2)
+
+
+def test_the_weights_are_those_of_the_steps(attending, other_attending):
+    """They add up to 1 over the regions, and what they find is what each step of decoding finds."""
+    words = np.array([[START, 5, 4, 7]] * len(REGIONS), np.int32)
+    every_row = np.arange(len(REGIONS), dtype=np.int32)
+    for model, heads in ((attending, 4), (other_attending, 3)):
+        weights = np.asarray(attention_weights(model, REGIONS.regions, words))
+        assert weights.shape == (len(REGIONS), words.shape[1], heads, REGIONS.regions.shape[1])
+        np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-5)
+        [image], state = encode_images([model], REGIONS.inputs)
+        found = np.einsum("bthr,brhd->bthd", weights, np.asarray(image.places))
+        layer = model.get_layer
+        for position in range(words.shape[1]):
+            log_probs, state = decode_step([model], [image], words[:, position], state, Rows(every_row, every_row, 1))
+            parts = [state[0], image.projected, layer("context")(found[:, [position]])[:, 0]]
+            expected = softmax(np.asarray(layer("logits")(layer("hidden")(layer("merge")(parts)))))
+            np.testing.assert_allclose(np.exp(log_probs), expected, rtol=1e-4)
+
+
+def test_the_weights_of_a_word_do_not_depend_on_what_follows(attending):
+    """The state that asks has read the words before: other words later change nothing."""
+    words = np.array([[START, 5, 4, 7], [START, 5, 6, 8]], np.int32)
+    one, other = np.asarray(attention_weights(attending, REGIONS.regions[[0, 0]], words))
+    np.testing.assert_allclose(one[:2], other[:2], rtol=1e-5)
+    assert not np.allclose(one[2], other[2], rtol=1e-3)
 
 
 def test_attention_needs_regions_and_heads():
