@@ -1,5 +1,6 @@
 """Evaluation of a model: caption a test split, score the captions, analyze their errors, and write a report."""
 
+import hashlib
 import io
 import logging
 import random
@@ -13,23 +14,24 @@ import pyarrow as pa
 from PIL import Image
 
 from pipeline.captioner import bundle
-from pipeline.captioner.captioner import Caption
+from pipeline.captioner.captioner import Caption, Captioner
 from pipeline.captioner.metadata import ModelMetadata
 from pipeline.config import GREEDY, DecodingConfig
 from pipeline.data import dataset as datasets
 from pipeline.data.dataset import Dataset
 from pipeline.data.images import BadImageError, decode
 from pipeline.data.ingest import IngestReport
-from pipeline.data.text import is_english
+from pipeline.data.text import clean, is_english
 from pipeline.data.vocabulary import SPECIAL_WORDS
 from pipeline.errors import PipelineError
 from pipeline.evaluation.drift import Profile
 from pipeline.evaluation.error_analysis import ErrorCount, ErrorKind, by_length, count_errors
-from pipeline.evaluation.report import Example, Report, render
+from pipeline.evaluation.report import Attention, Example, Report, render
 from pipeline.evaluation.results import CAPTIONS, Metrics, format_scores
 from pipeline.features import extraction
+from pipeline.features.regions import grid
 from pipeline.features.splits import SplitFeatures, read_split
-from pipeline.metrics.coco import HumanBaseline, Scorer, diversity
+from pipeline.metrics.coco import FUNCTION_WORDS, HumanBaseline, Scorer, diversity
 from pipeline.storage import Bucket, json, layout, parquet
 
 T = TypeVar("T")
@@ -38,6 +40,9 @@ log = logging.getLogger(__name__)
 
 EXAMPLES = 12
 """Pictures in each of the report's grids: best, worst, and random."""
+
+ATTENTION_EXAMPLES = 8
+"""Pictures on which the report shows where the captioner looks."""
 
 THUMBNAIL = (224, 224)
 
@@ -116,9 +121,17 @@ def evaluate_model(
     for name, found in _labelled(metrics.scores, decoding).items():
         log.info("%s: %s", name, format_scores(found.corpus))
     log.info("writing the report")
-    page = render_report(metrics, written["chosen"], metadata, dataset, store)
-    images = [test.table[name] for name in ("image_id", "image_key", "image_etag")]
-    table = pa.table([*images, list(written["chosen"].values()), test.table["captions"]], schema=CAPTIONS)
+    attention = _attention(captioner, test, written["chosen"], metadata.encoder_id, store) if captioner.attends else {}
+    table = pa.table(
+        [
+            *(test.table[name] for name in ("image_id", "image_key", "image_etag")),
+            list(written["chosen"].values()),
+            test.table["captions"],
+            [attention.get(image) for image in test.image_ids],
+        ],
+        schema=CAPTIONS,
+    )
+    page = render_report(metrics, table, metadata, dataset, store)
     keys = layout.evaluation(version, dataset.id, decoding)
     json.write(profile, keys.profile, store)
     parquet.write(table, keys.captions, store)
@@ -129,19 +142,26 @@ def evaluate_model(
 
 
 def render_report(
-    metrics: Metrics, captions: Mapping[str, str], metadata: ModelMetadata, dataset: Dataset, store: Bucket
+    metrics: Metrics, captions: pa.Table, metadata: ModelMetadata, dataset: Dataset, store: Bucket
 ) -> str:
     """The report of an evaluation as HTML.
 
     Args:
         metrics: the scores.
-        captions: the caption by image, of the chosen decoding.
+        captions: those of the chosen decoding, a table of schema ``CAPTIONS``.
         metadata: of the model.
         dataset: the dataset whose test split was captioned; its photographs are read for the thumbnails.
         store: the store.
     """
     table = dataset.split("test")
-    album = _Album({row["image_id"]: row for row in table.to_pylist()}, captions, datasets.sources(table, store))
+    rows = captions.to_pylist()
+    album = _Album(
+        {row["image_id"]: row for row in table.to_pylist()},
+        {row["image_id"]: row["caption"] for row in rows},
+        {row["image_id"]: row["attention"] for row in rows if row["attention"] is not None},
+        datasets.sources(table, store),
+        metadata.language,
+    )
     ingested = json.find(IngestReport, layout.ingest_report(dataset.id), store)
     return render(_report(metrics, metadata, dataset, ingested, album))
 
@@ -162,13 +182,33 @@ def _by_image(split: SplitFeatures, captions: Sequence[Caption]) -> dict[str, st
     return {image: caption.text for image, caption in zip(split.image_ids, captions, strict=True)}
 
 
+def _attention(
+    captioner: Captioner, test: SplitFeatures, captions: Mapping[str, str], encoder_id: str, store: Bucket
+) -> dict[str, list[list[list[float]]]]:
+    """By image, the weights (rows, columns) of the regions for each word of its caption.
+
+    The images depend on nothing but their ids, so that models evaluated on one test split show the same.
+    """
+    try:
+        rows, columns = grid(encoder_id, store)
+    except PipelineError as error:
+        log.warning("The report does not show where the captioner looks: %s", error)
+        return {}
+    ids = np.array(test.image_ids)
+    chosen = np.argsort([hashlib.sha256(image.encode()).hexdigest() for image in ids])[:ATTENTION_EXAMPLES]
+    weights = captioner.attention(test.features[chosen], [captions[image] for image in ids[chosen]])
+    return {image: each.reshape(-1, rows, columns).tolist() for image, each in zip(ids[chosen], weights, strict=True)}
+
+
 @dataclass(frozen=True)
 class _Album:
     """The captioned photographs, some of which the report shows."""
 
     rows: Mapping[str, Mapping[str, Any]]
     captions: Mapping[str, str]
+    attention: Mapping[str, Sequence[Sequence[Sequence[float]]]]
     sources: Mapping[str, Bucket]
+    language: str
 
     def example(self, image: str, label: str) -> Example:
         row = self.rows[image]
@@ -199,6 +239,21 @@ class _Album:
             kind: [self.example(case.image, f"“{case.word}”") for case in count.cases] for kind, count in errors.items()
         }
 
+    def with_attention(self, cider: Mapping[str, float]) -> list[Attention]:
+        """Those that the table of captions has weights of, without the function words of English."""
+        omitted = FUNCTION_WORDS if is_english(self.language) else frozenset()
+        return [
+            Attention(
+                self.example(image, f"CIDEr {cider[image]:.2f}"),
+                [
+                    (word, np.array(of_word))
+                    for word, of_word in zip(clean(self.captions[image], self.language), weights, strict=True)
+                    if word not in omitted
+                ],
+            )
+            for image, weights in self.attention.items()
+        ]
+
 
 def _report(
     metrics: Metrics, metadata: ModelMetadata, dataset: Dataset, ingested: IngestReport | None, album: _Album
@@ -222,6 +277,7 @@ def _report(
         errors=metrics.errors,
         error_examples=album.with_errors(metrics.errors),
         ensemble=metadata.ensemble,
+        attention=album.with_attention(metrics.scores["chosen"].image_cider),
         examples=album.ranked(metrics.scores["chosen"].image_cider),
         configuration={"dataset": metadata.dataset, "max_length": metadata.max_length, **metadata.config.model_dump()},
     )

@@ -1,10 +1,15 @@
 """The evaluation report: one self-contained HTML page with scores, errors, training curves and photographs."""
 
 import base64
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
 
 from pipeline.captioner.metadata import EnsembleMember
 from pipeline.evaluation.error_analysis import ErrorCount, ErrorKind, LengthGroup, Rate
@@ -36,6 +41,19 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Attention:
+    """Where the captioner looks.
+
+    Attributes:
+        example: the photograph; its thumbnail is the whole picture.
+        words: those of the caption that are shown, each with the weights (rows, columns) of the regions of the picture.
+    """
+
+    example: Example
+    words: Sequence[tuple[str, npt.NDArray[np.floating]]]
+
+
+@dataclass(frozen=True)
 class Report:
     """The content of the page.
 
@@ -49,6 +67,7 @@ class Report:
         by_length: scores of the analyzed decoding by length of the references.
         errors: of the analyzed decoding, by kind.
         error_examples: captions with these errors, by kind.
+        attention: photographs with where the captioner looks; empty if it does not attend.
         ensemble: how each model of the captioner was trained.
         examples: photographs by the heading of their group ("Best", "Worst", …).
         configuration: the model's training settings, by name.
@@ -63,6 +82,7 @@ class Report:
     by_length: Sequence[LengthGroup]
     errors: Mapping[ErrorKind, ErrorCount]
     error_examples: Mapping[ErrorKind, Sequence[Example]]
+    attention: Sequence[Attention]
     ensemble: Sequence[EnsembleMember]
     examples: Mapping[str, Sequence[Example]]
     configuration: Mapping[str, object]
@@ -92,6 +112,8 @@ def render(report: Report) -> str:
         by_length=_length_bars(report.by_length),
         errors=_error_bars(report.errors, report.decoding),
         error_texts=_ERROR_TEXTS,
+        attention=[(each.example, _heat_maps(each)) for each in report.attention],
+        even_share=next((100 / weights.size for each in report.attention for _, weights in each.words), 0.0),
         charts=[chart for chart in charts if chart is not None],
     )
 
@@ -163,6 +185,52 @@ def _percent(value: float, whole: float) -> float:
 
 def _span(low: str, high: str) -> str:
     return low if low == high else f"{low}–{high}"
+
+
+@dataclass(frozen=True)
+class _HeatMap:
+    """The weights of a word as a picture with a pixel for each region, which browsers enlarge smoothly.
+
+    Attributes:
+        word: the word.
+        source: the picture as a ``data:`` URI: of one colour, the more opaque, the larger the weight.
+        share: the largest weight, in percent.
+        place: where it is.
+    """
+
+    word: str
+    source: str
+    share: str
+    place: str
+
+
+_HEAT = (255, 180, 0)
+"""The colour of a heat map, warm and light: the photograph below it is dimmed in dark blue."""
+
+_OPACITY = 0.9
+"""Of the largest weight of a caption."""
+
+
+def _heat_maps(attention: Attention) -> list[_HeatMap]:
+    """The words, all on one scale."""
+    whole = max((float(weights.max()) for _, weights in attention.words), default=1.0)
+    found = []
+    for word, weights in attention.words:
+        pixels = np.full((*weights.shape, 4), (*_HEAT, 0), np.uint8)
+        pixels[..., 3] = np.round(255 * _OPACITY * weights / whole)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+        source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        found.append(_HeatMap(word, source, f"{100 * weights.max():.0f} %", _place(weights)))
+    return found
+
+
+def _place(weights: npt.NDArray[np.floating]) -> str:
+    """Where the largest weight is: "top left", "bottom", "middle", …"""
+    row, column = np.unravel_index(weights.argmax(), weights.shape)
+    vertical = ("top", "", "bottom")[int(3 * (row + 0.5) / weights.shape[0])]
+    horizontal = ("left", "", "right")[int(3 * (column + 0.5) / weights.shape[1])]
+    return f"{vertical} {horizontal}".strip() or "middle"
 
 
 @dataclass(frozen=True)

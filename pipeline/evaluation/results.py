@@ -20,6 +20,12 @@ CAPTIONS = pa.schema(
         column("image_etag", pa.string(), "etag of the image; for a corrected picture, the hash of its content"),
         column("caption", pa.string(), "the caption, by the decoding of the evaluation"),
         column("references", pa.list_(pa.string()), "the human captions of the image"),
+        column(
+            "attention",
+            pa.list_(pa.list_(pa.list_(pa.float32()))),
+            "weights of the regions, in rows and columns, for each word of the caption; null for images of which the "
+            "report does not show them",
+        ),
     ]
 )
 """The captions of the test split by the chosen decoding, beside the references."""

@@ -32,6 +32,9 @@ NUMBERS = 49 * 256
 LARGEST_MAP = 256
 """Places of a map at most: with more, little would remain of each."""
 
+REGIONS = "regions"
+"""The layer of an encoder that makes the regions of a map."""
+
 
 def add_regions(encoder_id: str, dataset_id: str, store: Bucket) -> str:
     """Register an encoder that yields regions beside the vectors of a registered one, and return its id.
@@ -79,6 +82,22 @@ def add_regions(encoder_id: str, dataset_id: str, store: Bucket) -> str:
     maps = (with_map.predict_on_batch(batch)[1].reshape(-1, channels) for batch in batches)
     matrix, shift = principal_components(maps, NUMBERS // places)
     return encoders.save_model(_project(with_map, matrix, shift), f"{encoder_id}-regions", store)
+
+
+def grid(encoder_id: str, store: Bucket) -> tuple[int, int]:
+    """The rows and columns of the map whose places are the regions of a picture, row by row from its top left.
+
+    Raises:
+        PipelineError: the encoder, or the one that it is the quantized version of, is missing, damaged, or without such
+            a map.
+    """
+    parts = names.ENCODER_ID.pattern.fullmatch(encoder_id)
+    exact = parts["exact"] if parts else encoder_id
+    layers = {layer.name: layer for layer in encoders.load_model(exact, store).layers}
+    if REGIONS not in layers or len(layers[REGIONS].input.shape) != 4:
+        raise PipelineError(f"The regions of {exact} are not the places of a map that `--regions` added.")
+    _, height, width, _ = layers[REGIONS].input.shape
+    return height, width
 
 
 def principal_components(
@@ -155,6 +174,6 @@ def _project(with_map: "keras.Model", matrix: npt.NDArray[np.float32], shift: np
 
     vectors, pooled = with_map.outputs
     projection = layers.Conv2D(matrix.shape[1], 1, name="projection")
-    regions = layers.Reshape((-1, matrix.shape[1]), name="regions")(projection(pooled))
+    regions = layers.Reshape((-1, matrix.shape[1]), name=REGIONS)(projection(pooled))
     projection.set_weights([matrix[None, None], shift])
     return keras.Model(with_map.inputs, [vectors, regions], name=with_map.name)

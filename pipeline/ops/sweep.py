@@ -183,8 +183,7 @@ class _Sweep:
         else:
             metrics = _without(metrics, gone)
             model, dataset = load_metadata(metrics.version, self.store), datasets.load(metrics.dataset, self.store)
-            captions = dict(zip(rest["image_id"].to_pylist(), rest["caption"].to_pylist(), strict=True))
-            page = render_report(metrics, captions, model, dataset, self.store)
+            page = render_report(metrics, rest, model, dataset, self.store)
             if self.tracking_uri and model.dataset == metrics.dataset:
                 mlflow.replace_report(metrics.version, page, self.tracking_uri)
             self.store.put(keys.report, page.encode())

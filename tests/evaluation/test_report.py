@@ -5,12 +5,13 @@ import io
 from html.parser import HTMLParser
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from pipeline.captioner.metadata import EnsembleMember, Epoch
 from pipeline.evaluation.error_analysis import Case, ErrorCount, LengthGroup, Rate
-from pipeline.evaluation.report import Example, Report, render
+from pipeline.evaluation.report import Attention, Example, Report, render
 from pipeline.metrics.coco import Agreement, Diversity, Scores
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\" {{ 7 * 7 }}"
@@ -48,6 +49,17 @@ def epoch(number: int, loss: float | None, dev_loss: float, dev_cider: float, re
     )
 
 
+def attention(*words: str) -> Attention:
+    """Maps of 3 rows and 4 columns; the captioner looks at the next place for each word, but half at the last."""
+    weights = np.full((len(words), 3, 4), 0.05)
+    for number, of_word in enumerate(weights):
+        of_word.flat[number] = 0.45
+    weights[-1] /= 2
+    return Attention(
+        Example("5.jpg", jpeg(), "a dog runs", ["A dog ."], "CIDEr 0.77"), [*zip(words, weights, strict=True)]
+    )
+
+
 def page(**changes: Any) -> str:
     """A report of made-up values."""
     values: dict[str, Any] = {
@@ -79,6 +91,7 @@ def page(**changes: Any) -> str:
             "gender": [Example("7.jpg", jpeg(), "a man walks", ["A woman ."], "“man”")],
             "object": [],
         },
+        "attention": [],
         "ensemble": [
             EnsembleMember(
                 seed=0, best_epoch=2, epochs=[epoch(1, 4, 3.5, 0.2), epoch(2, 3, 3.2, 0.4), epoch(3, 2, 3.4, 0.3)]
@@ -133,11 +146,14 @@ def test_report_shows_what_it_is_given() -> None:
 
 def test_report_is_self_contained() -> None:
     """No element refers to anything outside the page, and the images are embedded JPEGs."""
-    outline = Outline(page())
+    outline = Outline(page(attention=[attention("dog"), attention("dog", "runs")]))
     assert [tag for tag, _ in outline.elements if tag in ("script", "link", "iframe", "object", "embed")] == []
     for _, attributes in outline.elements:
         for name in ("src", "href", "xlink:href", "srcset", "action", "data"):
-            assert (attributes.get(name) or "data:").startswith("data:")
+            assert (attributes.get(name) or "data:").startswith(("data:", "#"))
+    ids = [attributes["id"] for _, attributes in outline.elements if "id" in attributes]
+    assert len(ids) == len(set(ids)) == 2
+    assert {use["href"] for use in outline.all("use")} == {f"#{each}" for each in ids}
     for image in outline.all("img"):
         assert base64.b64decode((image["src"] or "").removeprefix("data:image/jpeg;base64,")) == jpeg()
     assert "url(" not in page()
@@ -154,6 +170,7 @@ def test_report_is_self_contained() -> None:
         {"decoding": HOSTILE},
         {"errors": {"gender": errors(Rate(checked=1, wrong=1), Rate(checked=1, wrong=1), HOSTILE)}},
         {"configuration": {HOSTILE: HOSTILE}},
+        {"attention": [attention(HOSTILE)]},
     ],
 )
 def test_hostile_texts_are_shown_and_not_run(changes: dict[str, Any]) -> None:
@@ -264,3 +281,40 @@ def test_every_model_of_an_ensemble_has_its_lines() -> None:
 def test_no_curves_is_no_chart() -> None:
     """A model without recorded epochs has a report without charts."""
     assert Outline(page(ensemble=[])).all("svg") == []
+
+
+def overlay(image: dict[str, str | None]) -> Image.Image:
+    data = (image["href"] or "").removeprefix("data:image/png;base64,")
+    return Image.open(io.BytesIO(base64.b64decode(data)))
+
+
+def test_heat_maps_lie_on_what_the_captioner_looks_at() -> None:
+    """A pixel for each region, the more opaque, the larger its weight, on one scale; it covers the photograph."""
+    outline = Outline(page(attention=[attention("dog", "two", "three", "runs")]))
+    photograph, *images = outline.all("image")
+    assert photograph["href"] == f"data:image/jpeg;base64,{base64.b64encode(jpeg()).decode()}"
+    for image in (photograph, *images):
+        assert (image["width"], image["height"], image["preserveaspectratio"]) == ("100", "100", "none")
+    found = [np.asarray(overlay(image))[..., 3].astype(int) for image in images]
+    assert [alpha.shape for alpha in found] == [(3, 4)] * 4
+    assert [alpha.argmax() for alpha in found] == [0, 1, 2, 3]
+    assert found[0].max() == found[1].max() == pytest.approx(2 * found[3].max(), abs=1)
+    assert found[0].max() == pytest.approx(9 * found[0].min(), abs=9)
+    labels = [svg["aria-label"] for svg in outline.all("svg") if svg.get("role") == "img"]
+    assert labels[:5] == [
+        "a dog runs",
+        "“dog”: most at the top left, 45 %",
+        "“two”: most at the top, 45 %",
+        "“three”: most at the top, 45 %",
+        "“runs”: most at the top right, 22 %",
+    ]
+    for shown in ("Where the captioner looks", "5.jpg", "CIDEr 0.77", "8.3 %"):
+        assert " ".join(shown.split()) in " ".join(outline.text.split())
+
+
+def test_what_does_not_attend_has_no_heat_maps() -> None:
+    """Without attention there is no section; a caption without words that are shown has its photograph alone."""
+    assert "Where the captioner looks" not in Outline(page()).text
+    outline = Outline(page(attention=[Attention(Example("5.jpg", jpeg(), "", ["A dog ."], "CIDEr 0.00"), [])]))
+    assert "(no words)" in outline.text
+    assert len(outline.all("image")) == 1

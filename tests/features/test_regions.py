@@ -1,16 +1,24 @@
 """Regions: where an encoder's map is found, its projection, their column in the store, and captioners that attend."""
 
+import base64
+import io
 import re
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
+from PIL import Image
 
 from pipeline.captioner import registry
 from pipeline.captioner.bundle import load
+from pipeline.captioner.captioner import Captioner
 from pipeline.config import DecodingConfig
 from pipeline.data import dataset
+from pipeline.data.ingest import ingest
 from pipeline.errors import PipelineError
+from pipeline.evaluation import evaluate as evaluation
+from pipeline.evaluation.evaluate import evaluate_model
 from pipeline.features import accelerator, encoder, quantization, regions
 from pipeline.features import store as feature_store
 from pipeline.features.splits import read_split
@@ -115,6 +123,28 @@ def test_regions_come_with_the_vector(world, monkeypatch):
     on_gpu = encoder.load(inputs.encoder_id, store)
     assert on_gpu.regions == loaded.regions
     np.testing.assert_allclose(on_gpu.encode(pictures()).regions, found.regions, atol=2e-2)
+
+
+def test_the_grid_says_where_a_region_is(tmp_path, bucket):
+    """The regions of a map that is no square are its rows from the top, each from the left; any other has no grid."""
+    import keras
+
+    table, sizes = toy.draw(bucket), keras.Input((4, 8, 3))
+    dataset_id = ingest([table], bucket, name="toy").dataset
+    keras.Model(sizes, keras.layers.GlobalAveragePooling2D()(sizes)).save(tmp_path / "wide.keras")
+    plain = encoder.register(str(tmp_path / "wide.keras"), bucket)
+    encoder_id = regions.add_regions(plain, dataset_id, bucket)
+    rows, columns = regions.grid(encoder_id, bucket)
+    assert (rows, columns) == regions.grid(f"{encoder_id}-int8", bucket) == (4, 8)
+    picture = np.zeros((1, 4, 8, 3), np.uint8)
+    picture[0, 1, 6] = 255
+    found = encoder.load(encoder_id, bucket).encode(picture).regions.reshape(rows, columns, -1)
+    differs = (found != found[0, 0]).any(axis=-1)
+    assert np.argwhere(differs).tolist() == [[1, 6]]
+    with pytest.raises(PipelineError, match=f"The regions of {plain} are not the places of a map"):
+        regions.grid(plain, bucket)
+    with pytest.raises(PipelineError, match=r"There is no object .*other-0123456789ab-regions-0123456789ab/"):
+        regions.grid("other-0123456789ab-regions-0123456789ab-int8", bucket)
 
 
 def test_the_projection_is_learnt_once(world, monkeypatch):
@@ -257,6 +287,63 @@ def test_an_encoder_without_regions_gives_a_model_without_heads(trained):
     """Whatever the configuration says, and the metadata tells so."""
     assert trained.model.config.attention_heads == 0
     assert not load(trained.model.version, trained.store)[0].attends
+
+
+def evaluated(model, store):
+    """The report of an evaluation, its table of captions, and its scores."""
+    metrics = evaluate_model(model.version, store=store, decoding=BEAM, max_failed_fraction=0)
+    keys = layout.evaluation(model.version, metrics.dataset, BEAM)
+    return store.get(keys.report).decode(), parquet.read(keys.captions, store), metrics
+
+
+def test_the_report_shows_where_a_captioner_looks(world, attending, monkeypatch):
+    """A heat map for each word but function words, on some pictures, of which one may be gone later."""
+    _, store = world
+    monkeypatch.setattr(evaluation, "ATTENTION_EXAMPLES", 3)
+    page, table, metrics = evaluated(attending, store)
+    shown = {row["image_id"]: row for row in table.to_pylist() if row["attention"] is not None}
+    assert (len(table), len(shown)) == (4, 3)
+    for row in shown.values():
+        weights = np.array(row["attention"])
+        assert weights.shape == (len(row["caption"].split()), 8, 8)
+        np.testing.assert_allclose(weights.sum(axis=(1, 2)), 1, rtol=1e-4)
+    omitted = {"a", "the", "is"}
+    words = [word for row in shown.values() for word in row["caption"].split() if word not in omitted]
+    assert page.count("data:image/png;base64,") == len(words)
+    assert "over the models that attend" in page
+    # What is forgotten is gone from the table, from which alone the report is written again.
+    gone = next(iter(shown))
+    rest = table.filter(pc.field("image_id") != gone)
+    again = evaluation.render_report(metrics, rest, attending, dataset.load(metrics.dataset, store), store)
+    assert again.count('<article class="card look">') == 2
+    assert gone not in again
+
+
+def test_the_report_shows_the_region_that_a_captioner_looks_at(world, attending, monkeypatch):
+    """One that looks only at row 2, column 5 of the map has all colour there."""
+    place = np.eye(64, dtype=np.float32)[2 * 8 + 5]
+    monkeypatch.setattr(
+        Captioner, "attention", lambda _, features, captions: [np.stack([place] * len(c.split())) for c in captions]
+    )
+    page, *_ = evaluated(attending, world[1])
+    overlays = set(re.findall(r"data:image/png;base64,([\w+/=]+)", page))
+    [pixels] = [np.asarray(Image.open(io.BytesIO(base64.b64decode(each)))) for each in overlays]
+    assert np.argwhere(pixels[..., 3]).tolist() == [[2, 5]]
+
+
+def test_a_report_without_heat_maps(world, attending, pooled, monkeypatch, caplog):
+    """That of a model of vectors; and that of one that attends to what is no map, with a line in the log."""
+    _, store = world
+
+    def refuse(*_):
+        raise PipelineError("no such map")
+
+    monkeypatch.setattr(evaluation, "grid", refuse)
+    for model, line in ((pooled[0], ""), (attending, "does not show where the captioner looks: no such map")):
+        page, table, _ = evaluated(model, store)
+        assert "Where the captioner looks" not in page
+        assert table["attention"].null_count == len(table)
+        assert line in caplog.text
 
 
 def test_nights_and_captions_on_demand(world, attending, pooled, new_bucket, tmp_path):

@@ -85,7 +85,9 @@ def write_evaluation(
     keys = layout.evaluation(version, dataset, decoding)
     references = [["a human caption"]] * len(captions)
     etags = [f"etag of {image}" for image in captions]
-    table = pa.table([[*captions], [*captions], etags, [*captions.values()], references], schema=CAPTIONS)
+    table = pa.table(
+        [[*captions], [*captions], etags, [*captions.values()], references, [None] * len(captions)], schema=CAPTIONS
+    )
     parquet.write(table, keys.captions, store)
     json.write(profile, keys.profile, store)
     json.write(metrics, keys.metrics, store)
