@@ -7,6 +7,7 @@ looks at, and stands behind the tests of earlier ones. ``CAPTION_PICTURES`` name
 import contextlib
 import json
 import os
+import re
 import shutil
 import urllib.error
 import uuid
@@ -468,13 +469,20 @@ def test_a_person_approves(deployment, promoted):
     assert promoted.retraining.shown["note"].startswith(f"{promoted.version} is the new champion: admin approved it")
 
 
+def without_duration(note):
+    """A note of a task or a run that succeeded, without the duration at its end."""
+    text, _, duration = note.rpartition(" (")
+    assert re.fullmatch(r"(\d+ (hour|minute|second)s? ?)+\)", duration), note
+    return text
+
+
 @pytest.mark.airflow
 def test_notes_of_a_retraining(deployment, promoted):
     """Each task's note is its command's summary, and the gate's is also the run's; the run has a record."""
-    notes = promoted.retraining.notes()
+    notes = {task: without_duration(note) for task, note in promoted.retraining.notes().items()}
     assert notes["ingest"] == f"{IMAGES} images (240 train, 30 dev, 30 test), {5 * IMAGES:,} captions"
     assert notes["evaluate"].startswith(f"{promoted.version}: BLEU-1 ")
-    assert notes["gate"] == promoted.retraining.shown["note"]
+    assert notes["gate"] == without_duration(promoted.retraining.shown["note"])
     assert promoted.retraining.of_tasks("extract", "rendered_map_index") == [f"1: {IMAGES} images"]
     assert promoted.retraining.of_tasks("end_run", "state") == ["success"]
     assert runs.read_record(runs.RETRAINING, promoted.retraining.id, deployment.store).status == "succeeded"
@@ -548,7 +556,7 @@ def test_a_night_survives_killed_processes(deployment, promoted):
 @pytest.mark.airflow
 def test_notes_of_a_night(promoted):
     """Its note holds the counts, and it links to its captions."""
-    assert promoted.night.shown["note"] == (
+    assert without_duration(promoted.night.shown["note"]) == (
         f"{NEW} images listed = {NEW - 1} captioned + 1 failed + 0 done before; features of {NEW} extracted; "
         f"model {promoted.version}; passed over: 1 .txt"
     )
