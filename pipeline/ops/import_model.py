@@ -1,9 +1,9 @@
 """Import: a model moves from one store to another, as from staging to production, and becomes the champion there.
 
-The other store is only read. What is copied is what the champion needs: its encoder; the dataset that it was trained
-on, as a table of captions and names, with the features of its images; its files; and its evaluations on this dataset.
-A night, the promotion gate, drift, the gallery, ``forget`` and a retraining by default then work as in the other store.
-Photographs are not copied, nor is anything that is about the inbox of the other store.
+The other store is only read. The import copies all that the champion needs: its encoder; the dataset that it was
+trained on, as a table of captions and names, with the features of its images; its files; and its evaluations on this
+dataset. A night, the promotion gate, drift, the gallery, ``forget`` and a retraining by default then work as in the
+other store. Photographs are not copied, nor is anything that is about the inbox of the other store.
 
 Each object is written after those that it refers to: the metadata make the model complete, and the champion's pointer
 is last. An interrupted import can therefore be repeated, and copies nothing twice.

@@ -110,7 +110,7 @@ def bucket_environment(folder: Path, profile: str) -> Mapping[str, str] | None:
 
 
 def connection_environment(folder: Path, connection_id: str, profile: str) -> Mapping[str, str]:
-    """What a client of AWS needs that is opened in this process with a connection, whatever its settings say.
+    """The environment for a client of AWS that uses this connection, whichever connections the settings name.
 
     Args:
         folder: where the profile of the connection is written.
