@@ -13,6 +13,7 @@ from airflow.sdk import get_parsing_context
 
 from pipeline import __version__
 from pipeline.errors import PipelineError
+from pipeline.settings import PROJECT
 
 NAME = "image-captioning-pipeline"
 """The name of this project in ``pyproject.toml``."""
@@ -53,6 +54,12 @@ def find_checkout(dag_file: str) -> Path | None:
     folder = _folder(dag_file).parent
     # A sparse checkout may have the DAG files alone.
     return folder if (folder / "pipeline").is_dir() else None
+
+
+def find_code() -> Path | None:
+    """The checkout whose code this process runs; ``None`` if the code is that of an installed package."""
+    is_installed = any(PROJECT.glob("image_captioning_pipeline-*.dist-info"))
+    return None if is_installed else PROJECT
 
 
 def mismatch(dag_file: str, what: str = "") -> PipelineError:

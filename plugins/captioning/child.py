@@ -52,12 +52,6 @@ class Child(NamedTuple):
     environment: dict[str, str]
 
 
-def find_code() -> Path | None:
-    """The checkout whose code this process runs; ``None`` if the code is that of an installed package."""
-    is_installed = any(PROJECT.glob("image_captioning_pipeline-*.dist-info"))
-    return None if is_installed else PROJECT
-
-
 def prepare_child(environment: Mapping[str, str], code: Path | None) -> Child:
     """How a child process with this environment is run by the Python that the settings name.
 

@@ -13,8 +13,8 @@ from airflow.sdk import BaseOperator, Context, TaskGroup, XComArg
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from captioning.assets import FEATURES
-from captioning.checkout import find_checkout, mismatch
-from captioning.child import Child, find_code, prepare_child
+from captioning.checkout import find_checkout, find_code, mismatch
+from captioning.child import Child, prepare_child
 from captioning.connections import child_environment, private_folder
 from captioning.failures import describe_failures
 from captioning.links import PageLink
@@ -109,7 +109,7 @@ class PipelineOperator(BaseOperator):
             # A dataset that was ingested from S3 is not named here, but its ingestion was.
             settings = [value for name, value in os.environ.items() if name.startswith("CAPTION_")]
             if any("s3://" in text for text in (*settings, *arguments)):
-                raise self._refusal(error, context) from error
+                raise self._failure(str(error), context) from error
             self.log.warning("%s No S3 bucket is named, so the command runs without it.", error)
             return dict(os.environ)
 
@@ -123,25 +123,27 @@ class PipelineOperator(BaseOperator):
             code = find_checkout(context["dag"].fileloc) or find_code()
             child = prepare_child({**environment, **data_variables()}, code)
         except PipelineError as error:
-            raise self._refusal(error, context) from error
+            raise self._failure(str(error), context) from error
         self.log.info("The code is in %s", code or f"the environment of {child.command[0]}")
         return child
 
-    def _refusal(self, error: PipelineError, context: Context) -> AirflowException:
-        """The error of a task that a retry can't help, which is also pushed for the run note and the notifications."""
-        context["ti"].xcom_push(ERROR, str(error))
-        return AirflowFailException(str(error))
+    def _failure(
+        self, message: str, context: Context, kind: type[AirflowException] = AirflowFailException
+    ) -> AirflowException:
+        """The error of the task, by default one that no retry helps; pushed for the run note and the notifications."""
+        context["ti"].xcom_push(ERROR, message)
+        return kind(message)
 
     def _error(self, finished: SubprocessResult, context: Context) -> AirflowException:
-        """The error of a failed command, which is also pushed."""
+        """The error of a failed command."""
         if finished.output.startswith(UNKNOWN):
             reason = finished.output.removeprefix("Error: ")
-            return self._refusal(mismatch(context["dag"].fileloc, f", with which a command failed ({reason})"), context)
+            error = mismatch(context["dag"].fileloc, f", with which a command failed ({reason})")
+            return self._failure(str(error), context)
         if finished.exit_code == BAD_INPUT:
-            return self._refusal(PipelineError(finished.output), context)
-        error = AirflowException(f"The command exited with status {finished.exit_code}: {finished.output}")
-        context["ti"].xcom_push(ERROR, str(error))
-        return error
+            return self._failure(finished.output, context)
+        message = f"The command exited with status {finished.exit_code}: {finished.output}"
+        return self._failure(message, context, AirflowException)
 
     def result(self, key: str) -> XComArg:
         """The value of a key of the result, as an argument of another task."""

@@ -13,8 +13,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import pipeline
-from captioning import child
-from captioning.child import find_code, prepare_child
+from captioning import checkout, child
+from captioning.checkout import find_code
+from captioning.child import prepare_child
 from captioning.settings import AirflowSettings
 from pipeline.errors import PipelineError
 from pipeline.settings import load_settings
@@ -105,7 +106,7 @@ def test_an_installed_package_in_another_environment(use, python, strange, monke
 def test_where_the_code_is(monkeypatch, tmp_path):
     """A checkout, or the folder of a bundle or an image, is told from the folder where a wheel was installed."""
     assert find_code() == PROJECT
-    monkeypatch.setattr(child, "PROJECT", tmp_path)
+    monkeypatch.setattr(checkout, "PROJECT", tmp_path)
     assert find_code() == tmp_path
     (tmp_path / f"image_captioning_pipeline-{pipeline.__version__}.dist-info").mkdir()
     assert find_code() is None

@@ -13,7 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote
 
-from captioning.child import Child, find_code, prepare_child
+from captioning.checkout import find_code
+from captioning.child import Child, prepare_child
 from captioning.connections import INBOX, STORE, bucket_environment, child_environment, private_folder
 from captioning.gallery import limits
 from pipeline.errors import PipelineError
