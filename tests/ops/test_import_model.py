@@ -88,6 +88,18 @@ def move(staging, production, version=None, **options):
     return import_model.import_model(version, source=staging, target=production, **options).copied
 
 
+def correct_an_upload(caption, store):
+    """Somebody corrects the caption of a picture that is in no inbox."""
+    corrections.add(
+        toy.picture("blue", 70),
+        caption=caption,
+        model_caption="a blue square",
+        model_version="m",
+        corrected_by="ada",
+        store=store,
+    )
+
+
 def texts(store):
     """The captions in a store, by image."""
     return {row["image_key"]: (row["caption"], row["log_prob"]) for row in rows_in(store)}
@@ -141,14 +153,7 @@ def test_nothing_is_copied_twice(staging, production, inbox):
 
 def test_a_retraining_by_default_in_production(staging, production, inbox, trained):
     """It reads no photograph, learns from production's corrections, and is compared with the imported champion."""
-    corrections.add(
-        toy.picture("blue", 70),
-        caption="never seen in production",
-        model_caption="a blue square",
-        model_version="m",
-        corrected_by="ada",
-        store=staging,
-    )
+    correct_an_upload("never seen in production", staging)
     move(staging, production)
     for item in list(inbox.list()):
         corrections.add(
@@ -210,14 +215,7 @@ def test_a_model_is_only_copied(staging, production, trained):
 def test_what_is_about_the_other_inbox_stays(staging, production, inbox):
     """Neither captions nor features of its photographs, neither runs nor corrections are copied."""
     night("n1", inbox, staging)
-    corrections.add(
-        toy.picture("blue", 70),
-        caption="a ball",
-        model_caption="a dog",
-        model_version="m",
-        corrected_by="ada",
-        store=staging,
-    )
+    correct_an_upload("a ball", staging)
     move(staging, production)
     assert {item.key.partition("/")[0] for item in production.list()} == {"datasets", "encoders", "features", "models"}
     keys = feature_store.index(load_metadata(registry.read_champion(staging).version, staging).encoder_id, production)
