@@ -117,7 +117,8 @@ def _train_model(
         log.info("GloVe has vectors for %.1f %% of the words of the vocabulary", 100 * covered)
     model = build(len(data.vocabulary), data.train.features, config, embeddings)
     # The name of a phase's checkpoint is a hash of all that its result depends on, and no more: trainings that begin in
-    # the same way share it.
+    # the same way share it. Another release may build another model of the same configuration.
+    inputs = (*inputs, repr([variable.shape for variable in model.variables]))
     phases: list[tuple[Callable[[TrainingConfig, TrainingData], loop.Phase], str]] = [
         (loop.cross_entropy, config.model_dump_json(exclude={"scst_epochs", "scst_learning_rate"}))
     ]

@@ -162,6 +162,22 @@ def test_a_resumed_training_keeps_its_version(trained, store, scripted):
     assert toy.train(trained.inputs, store, short(epochs=2)).version == begun
 
 
+def test_the_checkpoint_of_another_architecture_is_not_continued(trained, store, scripted, monkeypatch):
+    """Where the same configuration builds another model than at the interruption, training begins anew."""
+    scripted(0.1, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        toy.train(trained.inputs, store, short(epochs=2))
+
+    def wider(size, features, config, embeddings):
+        return build(size, features, config.model_copy(update={"units": 2 * config.units}), embeddings)
+
+    build = train.build
+    monkeypatch.setattr(train, "build", wider)
+    scripted(0.1, 0.2)
+    model = toy.train(trained.inputs, store, short(epochs=2))
+    assert [epoch.dev_cider for epoch in model.ensemble[0].epochs] == [0.1, 0.2]
+
+
 def test_trainings_with_the_same_first_phase_share_it(whole, trained, store, monkeypatch):
     """With the same cross-entropy epochs, another SCST phase starts from them without repeating them."""
     elsewhere, model = whole
