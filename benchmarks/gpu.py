@@ -14,8 +14,17 @@ import keras
 import numpy as np
 
 from benchmarks.extraction import PICTURE_FLOP, encode, photographs
-from benchmarks.learning import CONFIG, LEARNT_PICTURES, WRITTEN_PICTURES, briefly_trained, captions_like_flickr8k
+from benchmarks.learning import (
+    CONFIG,
+    LEARNT_PICTURES,
+    LONGEST,
+    WRITTEN_PICTURES,
+    briefly_trained,
+    captions_like_flickr8k,
+)
 from benchmarks.measure import alternate, wall
+from pipeline.captioner.captioner import Captioner
+from pipeline.captioner.keras_decoder import KerasDecoder
 from pipeline.config import GREEDY, DecodingConfig
 from pipeline.data.images import decode
 from pipeline.features import applications
@@ -86,9 +95,9 @@ def pytorch_loop(pictures: np.ndarray, batch_size: int) -> Callable[[], object]:
 def learning(rounds: int) -> dict[str, float]:
     """Captions trained on, and pictures captioned, per second."""
     captions = captions_like_flickr8k(LEARNT_PICTURES)
-    captioner = briefly_trained(captions)
+    model, vocabulary = briefly_trained(captions)
+    captioner = Captioner(KerasDecoder([model]), vocabulary, max_length=LONGEST)
     features = captions.features[:WRITTEN_PICTURES]
-    [model] = captioner.models
 
     # Decoding first: the training changes its captions.
     greedy, beam = (

@@ -93,22 +93,25 @@ def _loss_of_prefixes(model: keras.Model, captions: EncodedCaptions, size: int) 
     return total / words
 
 
-def briefly_trained(captions: EncodedCaptions) -> Captioner:
-    """A captioner that has seen these until its captions are of all lengths; untrained, it would never end one."""
+def briefly_trained(captions: EncodedCaptions) -> tuple[keras.Model, Vocabulary]:
+    """A model that has seen these until its captions are of all lengths; untrained, it would never end one."""
     words = [f"w{number}" for number in range(WORDS)]
     vocabulary = Vocabulary((*SPECIAL_WORDS, *words), (*([0] * len(SPECIAL_WORDS)), *([10] * WORDS)), 10)
     model = build(len(vocabulary), captions.features, CONFIG)
     compile_for_training(model, 5e-3)
     for epoch in range(6):
         train_epoch(model, captions.training_batches(64, np.random.default_rng(epoch)))
-    return Captioner([model], vocabulary, max_length=LONGEST)
+    return model, vocabulary
 
 
 def decoding(rounds: int) -> dict[str, float]:
     """Pictures captioned per CPU second; and which share of the captions is the same the usual way."""
+    from pipeline.captioner.networks import NetworkDecoder, export
+
     captions = captions_like_flickr8k(WRITTEN_PICTURES)
-    captioner = briefly_trained(captions)
-    of_prefixes = model_of_prefixes(captioner.models[0], CONFIG)
+    model, vocabulary = briefly_trained(captions)
+    captioner = Captioner(NetworkDecoder([export(model)], advice=""), vocabulary, max_length=LONGEST)
+    of_prefixes = model_of_prefixes(model, CONFIG)
     vectors = captions.features.vectors
     greedy, beam, usual = alternate(
         lambda: captioner.caption(captions.features, GREEDY),
@@ -117,9 +120,7 @@ def decoding(rounds: int) -> dict[str, float]:
         rounds=rounds,
     )
     ours = [found.text for found in captioner.caption(captions.features, GREEDY)[: 4 * WRITTEN_THE_USUAL_WAY]]
-    theirs = [
-        captioner.vocabulary.decode(ids) for ids in caption(of_prefixes, vectors[: 4 * WRITTEN_THE_USUAL_WAY], LONGEST)
-    ]
+    theirs = [vocabulary.decode(ids) for ids in caption(of_prefixes, vectors[: 4 * WRITTEN_THE_USUAL_WAY], LONGEST)]
     rate, usual_rate = WRITTEN_PICTURES / cpu(greedy), WRITTEN_THE_USUAL_WAY / cpu(usual)
     return {
         "greedy_pictures_per_cpu_second": rate,

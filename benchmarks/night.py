@@ -98,7 +98,7 @@ def save_champion(encoder_id: str, features: Features, store: Bucket) -> None:
 
     drawn = captions_like_flickr8k(LEARNT_PICTURES)
     features = features[np.arange(LEARNT_PICTURES) % len(features)]
-    captioner = briefly_trained(EncodedCaptions(features, drawn.image, drawn.ids))
+    model, vocabulary = briefly_trained(EncodedCaptions(features, drawn.image, drawn.ids))
     metadata = ModelMetadata(
         version="champion",
         created_at=datetime.now(UTC),
@@ -108,7 +108,7 @@ def save_champion(encoder_id: str, features: Features, store: Bucket) -> None:
         config=CONFIG,
         ensemble=[EnsembleMember(seed=0, best_epoch=1, epochs=[])],
     )
-    promote(save(captioner, metadata, store).version, store)
+    promote(save([model], vocabulary, metadata, store).version, store)
 
 
 def fill(inbox: Bucket, pictures: int) -> None:

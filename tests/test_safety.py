@@ -347,7 +347,7 @@ def test_a_network_reads_no_other_file(tmp_path, monkeypatch):
 def test_a_network_of_unknown_parts_is_refused(old, new, tmp_path):
     """Operations of an extension, and weights beyond those that were given, are errors, and nothing is looked up."""
     with pytest.raises(PipelineError, match=r"(?s)A stored network can't be read: .*Register the encoder again"):
-        openvino.CompiledNetwork(edited_network(tmp_path, old, new))
+        openvino.EncoderNetwork(edited_network(tmp_path, old, new))
 
 
 def test_a_network_includes_no_file(tmp_path):
@@ -356,7 +356,7 @@ def test_a_network_includes_no_file(tmp_path):
     entity = f'<!DOCTYPE net [<!ENTITY s SYSTEM "{(tmp_path / "secret").as_uri()}">]><net'.encode()
     network = edited_network(tmp_path, b"<net", entity)
     network = network._replace(structure=network.structure.replace(b'name="sum"', b'name="&s;"'))
-    assert openvino._read(network).friendly_name == "&s;"
+    assert openvino.read(network, "").friendly_name == "&s;"
 
 
 def edited_network(folder, old, new):

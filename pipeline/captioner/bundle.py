@@ -1,11 +1,23 @@
-"""The bundle of a captioner in the store: saving and loading of its models, vocabulary and metadata."""
+"""The bundle of a captioner in the store: saving and loading of its models, vocabulary and metadata.
+
+Each model of the ensemble is stored in two forms: a Keras model, for GPUs, and OpenVINO networks, for CPUs.
+"""
 
 import logging
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from pipeline.captioner.captioner import Captioner
+from pipeline.captioner.captioner import Captioner, Decoder
+from pipeline.captioner.keras_decoder import KerasDecoder
 from pipeline.captioner.metadata import ModelMetadata, load_metadata
 from pipeline.data.vocabulary import Vocabulary
+from pipeline.features import accelerator
 from pipeline.storage import Bucket, artifacts, json, keras_files, layout
+
+if TYPE_CHECKING:
+    import keras
+
+    from pipeline.captioner.networks import ModelNetworks
 
 log = logging.getLogger(__name__)
 
@@ -13,13 +25,21 @@ VOCABULARY = "vocabulary.json"
 """The file of a bundle that holds the vocabulary."""
 
 
-def save(captioner: Captioner, metadata: ModelMetadata, store: Bucket) -> ModelMetadata:
-    """Write the files of a model, then its metadata with their checksums, which it returns."""
-    files = {
-        model_name(number): keras_files.to_bytes(model)
-        for number, model in zip(range(len(metadata.ensemble)), captioner.models, strict=True)
-    }
-    files[VOCABULARY] = captioner.vocabulary.to_json().encode()
+def save(
+    models: Sequence["keras.Model"], vocabulary: Vocabulary, metadata: ModelMetadata, store: Bucket
+) -> ModelMetadata:
+    """Write the files of a model, then its metadata with their checksums, which it returns.
+
+    Raises:
+        PipelineError: a model can't be converted to OpenVINO.
+    """
+    from pipeline.captioner.networks import export
+
+    files = {VOCABULARY: vocabulary.to_json().encode()}
+    for number, model in zip(range(len(metadata.ensemble)), models, strict=True):
+        files[model_name(number)] = keras_files.to_bytes(model)
+        image, step = export(model)
+        files |= dict(zip(network_names(number), (*image, *step), strict=True))
     checksums = artifacts.put(layout.model_folder(metadata.version), files, store)
     metadata = metadata.model_copy(update={"files": checksums})
     json.write(metadata, layout.model_metadata(metadata.version), store)
@@ -27,20 +47,46 @@ def save(captioner: Captioner, metadata: ModelMetadata, store: Bucket) -> ModelM
 
 
 def load(version: str, store: Bucket) -> tuple[Captioner, ModelMetadata]:
-    """Load a model, ready to caption, and its metadata.
+    """Load a model, ready to caption, and its metadata: in Keras if there is an accelerator, else as networks.
 
     Raises:
         PipelineError: there is no such model, or a file is missing or not the one that was saved; then none is parsed.
     """
     metadata = load_metadata(version, store)
-    folder = layout.model_folder(version)
-    names = [VOCABULARY, *(model_name(number) for number in range(len(metadata.ensemble)))]
-    words, *files = artifacts.get(folder, names, metadata.files, store, advice=_advice(version, store))
-    origins = [store.url(artifacts.artifact_key(folder, name, metadata.files)) for name in names]
-    vocabulary = Vocabulary.from_json(words, origin=origins[0])
-    models = [keras_files.from_bytes(data, origin=origin) for data, origin in zip(files, origins[1:], strict=True)]
+    [words] = _get([VOCABULARY], metadata, store)
+    decoder: Decoder
+    if accelerator.present():
+        decoder = KerasDecoder(load_models(metadata, store))
+    else:
+        from pipeline.captioner.networks import NetworkDecoder
+
+        decoder = NetworkDecoder(_load_networks(metadata, store), advice=_advice(version, store))
+    vocabulary = Vocabulary.from_json(words, origin=_origin(VOCABULARY, metadata, store))
     log.info("model %s, %d words, encoder %s", version, len(vocabulary), metadata.encoder_id)
-    return Captioner(models, vocabulary, max_length=metadata.max_length, language=metadata.language), metadata
+    return Captioner(decoder, vocabulary, max_length=metadata.max_length, language=metadata.language), metadata
+
+
+def load_models(metadata: ModelMetadata, store: Bucket) -> list["keras.Model"]:
+    """The Keras models of the ensemble.
+
+    Raises:
+        PipelineError: a file is missing or not the one that was saved; then none is parsed.
+    """
+    names = [model_name(number) for number in range(len(metadata.ensemble))]
+    return [
+        keras_files.from_bytes(data, origin=_origin(name, metadata, store))
+        for name, data in zip(names, _get(names, metadata, store), strict=True)
+    ]
+
+
+def _load_networks(metadata: ModelMetadata, store: Bucket) -> list["ModelNetworks"]:
+    from pipeline.captioner.networks import ModelNetworks
+    from pipeline.features.openvino import Network
+
+    names = [name for number in range(len(metadata.ensemble)) for name in network_names(number)]
+    files = iter(_get(names, metadata, store))
+    networks = (Network(structure, weights) for structure, weights in zip(files, files, strict=True))
+    return [ModelNetworks(image, step) for image, step in zip(networks, networks, strict=True)]
 
 
 def copy_files(metadata: ModelMetadata, source: Bucket, target: Bucket) -> int:
@@ -54,8 +100,22 @@ def copy_files(metadata: ModelMetadata, source: Bucket, target: Bucket) -> int:
 
 
 def model_name(number: int) -> str:
-    """The file of a bundle that holds one of the models of the ensemble, counted from 0."""
+    """The file of a bundle that holds a Keras model of the ensemble, counted from 0."""
     return f"model-{number}.keras"
+
+
+def network_names(number: int) -> tuple[str, str, str, str]:
+    """The files of a bundle that hold the networks of this model: structure and weights of its image and its step."""
+    return f"image-{number}.xml", f"image-{number}.bin", f"step-{number}.xml", f"step-{number}.bin"
+
+
+def _get(names: Iterable[str], metadata: ModelMetadata, store: Bucket) -> list[bytes]:
+    folder = layout.model_folder(metadata.version)
+    return artifacts.get(folder, names, metadata.files, store, advice=_advice(metadata.version, store))
+
+
+def _origin(name: str, metadata: ModelMetadata, store: Bucket) -> str:
+    return store.url(artifacts.artifact_key(layout.model_folder(metadata.version), name, metadata.files))
 
 
 def _advice(version: str, store: Bucket) -> str:

@@ -1,56 +1,22 @@
-"""Greedy search, beam search and sampling with a next-word model: a whole batch at once, on the device.
+"""Greedy search, beam search and sampling with a next-word model in Keras: a whole batch at once, on the device.
 
-The loop is independent of the model: it calls a step function for the log probabilities of the next word. Each sequence
-has K adjacent rows, its beams or its samples. The number of rows is constant, but the model is called only for those
-that are not finished. Everything is written in ``keras.ops``, so a search can be compiled together with its model.
+It is for training and accelerators; ``search`` does the same in NumPy, by the same rules. The loop is independent of
+the model: it calls a step function for the log probabilities of the next word. Each sequence has K adjacent rows, its
+beams or its samples. The number of rows is constant, but the model is called only for those that are not finished.
+Everything is written in ``keras.ops``, so a search can be compiled together with its model.
 
 This module imports Keras, which is slow to load: import it only to decode.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 from keras import ops
 
+from pipeline.captioner.sentences import Rows, Sentences, State, Tensor, require_positive
 from pipeline.data.vocabulary import END, PAD, START, UNKNOWN
-from pipeline.errors import PipelineError
-
-Tensor = Any
-"""A tensor of the Keras backend."""
-
-State = tuple[Tensor, ...]
-"""The state of a model after the words so far; each tensor has one row per sentence."""
-
-
-class Rows(NamedTuple):
-    """The S rows of a step, among the rows of all sentences: B sequences with K adjacent rows each.
-
-    What belongs to a sequence, such as its image, has B rows, and is not copied for each of its sentences.
-
-    Attributes:
-        indices: (S,) int32: the rows.
-        places: (B * K,) int32: the place of each row among the S; arbitrary for a row that is not one of them.
-        per_sequence: K.
-    """
-
-    indices: Tensor
-    places: Tensor
-    per_sequence: int
-
-    def of_sequences(self, tensor: Tensor) -> Tensor:
-        """What belongs to the sequence of each row: (B, ...) to (S, ...)."""
-        return ops.take(tensor, self.indices // self.per_sequence, axis=0)
-
-    def by_sequence(self, tensor: Tensor) -> Tensor:
-        """The rows of each sequence, those that are not among the S arbitrary: (S, ...) to (B, K, ...)."""
-        return ops.reshape(ops.take(tensor, self.places, axis=0), (-1, self.per_sequence, *tensor.shape[1:]))
-
-    def from_sequences(self, tensor: Tensor) -> Tensor:
-        """The inverse of ``by_sequence``: (B, K, ...) to (S, ...)."""
-        return ops.take(ops.reshape(tensor, (-1, *tensor.shape[2:])), self.indices, axis=0)
-
 
 BATCH_SIZES = 8
 """Batch sizes of the calls of the model, multiples of an eighth of all rows. The step is compiled once for each."""
@@ -60,21 +26,6 @@ BLOCK = 64
 
 Step = Callable[[Tensor, State, Rows], tuple[Tensor, State]]
 """(last words (S,) int32, state of S rows, these rows) to (log probabilities (S, V), next state)."""
-
-
-class Sentences(NamedTuple):
-    """K sentences for each of B sequences.
-
-    Attributes:
-        ids: (B, K, T) int32: the words, then ``END`` unless the sentence was cut, then ``PAD``.
-        lengths: (B, K) int32: the number of words, including the end.
-        log_probs: (B, K) float32: the sum of the words' log probabilities. ``-inf`` marks an empty place in the beam,
-            where the vocabulary allows fewer than K sentences.
-    """
-
-    ids: Tensor
-    lengths: Tensor
-    log_probs: Tensor
 
 
 def beam_search(
@@ -98,7 +49,7 @@ def beam_search(
     Raises:
         PipelineError: ``beam_width`` or ``max_length`` is below 1.
     """
-    _require_positive(beam_width, max_length)
+    require_positive(beam_width, max_length)
     first_row = ops.arange(ops.shape(state[0])[0], dtype="int32")[:, None] * beam_width
 
     def propose(position: Tensor, log_probs: Tensor, rows: Tensor, last: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,7 +91,7 @@ def sample(step: Step, state: State, *, uniforms: Tensor, allow_repeats: bool = 
         PipelineError: K or T is below 1.
     """
     count, max_length = uniforms.shape[1:]
-    _require_positive(count, max_length)
+    require_positive(count, max_length)
     uniforms = ops.reshape(uniforms, (-1, max_length))
     every_row = ops.arange(ops.shape(uniforms)[0], dtype="int32")
 
@@ -220,7 +171,7 @@ def _decode(
         def extend(indices: Tensor, places: Tensor) -> tuple[Tensor, ...]:
             words = ops.take(last, indices)
             active = tuple(ops.take(tensor, indices, axis=0) for tensor in state)
-            log_probs, following = step(words, active, Rows(indices, places, count))
+            log_probs, following = step(words, active, Rows(indices, ops.reshape(places, (-1, count))))
             return (*propose(position, log_probs, indices, words, ops.take(rows.ids, indices, axis=0)), *following)
 
         gains, words, *following = _compute_selected(is_active(rows, last), extend)
@@ -268,11 +219,6 @@ def _compute_selected(selected: Tensor, compute: Callable[[Tensor, Tensor], tupl
     # A compiled function has fixed shapes, hence a branch for each batch size; the smallest sufficient one is taken.
     smallest = (counts[-1] * BATCH_SIZES - 1) // rows
     return tuple(ops.switch(smallest, [partial(compute_batch, number + 1) for number in range(BATCH_SIZES)]))
-
-
-def _require_positive(count: int, max_length: int) -> None:
-    if count < 1 or max_length < 1:
-        raise PipelineError(f"Number of sentences and length must be at least 1. Received: {count} and {max_length}.")
 
 
 def _is_finished(last: Tensor) -> Tensor:

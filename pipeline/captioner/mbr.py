@@ -8,7 +8,7 @@ references came from the model: the mean CIDEr-D against captions sampled from i
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.captioner.decoding import Sentences
+from pipeline.captioner.sentences import Sentences
 from pipeline.metrics.cider import CiderD, Ids
 
 PROBABILITY_WEIGHT = 0.1

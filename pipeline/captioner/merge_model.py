@@ -20,7 +20,7 @@ from pipeline.features.store import Features
 if TYPE_CHECKING:
     import keras
 
-    from pipeline.captioner.decoding import Rows, State, Tensor
+    from pipeline.captioner.sentences import Rows, State, Tensor
 
 
 def build(
@@ -100,47 +100,64 @@ def attends(model: "keras.Model") -> bool:
     return any(tensor.name == "regions" for tensor in model.inputs)
 
 
-def attention_weights(model: "keras.Model", regions: "Tensor", words: "Tensor") -> "Tensor":
-    """How much each head attends to each region for each next word of captions.
-
-    The state that asks has read the words up to and including its own, and predicts the one after it.
-
-    Args:
-        model: a model with attention.
-        regions: (B, R, K).
-        words: (B, T) int32, the first of which is the start.
-
-    Returns:
-        (B, T, heads, R), which add up to 1 over the regions.
-    """
-    from keras import ops
-
-    layer = model.get_layer
-    states, _, _ = layer("lstm")(layer("embedding")(words))
-    queries, places = layer("queries")(states), layer("places")(regions)
-    # As ``dot_product_attention`` does, which keeps its weights to itself.
-    scores = ops.einsum("bthd,brhd->bthr", queries, places) / math.sqrt(places.shape[-1])
-    return ops.softmax(scores)
-
-
 class Image(NamedTuple):
     """What a model needs of B images, computed once.
 
     Attributes:
-        projected: (B, units).
-        places: (B, R, heads, width), the projected regions; None for a model without attention.
+        projected: (B, units), the projected vectors.
+        places: (B, heads, R, width), the projected regions; None for a model without attention.
     """
 
     projected: "Tensor"
-    places: "Tensor | None"
+    places: "Tensor | None" = None
+
+
+def encode_image(model: "keras.Model", inputs: Mapping[str, "Tensor"]) -> Image:
+    """What a model needs of images: ``features`` (B, D) and, for attention, ``regions`` (B, R, K)."""
+    from keras import ops
+
+    projected = model.get_layer("image")(standardize(model, inputs["features"]))
+    if not attends(model):
+        return Image(projected)
+    # By heads, as the products of each step need them.
+    return Image(projected, ops.transpose(model.get_layer("places")(inputs["regions"]), (0, 2, 1, 3)))
+
+
+def standardize(model: "keras.Model", vectors: "Tensor") -> "Tensor":
+    """Vectors (B, D) in standard deviations from the mean of the training images."""
+    return model.get_layer("scale")(vectors)
+
+
+def predict(
+    model: "keras.Model", image: Image, words: "Tensor", state: "State", rows: "Rows"
+) -> tuple["Tensor", "State", "Tensor | None"]:
+    """One decoding step of one model: last words (S,) and state to what follows.
+
+    Returns:
+        The log probabilities (S, V) of the next words; the next state; and with attention, how much each head attends
+        to each region for them, (B, heads, K, R), which adds up to 1, else None.
+    """
+    from keras import ops
+
+    layer = model.get_layer
+    # One word at a time: the cell of the LSTM without its loop.
+    output, state = layer("lstm").cell(layer("embedding")(words), state)
+    parts = [output, ops.take(image.projected, rows.indices // ops.shape(rows.slots)[1], axis=0)]
+    weights = None
+    if image.places is not None:
+        # The sentences of an image ask its regions together. As ``dot_product_attention`` does, which keeps its weights
+        # to itself; but what is transposed are the few queries and scores, not the many regions.
+        queries = ops.transpose(layer("queries")(ops.take(output, rows.slots, axis=0)), (0, 2, 3, 1))
+        scores = ops.transpose(ops.matmul(image.places, queries), (0, 1, 3, 2))
+        weights = ops.softmax(scores / math.sqrt(image.places.shape[-1]))
+        found = layer("context")(ops.transpose(ops.matmul(weights, image.places), (0, 2, 1, 3)))
+        parts.append(ops.take(ops.reshape(found, (-1, found.shape[-1])), rows.indices, axis=0))
+    logits = layer("logits")(layer("hidden")(layer("merge")(parts)))
+    return ops.log_softmax(logits), tuple(state), weights
 
 
 def encode_images(models: Sequence["keras.Model"], inputs: Mapping[str, "Tensor"]) -> tuple[list[Image], "State"]:
-    """What decoding begins with.
-
-    Args:
-        models: the models.
-        inputs: ``features`` (B, D) and, for attention, ``regions`` (B, R, K).
+    """What decoding with models begins with.
 
     Returns:
         The images as each model sees them, and the state at the start of a caption: the tensors of all models in one
@@ -148,14 +165,8 @@ def encode_images(models: Sequence["keras.Model"], inputs: Mapping[str, "Tensor"
     """
     from keras import ops
 
-    images: list[Image] = []
-    state: list[Tensor] = []
-    for model in models:
-        layer = model.get_layer
-        projected = layer("image")(layer("scale")(inputs["features"]))
-        images.append(Image(projected, layer("places")(inputs["regions"]) if attends(model) else None))
-        state += [ops.zeros_like(projected), ops.zeros_like(projected)]
-    return images, tuple(state)
+    images = [encode_image(model, inputs) for model in models]
+    return images, tuple(ops.zeros_like(image.projected) for image in images for _ in range(2))
 
 
 def decode_step(
@@ -167,18 +178,12 @@ def decode_step(
     """
     from keras import ops
 
-    log_probs_of_models, next_state = [], []
+    log_probs_of_models: list[Tensor] = []
+    next_state: list[Tensor] = []
     for number, (model, image) in enumerate(zip(models, images, strict=True)):
-        layer = model.get_layer
-        # One word at a time: the cell of the LSTM without its loop.
-        output, recurrent = layer("lstm").cell(layer("embedding")(words), state[2 * number : 2 * number + 2])
-        parts = [output, rows.of_sequences(image.projected)]
-        if image.places is not None:
-            queries = layer("queries")(rows.by_sequence(output))
-            found = ops.dot_product_attention(queries, image.places, image.places)
-            parts.append(rows.from_sequences(layer("context")(found)))
-        log_probs_of_models.append(ops.log_softmax(layer("logits")(layer("hidden")(layer("merge")(parts)))))
-        next_state += recurrent
+        log_probs, following, _ = predict(model, image, words, state[2 * number : 2 * number + 2], rows)
+        log_probs_of_models.append(log_probs)
+        next_state += following
     if len(models) == 1:
         return log_probs_of_models[0], tuple(next_state)
     return ops.logsumexp(ops.stack(log_probs_of_models), axis=0) - math.log(len(models)), tuple(next_state)

@@ -3,6 +3,7 @@
 The code is the same for all backends of Keras.
 """
 
+import importlib.util
 import logging
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,8 +22,8 @@ LARGEST_BATCH = 256
 
 
 def present() -> bool:
-    """Whether Keras has a GPU. Loads Keras only if the machine has one."""
-    if shutil.which("nvidia-smi") is None:
+    """Whether Keras has a GPU. Loads Keras only if the machine has one and Keras is installed."""
+    if shutil.which("nvidia-smi") is None or importlib.util.find_spec("keras") is None:
         return False
     import keras
 

@@ -146,7 +146,7 @@ def on_cpu(network: "Network", encoder_id: str) -> Encoder:
     """An encoder that runs on the CPU with OpenVINO."""
     from pipeline.features import openvino
 
-    compiled = openvino.CompiledNetwork(network)
+    compiled = openvino.EncoderNetwork(network)
     height, width = compiled.size
     size = height or DEFAULT_SIZE, width or DEFAULT_SIZE
     shape, *regions = compiled.shapes

@@ -1,4 +1,4 @@
-"""Encoders on CPUs: Keras models converted to OpenVINO networks, in 32-bit floats or in 8-bit integers.
+"""Networks on CPUs: Keras models converted to OpenVINO, in 32-bit floats or, encoders, in 8-bit integers.
 
 On a CPU, OpenVINO is faster than the backends of Keras (see benchmarks/), agrees with them to the rounding of float32,
 and starts without loading them.
@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,26 +34,33 @@ class Network(NamedTuple):
     weights: bytes
 
 
-def convert(model: "keras.Model") -> Network:
-    """Convert a Keras model. Raises ``PipelineError`` if OpenVINO does not support an operation."""
+def convert(model: "keras.Model", *, outputs: int | None = None, signature: Any = None) -> Network:
+    """Convert a Keras model. Raises ``PipelineError`` if OpenVINO does not support an operation.
+
+    Args:
+        model: the model.
+        outputs: their number; by default that of a functional model.
+        signature: of its inputs, as ``model.export`` takes it; by default that of a functional model.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "network.xml")
         level = logging.root.level
         try:
-            model.export(str(path), format="openvino", verbose=False)
+            model.export(str(path), format="openvino", verbose=False, input_signature=signature)
         except OpConversionFailure as error:
             raise PipelineError(
-                f"The encoder {model.name} can't be converted to OpenVINO, build it from other layers: {error}"
+                f"The model {model.name} can't be converted to OpenVINO, build it from other layers: {error}"
             ) from error
         finally:
             # When the conversion fails, OpenVINO leaves the root logger at the level of errors.
             logging.root.setLevel(level)
-        return _save(_drop_other_outputs(_read(_files(path)), model), path)
+        network = read(_files(path), _ADVICE)
+        return _save(_first_outputs(network, len(model.outputs) if outputs is None else outputs), path)
 
 
-def _drop_other_outputs(network: ov.Model, model: "keras.Model") -> ov.Model:
+def _first_outputs(network: ov.Model, count: int) -> ov.Model:
     """The network without the outputs that the Keras model does not have: the export adds one for each swish, say."""
-    names = ["Identity:0", *(f"Identity_{number}:0" for number in range(1, len(model.outputs)))]
+    names = ["Identity:0", *(f"Identity_{number}:0" for number in range(1, count))]
     outputs = [network.output(name) for name in names]
     return ov.Model([output.get_node() for output in outputs], network.get_parameters(), network.get_friendly_name())
 
@@ -71,7 +78,7 @@ def quantize(network: Network, pictures: npt.NDArray[np.uint8]) -> Network:
     samples = nncf.Dataset([picture[None].astype(np.float32) for picture in pictures])
     # Its progress bar goes to standard output, where a command's result is expected.
     with contextlib.redirect_stdout(sys.stderr):
-        quantized = nncf.quantize(_read(network), samples, subset_size=len(pictures))
+        quantized = nncf.quantize(read(network, _ADVICE), samples, subset_size=len(pictures))
     with tempfile.TemporaryDirectory() as folder:
         return _save(quantized, Path(folder, "network.xml"))
 
@@ -80,44 +87,64 @@ class CompiledNetwork:
     """A network compiled for the CPU of this machine. Calls from several threads run in parallel.
 
     Attributes:
-        size: (height, width) of its pictures; ``None`` if any size is accepted.
-        shapes: of the outputs for a picture: the vector, (D,) or (C, D), and the regions, (R, K), if it yields them.
+        input_shapes: of each input, without its rows; -1 where any length is accepted.
+        shapes: of each output in the same way.
         threads: the best number of threads to call it from.
     """
 
-    def __init__(self, network: Network) -> None:
-        model = _read(network)
-        _, *size, _ = model.input(0).partial_shape
-        self.size = tuple(None if side.is_dynamic else side.get_length() for side in size)
-        self.shapes = [tuple(side.get_length() for side in list(out.partial_shape)[1:]) for out in model.outputs]
-        pictures = ov.preprocess.PrePostProcessor(model)
-        pictures.input().tensor().set_element_type(ov.Type.u8)
+    def __init__(self, model: ov.Model) -> None:
         # One stream per core, so that cores do not wait for each other. On a CPU with 16-bit floats OpenVINO would
         # compute in them by default.
         settings = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
         # OpenVINO looks up NumPy on first use, and threads that do so at the same time deadlock: do it here.
         ov.Type.u8.to_dtype()
-        self._compiled = ov.Core().compile_model(pictures.build(), "CPU", settings)
+        self._compiled = ov.Core().compile_model(model, "CPU", settings)
+        self.input_shapes, self.shapes = (
+            [
+                tuple(-1 if side.is_dynamic else side.get_length() for side in list(each.partial_shape)[1:])
+                for each in all_
+            ]
+            for all_ in (model.inputs, model.outputs)
+        )
         self.threads: int = self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         self._of_thread = threading.local()
 
-    def __call__(self, pictures: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
-        """The outputs for a batch of (N, H, W, 3) RGB 0..255, float32."""
+    def __call__(self, *inputs: npt.NDArray[Any]) -> list[npt.NDArray[np.float32]]:
+        """The outputs for a batch."""
         if not hasattr(self._of_thread, "request"):
             self._of_thread.request = self._compiled.create_infer_request()
-        outputs = self._of_thread.request.infer([pictures], share_inputs=True)
+        outputs = self._of_thread.request.infer(inputs, share_inputs=True)
         return [outputs[number] for number in range(len(self.shapes))]
 
 
-def _read(network: Network) -> ov.Model:
+class EncoderNetwork(CompiledNetwork):
+    """The network of an encoder, called with (N, H, W, 3) uint8 RGB pictures.
+
+    Its outputs are the vectors, (D,) or (C, D) for a picture, and the regions, (R, K), if it yields them.
+
+    Attributes:
+        size: (height, width) of its pictures; ``None`` if any size is accepted.
+    """
+
+    def __init__(self, network: Network) -> None:
+        model = read(network, _ADVICE)
+        _, *size, _ = model.input(0).partial_shape
+        self.size = tuple(None if side.is_dynamic else side.get_length() for side in size)
+        pictures = ov.preprocess.PrePostProcessor(model)
+        pictures.input().tensor().set_element_type(ov.Type.u8)
+        super().__init__(pictures.build())
+
+
+def read(network: Network, advice: str) -> ov.Model:
+    """The network, to be compiled. Raises ``PipelineError``, which ends in ``advice``, if it is none."""
     # OpenVINO detects other formats by their content. ONNX may refer to external files, which it would read from the
     # working directory.
     if not network.structure.startswith(b"<?xml"):
-        raise PipelineError(f"A stored network is not OpenVINO XML. {_ADVICE}")
+        raise PipelineError(f"A stored network is not OpenVINO XML. {advice}")
     try:
         return ov.Core().read_model(network.structure, network.weights)
     except RuntimeError as error:
-        raise PipelineError(f"A stored network can't be read: {error}. {_ADVICE}") from error
+        raise PipelineError(f"A stored network can't be read: {error}. {advice}") from error
 
 
 def _save(network: ov.Model, path: Path) -> Network:

@@ -66,8 +66,9 @@ FOLDERS = {
         "Interrupted work can therefore be repeated, and finished work is not done twice."
     ),
     MODELS: (
-        "The trained captioners: the Keras models of the ensemble, the vocabulary and the metadata of each, and its "
-        f"evaluations. `{CHAMPION}` names the champion, which is the model that captions the nights, and holds the "
+        "The trained captioners: the models of the ensemble, each as a Keras model for GPUs and as OpenVINO networks "
+        "for CPUs, the vocabulary and the metadata of each captioner, and its evaluations. "
+        f"`{CHAMPION}` names the champion, which is the model that captions the nights, and holds the "
         "history of promotions."
     ),
     CURRENT: (

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.captioner.captioner import Captioner
+from pipeline.captioner.keras_decoder import KerasDecoder
 from pipeline.captioner.metadata import Epoch, PhaseName
 from pipeline.config import GREEDY, TrainingConfig
 from pipeline.errors import PipelineError
@@ -112,7 +113,7 @@ def train_phase(
     if not checkpoint.finished:
         assign(model.variables, checkpoint.model)
         assign(model.optimizer.variables, checkpoint.optimizer)
-    captioner = Captioner([model], data.vocabulary, max_length=data.max_length, language=data.language)
+    captioner = Captioner(KerasDecoder([model]), data.vocabulary, max_length=data.max_length, language=data.language)
     while not checkpoint.finished:
         done = [*earlier, *checkpoint.epochs]
         done.append(_run_epoch(model, phase, seed=seed, data=data, captioner=captioner, number=len(done) + 1))

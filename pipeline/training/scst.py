@@ -28,7 +28,8 @@ from pipeline.training.loop import Phase
 if TYPE_CHECKING:
     import keras
 
-    from pipeline.captioner.decoding import CompiledFunction, Tensor
+    from pipeline.captioner.decoding import CompiledFunction
+    from pipeline.captioner.sentences import Tensor
 
 log = logging.getLogger(__name__)
 

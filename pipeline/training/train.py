@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from pipeline import __version__
 from pipeline.captioner.bundle import save
-from pipeline.captioner.captioner import Captioner
 from pipeline.captioner.merge_model import build
 from pipeline.captioner.metadata import EnsembleMember, Epoch, ModelMetadata, load_metadata
 from pipeline.config import TrainingConfig
@@ -92,8 +91,7 @@ def train_captioner(
         config=config,
         ensemble=ensemble,
     )
-    captioner = Captioner(models, data.vocabulary, max_length=data.max_length, language=data.language)
-    metadata = save(captioner, metadata, store)
+    metadata = save(models, data.vocabulary, metadata, store)
     log.info("model %s is in %s", version, store.url(layout.model_folder(version)))
     return metadata
 

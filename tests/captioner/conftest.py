@@ -2,7 +2,10 @@
 
 import pytest
 
-from tests.support.small_captioner import REGIONS, build_model
+from pipeline.captioner.captioner import Captioner
+from pipeline.captioner.keras_decoder import KerasDecoder
+from pipeline.captioner.networks import NetworkDecoder, export
+from tests.support.small_captioner import REGIONS, VOCABULARY, build_model
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +30,31 @@ def attending():
 def other_attending():
     """Another one, wider, with fewer heads, whose widths do not add up to its own."""
     return build_model(REGIONS, seed=1, units=20, attention_heads=3)
+
+
+@pytest.fixture(scope="session")
+def networks():
+    """The networks of a model, exported once."""
+    exported = {}
+
+    def of(model):
+        if id(model) not in exported:
+            exported[id(model)] = model, export(model)
+        return exported[id(model)][1]
+
+    return of
+
+
+@pytest.fixture(params=["keras", "networks"])
+def captioner_of(request, networks):
+    """Makes a captioner of six words of Keras models: with these, and with their networks."""
+
+    def make(*models):
+        decoder = (
+            KerasDecoder(models)
+            if request.param == "keras"
+            else NetworkDecoder([networks(model) for model in models], advice="")
+        )
+        return Captioner(decoder, VOCABULARY, max_length=6)
+
+    return make

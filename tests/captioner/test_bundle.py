@@ -3,15 +3,21 @@
 import json
 from datetime import UTC, datetime
 
+import numpy as np
 import pytest
 
 from pipeline.captioner.bundle import load, save
 from pipeline.captioner.captioner import Captioner
+from pipeline.captioner.keras_decoder import KerasDecoder
 from pipeline.captioner.metadata import EnsembleMember, Epoch, ModelMetadata, list_models
 from pipeline.config import DecodingConfig
 from pipeline.errors import PipelineError
+from pipeline.features import accelerator
 from pipeline.storage import artifacts, layout
 from tests.support.small_captioner import CONFIG, FEATURES, VOCABULARY
+
+NETWORKS = ("image.xml", "image.bin", "step.xml", "step.bin")
+"""The files of a model's networks, without its number."""
 
 MEMBER = EnsembleMember(
     seed=0,
@@ -36,35 +42,82 @@ def metadata_of(version, ensemble_size=1):
 @pytest.fixture
 def bundle(bucket, model):
     """A store with a model, and its metadata."""
-    return bucket, save(Captioner([model], VOCABULARY, max_length=6), metadata_of("v1"), bucket)
+    return bucket, save([model], VOCABULARY, metadata_of("v1"), bucket)
 
 
-def test_a_loaded_captioner_captions_as_before(bucket, model, other_model):
+@pytest.fixture(params=["cpu", "gpu"])
+def device(request, monkeypatch):
+    """The kind of machine that this seems to be."""
+    monkeypatch.setattr(accelerator, "present", lambda: request.param == "gpu")
+    return request.param
+
+
+def test_a_loaded_captioner_captions_as_before(bucket, model, other_model, device):
     """Saved models, loaded by nothing but their version, write the same captions in the same order."""
-    captioner = Captioner([model, other_model], VOCABULARY, max_length=6)
-    saved = save(captioner, metadata_of("v1", ensemble_size=2), bucket)
+    saved = save([model, other_model], VOCABULARY, metadata_of("v1", ensemble_size=2), bucket)
     loaded, metadata = load("v1", bucket)
     assert metadata == saved
     beam = DecodingConfig(beam_width=3)
-    assert loaded.alternatives(FEATURES, beam) == captioner.alternatives(FEATURES, beam)
+    before = Captioner(KerasDecoder([model, other_model]), VOCABULARY, max_length=6).alternatives(FEATURES, beam)
+    after = loaded.alternatives(FEATURES, beam)
+    assert [[caption.text for caption in found] for found in after] == [[c.text for c in found] for found in before]
+    for ours, theirs in zip(after, before, strict=True):
+        np.testing.assert_allclose([c.log_prob for c in ours], [c.log_prob for c in theirs], atol=1e-4)
     assert [found.version for found in list_models(bucket)] == ["v1"]
-    assert set(saved.files) == {"model-0.keras", "model-1.keras", "vocabulary.json"}
-    assert len(list(bucket.list("models/v1/"))) == 4
+    names = ["vocabulary.json"]
+    for number in (0, 1):
+        names += [name.replace(".", f"-{number}.") for name in ("model.keras", *NETWORKS)]
+    assert sorted(saved.files) == sorted(names)
+    assert len(list(bucket.list("models/v1/"))) == len(names) + 1
+
+
+def test_each_machine_reads_only_its_own_form(bundle, device):
+    """On a CPU the Keras model may be missing, on a GPU the networks may be."""
+    store, metadata = bundle
+    for name in ["model-0.keras"] if device == "cpu" else [name.replace(".", "-0.") for name in NETWORKS]:
+        store.delete(artifacts.artifact_key("models/v1", name, metadata.files))
+    captioner, _ = load("v1", store)
+    assert len(captioner.caption(FEATURES, DecodingConfig(beam_width=2))) == 3
+
+
+@pytest.mark.parametrize("structure", [b"<?xml", b"ONNX"])
+def test_a_network_that_cannot_be_read(bundle, structure):
+    """The error says what to do."""
+    store, metadata = bundle
+    checksums = artifacts.put("models/v1", {"step-0.xml": structure}, store)
+    changed = metadata.model_copy(update={"files": metadata.files | checksums})
+    store.put(layout.model_metadata("v1"), changed.model_dump_json().encode())
+    with pytest.raises(PipelineError, match=r"(?s)A stored network .*delete .*models/v1 and train again"):
+        load("v1", store)
+
+
+def test_a_model_without_networks(bundle):
+    """One that was trained before there were any is to be trained again."""
+    store, metadata = bundle
+    files = {name: found for name, found in metadata.files.items() if name in ("model-0.keras", "vocabulary.json")}
+    store.put(layout.model_metadata("v1"), metadata.model_copy(update={"files": files}).model_dump_json().encode())
+    with pytest.raises(PipelineError, match=r"models/v1 has no checksum of its image-0\.xml.*train again"):
+        load("v1", store)
 
 
 def test_the_metadata_must_describe_all_models(bucket, model):
     """A bundle whose metadata lists another number of models is not written."""
     with pytest.raises(ValueError, match="zip"):
-        save(Captioner([model], VOCABULARY, max_length=6), metadata_of("v1", ensemble_size=2), bucket)
+        save([model], VOCABULARY, metadata_of("v1", ensemble_size=2), bucket)
     assert list_models(bucket) == []
 
 
-@pytest.mark.parametrize("name", ["model-0.keras", "vocabulary.json"])
-def test_a_file_that_was_not_saved_is_not_loaded(bundle, name, monkeypatch):
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [("gpu", "model-0.keras"), ("cpu", "vocabulary.json"), ("cpu", "image-0.xml"), ("cpu", "step-0.bin")],
+    indirect=["device"],
+)
+def test_a_file_that_was_not_saved_is_not_loaded(bundle, device, name, monkeypatch):
     """A changed file, a missing one and one without a checksum are named in the error, before any file is parsed."""
     store, metadata = bundle
-    for parser in ("pipeline.storage.keras_files.from_bytes", "pipeline.data.vocabulary.Vocabulary.from_json"):
-        monkeypatch.setattr(parser, lambda *_, **__: pytest.fail("parsed"))
+    parsers = ("storage.keras_files.from_bytes", "features.openvino.read", "data.vocabulary.Vocabulary.from_json")
+    for parser in parsers:
+        monkeypatch.setattr(f"pipeline.{parser}", lambda *_, **__: pytest.fail("parsed"))
     key = artifacts.artifact_key("models/v1", name, metadata.files)
     advice = "promote another model, or delete .*models/v1 and train again"
     store.put(key, store.get(key) + b" ")
@@ -100,8 +153,7 @@ def test_metadata_without_checksums_loads_no_file(bundle):
 
 def test_a_bundle_saved_by_two_processes_is_whole(bucket, model, other_model, monkeypatch):
     """Of two that save the same version, a model loads as soon as the first has ended, whatever the other writes."""
-    one, other = (Captioner([each], VOCABULARY, max_length=6) for each in (model, other_model))
-    first = save(one, metadata_of("v1"), bucket)
+    first = save([model], VOCABULARY, metadata_of("v1"), bucket)
     put, found = bucket.put, []
 
     def put_and_load(key, data, **options):
@@ -110,9 +162,9 @@ def test_a_bundle_saved_by_two_processes_is_whole(bucket, model, other_model, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(bucket, "put", put_and_load)
-        second = save(other, metadata_of("v1"), bucket)
+        second = save([other_model], VOCABULARY, metadata_of("v1"), bucket)
     assert first.files["model-0.keras"] != second.files["model-0.keras"]
-    assert found == [first.files, first.files, second.files]
+    assert found == [first.files] * len(second.files) + [second.files]
     # The last write of the first may arrive late.
     put(layout.model_metadata("v1"), first.model_dump_json().encode())
     assert load("v1", bucket)[1] == first

@@ -3,15 +3,23 @@
 import numpy as np
 import pytest
 
-from pipeline.captioner import captioner as captioners
+from pipeline.captioner import keras_decoder, networks
 from pipeline.captioner.captioner import Captioner
-from pipeline.captioner.merge_model import attention_weights
+from pipeline.captioner.keras_decoder import KerasDecoder
 from pipeline.config import GREEDY, DecodingConfig
 from pipeline.data.vocabulary import END, PAD, START, UNKNOWN
 from pipeline.features.store import Features
 from pipeline.training.batches import EncodedCaptions
 from pipeline.training.loop import compile_for_training
-from tests.support.small_captioner import FEATURES, REGIONS, SENTENCES, VOCABULARY, build_model, next_probabilities
+from tests.support.small_captioner import (
+    FEATURES,
+    REGIONS,
+    SENTENCES,
+    VOCABULARY,
+    build_model,
+    next_probabilities,
+    softmax,
+)
 
 
 @pytest.fixture(params=["vectors", "regions"])
@@ -21,10 +29,10 @@ def ensemble(request, model, other_model, attending, other_attending):
 
 
 @pytest.mark.parametrize("ensemble_size", [1, 2])
-def test_greedy_search_follows_the_models(ensemble, ensemble_size):
+def test_greedy_search_follows_the_models(ensemble, ensemble_size, captioner_of):
     """The captions are those of repeated calls of the whole models on the growing prefix, averaged over the models."""
     models, features = ensemble[0][:ensemble_size], ensemble[1]
-    captions = Captioner(models, VOCABULARY, max_length=6).caption(features, GREEDY)
+    captions = captioner_of(*models).caption(features, GREEDY)
     for image, caption in enumerate(captions):
         ids, probabilities = [START], []
         while len(ids) <= 6 and ids[-1] != END:
@@ -38,18 +46,16 @@ def test_greedy_search_follows_the_models(ensemble, ensemble_size):
         assert caption.probability == pytest.approx(np.prod(probabilities), rel=1e-4)
 
 
-def test_two_equal_models_caption_like_one(model):
+def test_two_equal_models_caption_like_one(model, captioner_of):
     """An ensemble of a model and itself writes the captions of the model alone."""
-    alone, twice = (
-        Captioner([model] * n, VOCABULARY, max_length=6).caption(FEATURES, DecodingConfig(beam_width=3)) for n in (1, 2)
-    )
+    alone, twice = (captioner_of(*[model] * n).caption(FEATURES, DecodingConfig(beam_width=3)) for n in (1, 2))
     assert [caption.text for caption in alone] == [caption.text for caption in twice]
     np.testing.assert_allclose([c.log_prob for c in alone], [c.log_prob for c in twice], rtol=1e-5)
 
 
-def test_alternatives_come_best_first(model):
+def test_alternatives_come_best_first(model, captioner_of):
     """The whole beam is returned in order; its first is the caption, and no two are the same."""
-    captioner = Captioner([model], VOCABULARY, max_length=6)
+    captioner = captioner_of(model)
     alternatives = captioner.alternatives(FEATURES, DecodingConfig(beam_width=4))
     assert [best for best, *_ in alternatives] == captioner.caption(FEATURES, DecodingConfig(beam_width=4))
     for captions in alternatives:
@@ -57,65 +63,76 @@ def test_alternatives_come_best_first(model):
         assert [c.log_prob for c in captions] == sorted((c.log_prob for c in captions), reverse=True)
 
 
-def test_the_batch_size_does_not_change_captions(ensemble, monkeypatch):
+def test_the_batch_size_does_not_change_captions(ensemble, monkeypatch, captioner_of):
     """The captions are the same for any number of images per batch, with a last batch that is not full."""
     [model, _], features = ensemble
-    captioner = Captioner([model], VOCABULARY, max_length=6)
+    captioner = captioner_of(model)
     together = captioner.caption(features, DecodingConfig(beam_width=2))
-    monkeypatch.setattr(captioners, "BATCH_SIZE", 2)
+    monkeypatch.setattr(keras_decoder, "BATCH_SIZE", 2)
+    monkeypatch.setattr(networks, "BATCH_FLOATS", 4 * len(VOCABULARY))
     apart = captioner.caption(features, DecodingConfig(beam_width=2))
     assert [caption.text for caption in apart] == [caption.text for caption in together]
     np.testing.assert_allclose([c.log_prob for c in apart], [c.log_prob for c in together], rtol=1e-5)
     assert captioner.caption(features[:0], DecodingConfig(beam_width=2)) == []
 
 
-def test_mbr_reorders_the_beam(ensemble, monkeypatch):
+def test_mbr_reorders_the_beam(ensemble, monkeypatch, captioner_of):
     """MBR decoding returns the captions of the beam in another order, which does not depend on the batches."""
     models, features = ensemble
-    captioner = Captioner(models, VOCABULARY, max_length=6)
+    captioner = captioner_of(*models)
     beam, mbr = DecodingConfig(beam_width=4), DecodingConfig(beam_width=4, mbr_samples=20)
     plain, reranked = (captioner.alternatives(features, decoding) for decoding in (beam, mbr))
     for by_probability, by_score in zip(plain, reranked, strict=True):
         assert {caption.text for caption in by_score} == {caption.text for caption in by_probability}
     assert [best for best, *_ in reranked] != [best for best, *_ in plain]
-    for name, limit in (("BATCH_SIZE", 2), ("BATCH_ROWS", 20)):
-        monkeypatch.setattr(captioners, name, limit)
+    limits = (
+        (keras_decoder, "BATCH_SIZE", 2),
+        (keras_decoder, "BATCH_ROWS", 20),
+        (networks, "BATCH_FLOATS", 8 * len(VOCABULARY)),
+    )
+    for module, name, limit in limits:
+        monkeypatch.setattr(module, name, limit)
         again = captioner.alternatives(features, mbr)
         assert [[c.text for c in captions] for captions in again] == [[c.text for c in found] for found in reranked]
 
 
-def test_crops_are_averaged(model):
+def test_crops_are_averaged(model, captioner_of):
     """The vectors of several crops are captioned as their mean."""
     crops = np.stack([FEATURES.vectors - 1, FEATURES.vectors + 1], axis=1)
-    captioner = Captioner([model], VOCABULARY, max_length=6)
+    captioner = captioner_of(model)
     assert captioner.caption(Features(crops), GREEDY) == captioner.caption(Features(crops.mean(axis=1)), GREEDY)
 
 
-def test_a_model_of_vectors_leaves_regions_alone(model, attending):
+def test_a_model_of_vectors_leaves_regions_alone(model, attending, captioner_of):
     """It captions images with regions as it does without; one that attends does not."""
-    pooled, with_attention = (Captioner([each], VOCABULARY, max_length=6) for each in (model, attending))
+    pooled, with_attention = (captioner_of(each) for each in (model, attending))
     assert (pooled.attends, with_attention.attends) == (False, True)
     assert pooled.caption(REGIONS, GREEDY) == pooled.caption(FEATURES, GREEDY)
     other = Features(REGIONS.vectors, REGIONS.regions[::-1])
     assert with_attention.caption(REGIONS, GREEDY) != with_attention.caption(other, GREEDY)
 
 
-def test_attention_is_the_mean_of_heads_and_models(model, attending, other_attending):
+def test_attention_is_the_mean_of_heads_and_models(model, attending, other_attending, captioner_of):
     """For each word of a caption, the weights after the words before it; models that don't attend don't count."""
     captions = ["a dog runs", "", "the cat"]
-    found = Captioner([attending, model, other_attending], VOCABULARY, max_length=6).attention(REGIONS, captions)
+    found = captioner_of(attending, model, other_attending).attention(REGIONS, captions)
     assert [weights.shape for weights in found] == [(3, 6), (0, 6), (2, 6)]
     for row in (0, 2):
         read = np.array([VOCABULARY.encode(captions[row])[:-2]], np.int32)
-        of_models = [
-            np.asarray(attention_weights(each, REGIONS.regions[[row]], read))[0].mean(axis=1)
-            for each in (attending, other_attending)
-        ]
+        of_models = [weights_by_hand(each, REGIONS.regions[[row]], read) for each in (attending, other_attending)]
         np.testing.assert_allclose(found[row], np.mean(of_models, axis=0), rtol=1e-4)
         np.testing.assert_allclose(found[row].sum(axis=1), 1, rtol=1e-5)
 
 
-def test_attention_finds_the_region_that_answers():
+def weights_by_hand(model, regions, words):
+    """The mean of the heads' weights (T, R) for an image, from the states of a whole caption."""
+    layer = model.get_layer
+    states, _, _ = layer("lstm")(layer("embedding")(words))
+    scores = np.einsum("bthd,brhd->bthr", layer("queries")(states), layer("places")(regions))
+    return softmax(scores / np.sqrt(layer("places").output.shape[-1]))[0].mean(axis=1)
+
+
+def test_attention_finds_the_region_that_answers(captioner_of):
     """Queries that all want the same of a region find the one that has it, in every picture and for every word."""
     model = build_model(REGIONS)
     places = model.get_layer("places").layers
@@ -128,9 +145,7 @@ def test_attention_finds_the_region_that_answers():
     regions = np.zeros((3, 6, 4), np.float32)
     regions[[0, 1, 2], [5, 0, 3], 0] = 9
     features = Features(FEATURES.vectors, regions)
-    weights = np.asarray(attention_weights(model, regions, np.full((3, 2), START, np.int32)))
-    np.testing.assert_array_equal(weights[:, :, 0].argmax(axis=-1), [[5, 5], [0, 0], [3, 3]])
-    found = Captioner([model], VOCABULARY, max_length=6).attention(features, ["a dog", "the cat", "grass"])
+    found = captioner_of(model).attention(features, ["a dog", "the cat", "grass"])
     assert [set(each.argmax(axis=1)) for each in found] == [{5}, {0}, {3}]
 
 
@@ -139,7 +154,7 @@ def test_captions_follow_the_training(features):
     """A captioner that has captioned before uses the weights that its model has now."""
     model = build_model(features)
     compile_for_training(model, 0.1)
-    captioner = Captioner([model], VOCABULARY, max_length=12)
+    captioner = Captioner(KerasDecoder([model]), VOCABULARY, max_length=12)
     before = captioner.caption(features, DecodingConfig(beam_width=2))
     captions = EncodedCaptions(features, np.arange(3), [VOCABULARY.encode(text) for text in SENTENCES[:3]])
     for _ in range(60):

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from keras import ops
 
 from pipeline.captioner import decoding
-from pipeline.captioner.decoding import CompiledFunction, Sentences, beam_search, sample
+from pipeline.captioner.decoding import CompiledFunction, beam_search, sample
+from pipeline.captioner.sentences import Sentences
 from pipeline.data.vocabulary import END, PAD, START, UNKNOWN
 from pipeline.errors import PipelineError
 from tests.support.effort import STRESS, random_inputs

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.captioner.decoding import Sentences
 from pipeline.captioner.mbr import rerank, stratified_uniforms
+from pipeline.captioner.sentences import Sentences
 from tests.support.encoded_captions import encoded
 
 INFORMATION = np.array([0, 0, 0, 0, 1.0, 1, 2, 2, 3, 3])

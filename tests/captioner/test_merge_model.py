@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pipeline.captioner.decoding import Rows
-from pipeline.captioner.merge_model import attends, attention_weights, build, decode_step, encode_images
+from pipeline.captioner.merge_model import attends, build, decode_step, encode_image, encode_images, predict
+from pipeline.captioner.sentences import Rows
 from pipeline.data.vocabulary import PAD, START
 from pipeline.features.store import Features
 from tests.support.small_captioner import (
@@ -24,15 +24,21 @@ def ensemble(request, model, other_model, attending, other_attending):
     return ([model, other_model], FEATURES) if request.param == "vectors" else ([attending, other_attending], REGIONS)
 
 
+def one_each(images):
+    """The rows of one sentence for each image."""
+    every_row = np.arange(images, dtype=np.int32)
+    return Rows(every_row, every_row[:, None])
+
+
 def test_a_step_averages_the_probabilities_of_the_models(ensemble):
     """Along a sentence, the probabilities of a step are the mean of those of the whole models."""
     models, features = ensemble
-    ids, every_row = [START, 5, 4, 7], np.arange(len(features), dtype=np.int32)
+    ids, rows = [START, 5, 4, 7], one_each(len(features))
     images, state = encode_images(models, features.inputs)
     for length in range(1, len(ids) + 1):
         words = np.full(len(features), ids[length - 1], np.int32)
-        log_probs, state = decode_step(models, images, words, state, Rows(every_row, every_row, 1))
-        for row in every_row:
+        log_probs, state = decode_step(models, images, words, state, rows)
+        for row in range(len(features)):
             expected = next_probabilities(models, features[[row]], ids[:length])
             np.testing.assert_allclose(np.exp(log_probs[row]), expected, rtol=1e-4)
 
@@ -40,10 +46,10 @@ def test_a_step_averages_the_probabilities_of_the_models(ensemble):
 def test_each_row_of_a_step_has_the_image_of_its_sequence(ensemble):
     """Of three images with two sentences each, a step of some rows in any order gives those of their own images."""
     models, features = ensemble
-    indices, places = np.array([4, 1, 2], np.int32), np.array([0, 1, 2, 0, 0, 0], np.int32)
+    rows = Rows(np.array([4, 1, 2], np.int32), np.array([[0, 1], [2, 0], [0, 0]], np.int32))
     images, state = encode_images(models, features.inputs)
     states = tuple(np.zeros((3, tensor.shape[1]), np.float32) for tensor in state)
-    log_probs, _ = decode_step(models, images, np.full(3, START, np.int32), states, Rows(indices, places, 2))
+    log_probs, _ = decode_step(models, images, np.full(3, START, np.int32), states, rows)
     for row, image in enumerate((2, 0, 1)):
         expected = next_probabilities(models, features[[image]], [START])
         np.testing.assert_allclose(np.exp(log_probs[row]), expected, rtol=1e-4)
@@ -70,30 +76,20 @@ def test_attention_finds_the_region(attending):
     assert not np.allclose(changed[0], found[0], rtol=1e-2)
 
 
-def test_the_weights_are_those_of_the_steps(attending, other_attending):
-    """They add up to 1 over the regions, and what they find is what each step of decoding finds."""
-    words = np.array([[START, 5, 4, 7]] * len(REGIONS), np.int32)
-    every_row = np.arange(len(REGIONS), dtype=np.int32)
+def test_the_weights_of_a_step_are_what_it_looks_at(attending, other_attending):
+    """They add up to 1 over the regions, and what they find gives the predictions of the step."""
+    words, rows = np.array([START, 5, 4], np.int32), one_each(len(REGIONS))
     for model, heads in ((attending, 4), (other_attending, 3)):
-        weights = np.asarray(attention_weights(model, REGIONS.regions, words))
-        assert weights.shape == (len(REGIONS), words.shape[1], heads, REGIONS.regions.shape[1])
-        np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-5)
-        [image], state = encode_images([model], REGIONS.inputs)
-        found = np.einsum("bthr,brhd->bthd", weights, np.asarray(image.places))
+        image = encode_image(model, REGIONS.inputs)
+        state = (np.zeros_like(image.projected),) * 2
+        log_probs, state, weights = predict(model, image, words, state, rows)
+        assert weights.shape == (len(REGIONS), heads, 1, REGIONS.regions.shape[1])
+        np.testing.assert_allclose(np.asarray(weights).sum(axis=-1), 1, rtol=1e-5)
+        found = np.einsum("bhkr,bhrd->bkhd", weights, image.places)
         layer = model.get_layer
-        for position in range(words.shape[1]):
-            log_probs, state = decode_step([model], [image], words[:, position], state, Rows(every_row, every_row, 1))
-            parts = [state[0], image.projected, layer("context")(found[:, [position]])[:, 0]]
-            expected = softmax(np.asarray(layer("logits")(layer("hidden")(layer("merge")(parts)))))
-            np.testing.assert_allclose(np.exp(log_probs), expected, rtol=1e-4)
-
-
-def test_the_weights_of_a_word_do_not_depend_on_what_follows(attending):
-    """The state that asks has read the words before: other words later change nothing."""
-    words = np.array([[START, 5, 4, 7], [START, 5, 6, 8]], np.int32)
-    one, other = np.asarray(attention_weights(attending, REGIONS.regions[[0, 0]], words))
-    np.testing.assert_allclose(one[:2], other[:2], rtol=1e-5)
-    assert not np.allclose(one[2], other[2], rtol=1e-3)
+        parts = [state[0], image.projected, layer("context")(found)[:, 0]]
+        expected = softmax(np.asarray(layer("logits")(layer("hidden")(layer("merge")(parts)))))
+        np.testing.assert_allclose(np.exp(log_probs), expected, rtol=1e-4)
 
 
 def test_attention_needs_regions_and_heads():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.captioner.captioner import Captioner
+from pipeline.captioner.keras_decoder import KerasDecoder
 from pipeline.captioner.merge_model import build
 from pipeline.config import DecodingConfig, TrainingConfig
 from pipeline.data import corrections, dataset
@@ -67,7 +68,7 @@ def photographs(flickr8k):
 def test_a_network_is_its_keras_model():
     """Any batch, of any length and from any thread, has the features that Keras gives."""
     model = convolutions()
-    network = openvino.CompiledNetwork(openvino.convert(model))
+    network = openvino.EncoderNetwork(openvino.convert(model))
     assert (network.size, network.shapes) == ((16, 16), [(8,)])
     assert network.threads >= 1
     for count in (1, 5, 8):
@@ -82,7 +83,7 @@ def test_the_outputs_of_a_network_are_those_of_its_keras_model():
     pictures = keras.Input((16, 16, 3))
     places = layers.Resizing(4, 4)(pictures)
     model = keras.Model(pictures, [layers.GlobalAveragePooling2D()(places), layers.Reshape((-1, 3))(places)])
-    network = openvino.CompiledNetwork(openvino.convert(model))
+    network = openvino.EncoderNetwork(openvino.convert(model))
     assert network.shapes == [(3,), (16, 3)]
     for found, expected in zip(network(noise(2)), model.predict_on_batch(noise(2)), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
@@ -93,7 +94,7 @@ def test_the_real_encoder_and_its_captions_are_those_of_keras(photographs, real_
     pictures, texts = photographs
     model = keras_files.from_bytes(real_encoder.read_bytes(), origin=str(real_encoder))
     theirs = np.asarray(model.predict(pictures, verbose=0))
-    network = openvino.CompiledNetwork(openvino.convert(model))
+    network = openvino.EncoderNetwork(openvino.convert(model))
     ours = np.concatenate([network(batch)[0] for batch in np.array_split(pictures, 20)])
     assert cosines(ours, theirs).min() >= 0.9999
 
@@ -120,7 +121,7 @@ def briefly_trained(vectors, texts, vocabulary):
     rng = np.random.default_rng(0)
     for _ in range(15):
         train_epoch(model, captions.training_batches(64, rng))
-    return Captioner([model], vocabulary, max_length=longest)
+    return Captioner(KerasDecoder([model]), vocabulary, max_length=longest)
 
 
 def test_eight_bits_are_nearly_as_good_on_real_photographs(photographs, real_encoder):
@@ -131,8 +132,8 @@ def test_eight_bits_are_nearly_as_good_on_real_photographs(photographs, real_enc
     exact, quantised = (
         np.concatenate([compiled(batch)[0] for batch in np.array_split(pictures[100:200], 10)])
         for compiled in (
-            openvino.CompiledNetwork(network),
-            openvino.CompiledNetwork(openvino.quantize(network, pictures[:100])),
+            openvino.EncoderNetwork(network),
+            openvino.EncoderNetwork(openvino.quantize(network, pictures[:100])),
         )
     )
     found = cosines(exact, quantised)
@@ -231,7 +232,7 @@ import numpy as np
 from pathlib import Path
 from pipeline.features import openvino
 
-network = openvino.CompiledNetwork(openvino.Network(*(Path(path).read_bytes() for path in sys.argv[1:])))
+network = openvino.EncoderNetwork(openvino.Network(*(Path(path).read_bytes() for path in sys.argv[1:])))
 
 def busy():
     while True:

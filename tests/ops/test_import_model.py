@@ -9,7 +9,6 @@ import pyarrow.compute as pc
 import pytest
 
 from pipeline.captioner import bundle, registry
-from pipeline.captioner.captioner import Captioner
 from pipeline.captioner.metadata import load_metadata
 from pipeline.data import corrections
 from pipeline.data import dataset as datasets
@@ -375,12 +374,12 @@ def test_an_ensemble_on_several_crops(made, trained, toy_encoder):
     for source, images in datasets.listings_by_source(datasets.load(dataset, staging).table).items():
         extraction.extract_missing(images, run="r", source=source, encoder_id=encoder_id, store=staging)
     captioner, metadata = bundle.load(trained.model.version, staging)
-    two = Captioner([*captioner.models, *captioner.models], captioner.vocabulary, max_length=captioner.max_length)
     changes = {"version": "v2", "encoder_id": encoder_id, "ensemble": [*metadata.ensemble, *metadata.ensemble]}
-    bundle.save(two, metadata.model_copy(update=changes), staging)
+    two = bundle.load_models(metadata, staging) * 2
+    saved = bundle.save(two, captioner.vocabulary, metadata.model_copy(update=changes), staging)
     move(staging, production, "v2")
     loaded, _ = bundle.load("v2", production)
-    assert len(loaded.models) == 2
+    assert len(bundle.load_models(saved, production)) == 2
     here, there = (
         read_split(
             datasets.load(dataset, store), "test", encoder_id=encoder_id, store=store, max_failed_fraction=0

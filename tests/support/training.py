@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.captioner.bundle import load
+from pipeline.captioner.bundle import load_models
 from pipeline.captioner.metadata import ModelMetadata
 from pipeline.config import TrainingConfig
 from pipeline.storage import Bucket
@@ -19,7 +19,7 @@ def short(**changes: Any) -> TrainingConfig:
 
 def weights(model: ModelMetadata, store: Bucket) -> list[Any]:
     """The weights of all models of an ensemble in the store."""
-    return [array for single in load(model.version, store)[0].models for array in single.get_weights()]
+    return [array for single in load_models(model, store) for array in single.get_weights()]
 
 
 def assert_same_weights(ones: Iterable[Any], others: Iterable[Any]) -> None:
