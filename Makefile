@@ -97,35 +97,43 @@ lint: .venv/installed-dev  ## check style, words, imports and types, and the loc
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/python scripts/check_words.py
-	@$(BIN)/python scripts/audit.py requirements.txt requirements-dev.txt requirements-gpu.txt requirements-mlflow.txt
+	@$(BIN)/python scripts/audit.py requirements-training.txt requirements-dev.txt requirements-gpu.txt requirements-mlflow.txt
 
+# The lock of training is the first, because it holds most: the others take its versions.
+COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes
 lock:  ## compile the locks from pyproject.toml and the .in files (needs uv)
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes pyproject.toml --extra airflow --extra training \
-	    -o requirements.txt
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes requirements-dev.in -o requirements-dev.txt
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes requirements-gpu.in -o requirements-gpu.txt
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes requirements-mlflow.in -o requirements-mlflow.txt
+	$(COMPILE) pyproject.toml --extra airflow --extra training requirements-training.in --override requirements-override.in \
+	    -o requirements-training.txt
+	$(COMPILE) pyproject.toml --extra airflow --extra inference -c requirements-training.txt -o requirements.txt
+	$(COMPILE) pyproject.toml --extra airflow --extra training requirements-gpu.in -c requirements-training.txt \
+	    -o requirements-gpu.txt
+	$(COMPILE) requirements-dev.in --override requirements-override.in -o requirements-dev.txt
+	$(COMPILE) requirements-mlflow.in -o requirements-mlflow.txt
 
 clean:  ## remove the environment, the caches and built wheels, but not data/
 	rm -rf .venv .venv-mlflow .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info build dist
 
-.venv/installed: requirements.txt pyproject.toml
+# The locks are complete, so pip looks for no other packages: it would choose versions of its own where one asks for an
+# extra of another, and would add tensorflow to tensorflow-cpu, because Keras Hub requires it by that name.
+INSTALL := -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --only-binary :all: -r
+
+.venv/installed: requirements-training.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.12 …")'
 	@echo "installing the packages into .venv (a few minutes, once)"
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -c requirements.txt -r requirements.txt
+	@$(BIN)/python $(INSTALL) requirements-training.txt
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 .venv/installed-dev: .venv/installed requirements-dev.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -c requirements.txt -r requirements.txt -r requirements-dev.txt
+	@$(BIN)/python $(INSTALL) requirements-dev.txt
 	@touch $@
 
 # MLflow's server needs older packages than the pipeline, so it has an environment of its own.
 .venv-mlflow/installed: requirements-mlflow.txt
 	@echo "installing MLflow's server into .venv-mlflow (a minute or two, once)"
 	@[ -x .venv-mlflow/bin/python ] || $(PYTHON) -m venv .venv-mlflow
-	@.venv-mlflow/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements-mlflow.txt
+	@.venv-mlflow/bin/python $(INSTALL) requirements-mlflow.txt
 	@touch $@
 
 $(AIRFLOW_HOME)/ready: .venv/installed

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 EXTRAS = {
-    "keras": "inference",
+    "keras": "training",
     "mlflow": "training",
     "nncf": "training",
     "openvino": "inference",
     "pycocoevalcap": "training",
     "pyiceberg": "iceberg",
-    "tensorflow": "inference",
+    "tensorflow": "training",
 }
 """The optional packages that the pipeline imports, each with the extra that installs it."""
 
@@ -36,9 +36,11 @@ def name_missing_extra() -> Iterator[None]:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             raise
+        extra = EXTRAS[package]
+        advice = "Run this in the image train or gpu, or install it" if extra == "training" else "Install it"
         raise PipelineError(
-            f"{package} is not installed: "
-            f"{sys.executable} -m pip install 'image-captioning-pipeline[{EXTRAS[package]}]'"
+            f"{package} is not installed. {advice}: "
+            f"{sys.executable} -m pip install 'image-captioning-pipeline[{extra}]'"
         ) from error
 
 

@@ -200,8 +200,8 @@ def trained(pytestconfig: pytest.Config) -> Iterator[toy.Trained]:
             json.dumps([inputs.dataset, inputs.vocabulary, inputs.encoder_id, model.version])
         )
 
-    sources = [*PROJECT.glob("pipeline/**/*.py"), PROJECT / "tests/support/toy.py", PROJECT / "requirements.txt"]
-    folder = made_once("trained", sources, make, pytestconfig)
+    others = [PROJECT / "tests/support/toy.py", PROJECT / "requirements-training.txt"]
+    folder = made_once("trained", [*PROJECT.glob("pipeline/**/*.py"), *others], make, pytestconfig)
     dataset, vocabulary, encoder_id, version = json.loads((folder / "trained.json").read_text())
     store = open_bucket(str(folder / "store"))
     before = toy.etags(store, "")

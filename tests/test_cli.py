@@ -747,11 +747,11 @@ def test_a_missing_package_is_named(environment, store, trained, monkeypatch):
     """A package of an extra that is not installed is an error that says how to install it, without a traceback."""
     toy.copy(trained.store, store, layout.MODELS, layout.ENCODERS)
     registry.promote(trained.model.version, store)
-    (environment / "sitecustomize.py").write_text("import sys\nsys.modules['keras'] = None\n")
+    (environment / "sitecustomize.py").write_text("import sys\nsys.modules['openvino'] = None\n")
     monkeypatch.setenv("PYTHONPATH", str(environment))
     done = process("caption", "a.jpg")
     install = f"{sys.executable} -m pip install 'image-captioning-pipeline[inference]'"
-    message = f"error: keras is not installed: {install}\n"
+    message = f"error: openvino is not installed. Install it: {install}\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
 
 

@@ -1,7 +1,8 @@
 """The child processes that run the pipeline's code, for tasks and for the gallery.
 
 By default they run with Airflow's own Python. The setting ``CAPTION_PYTHON`` names another one, whose environment holds
-what computes (Keras, OpenVINO, TensorFlow) and need not hold Airflow. Airflow's then needs the base packages only.
+what computes (OpenVINO; for trainings Keras and TensorFlow, too) and need not hold Airflow. Airflow's then needs the
+base packages only.
 """
 
 import errno

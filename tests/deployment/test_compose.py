@@ -268,7 +268,7 @@ def test_the_images_hold_what_the_commands_need():
         assert (PROJECT / lock).is_file()
         assert re.search(rf"^COPY {lock} /$", DOCKERFILE, re.MULTILINE)
     for line in re.findall(r"pip install (.+)$", DOCKERFILE, re.MULTILINE):
-        assert line.startswith("--require-hashes --only-binary :all: ")
+        assert line.startswith("--no-deps --require-hashes --only-binary :all: ")
 
 
 def test_the_images_have_the_command_line(tmp_path):
@@ -286,15 +286,32 @@ def test_the_images_have_the_command_line(tmp_path):
     assert "Usage: captioning" in done.stdout
 
 
-def test_the_gpus_lock_agrees_with_the_other():
-    """Both locks hold the same version of a package, because they are installed together."""
+def test_only_the_workers_that_train_have_tensorflow():
+    """With either profile one worker has an image with it; every other part of Airflow has the light one."""
+    images = {name: SERVICES[name]["image"] for name in [*AIRFLOW, "init"]}
+    assert images.pop("worker-cpu") == "captioning:train"
+    assert images.pop("worker-gpu") == "captioning:gpu"
+    assert set(images.values()) == {"captioning:light"}
 
-    def pins(lock: str) -> dict[str, str]:
-        return dict(re.findall(r"^([\w.-]+)(?:\[.*?\])?==([^ ;]+)", (PROJECT / lock).read_text(), re.MULTILINE))
 
-    cpu, gpu = pins("requirements.txt"), pins("requirements-gpu.txt")
-    assert {name: version for name, version in gpu.items() if cpu.get(name, version) != version} == {}
-    assert all(name.startswith("nvidia-") for name in gpu.keys() - cpu.keys())
+def test_the_locks_agree():
+    """The lock of training adds packages to the light one, and that of GPUs replaces TensorFlow and adds CUDA."""
+
+    def pins(lock: str) -> set[tuple[str, str, str]]:
+        """Names, versions and markers."""
+        found = re.findall(r"^([\w.-]+)==(\S+)(?: ; (.+))? \\$", (PROJECT / lock).read_text(), re.MULTILINE)
+        assert len(found) > 100
+        return set(found)
+
+    light, training, gpu = pins("requirements.txt"), pins("requirements-training.txt"), pins("requirements-gpu.txt")
+    assert light < training
+    assert not {"keras", "mlflow-skinny", "nncf", "tensorflow", "tensorflow-cpu"} & {name for name, *_ in light}
+    [(_, version, small), (_, same, other)] = sorted(training - gpu, reverse=True)
+    assert small == "platform_machine == 'x86_64' and sys_platform == 'linux'"
+    assert other == "platform_machine != 'x86_64' or sys_platform != 'linux'"
+    cuda = {pin for pin in gpu if pin[0].startswith("nvidia-")}
+    assert gpu - training - cuda == {("tensorflow", version, "")}
+    assert same == version
 
 
 def test_secrets_have_no_default():

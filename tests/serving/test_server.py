@@ -285,12 +285,12 @@ def test_decoders_that_cannot_start(store, tmp_path):
 
 CRASHING = """
 import sys
-sys.addaudithook(lambda event, what: 1 / 0 if event == "import" and what[0] == "keras" else None)
+sys.addaudithook(lambda event, what: 1 / 0 if event == "import" and what[0] == "openvino" else None)
 """
 
-WITHOUT_KERAS = """
+WITHOUT_OPENVINO = """
 import sys
-sys.modules["keras"] = None
+sys.modules["openvino"] = None
 """
 
 
@@ -298,9 +298,9 @@ sys.modules["keras"] = None
     ("code", "message"),
     [
         (CRASHING, "ended with status 1: the API server's log says why"),
-        (WITHOUT_KERAS, r"keras is not installed: .*/python -m pip install 'image-captioning-pipeline\[inference\]'"),
+        (WITHOUT_OPENVINO, r"openvino is not installed\. Install it: .*\[inference\]'"),
     ],
-    ids=["crashes", "without Keras"],
+    ids=["crashes", "without OpenVINO"],
 )
 def test_why_a_server_cannot_load(code, message, store, tmp_path):
     """The error has the server's own exit status, and not that of the client's kill; a missing package is named."""
@@ -320,7 +320,7 @@ def test_an_idle_server_ends(store):
 
 NOISY = """
 import os, sys
-sys.addaudithook(lambda event, what: event == "import" and what[0] == "keras" and os.write(1, b"a noise\\n"))
+sys.addaudithook(lambda event, what: event == "import" and what[0] == "openvino" and os.write(1, b"a noise\\n"))
 """
 
 
