@@ -61,6 +61,8 @@ def train_captioner(
     if (known := _find(digest, store)) is not None:
         log.info("model %s was trained from the same inputs: nothing to do (another seed gives another)", known.version)
         return known
+    import keras  # where it is missing, that is said before anything is read
+
     version = _version(digest, store)
     models: list[keras.Model] = []
     ensemble: list[EnsembleMember] = []

@@ -194,6 +194,17 @@ def test_each_queue_is_served_by_one_worker(profile, airflow_home):
     assert int(visible) > longest.total_seconds()
 
 
+def test_what_the_tasks_of_the_worker_need(airflow_home):
+    """The table of packages names each task that the worker of the queue gpu runs, and no other."""
+    from airflow.dag_processing.dagbag import DagBag
+
+    page = (PROJECT / "docs" / "operations.md").read_text()
+    table = re.search(r"^\| tasks \| need \|\n\| --- \| --- \|\n((?:\|.*\n)+)", page, re.MULTILINE)
+    named = re.findall(r"`(\w+)`", "".join(row.split(" | ")[0] for row in table[1].splitlines()))
+    dags = DagBag(PROJECT / "dags").dags.values()
+    assert sorted(named) == sorted({task.label for dag in dags for task in dag.tasks if task.queue == "gpu"})
+
+
 def test_a_task_without_a_worker_fails_within_minutes():
     """Airflow queues it three times, and each time looks for it at intervals."""
     scheduler = SERVICES["scheduler"]["environment"]
