@@ -97,7 +97,7 @@ lint: .venv/installed-dev  ## check style, words, imports and types, and the loc
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/python scripts/check_words.py
-	@$(BIN)/python scripts/audit.py requirements-training.txt requirements-dev.txt requirements-gpu.txt requirements-mlflow.txt
+	@$(BIN)/python scripts/audit.py requirements.txt requirements-dev.txt requirements-gpu.txt requirements-mlflow.txt requirements-training.txt
 
 # The lock of training is the first, because it holds most: the others take its versions.
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes
