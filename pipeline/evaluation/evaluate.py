@@ -84,20 +84,20 @@ def evaluate_model(
         store=store,
         max_failed_fraction=max_failed_fraction,
     )
-    log.info("captioning %d test images: %s", len(test.table), decoding)
-    captions = captioner.caption(test.features, decoding)
-    log.info("captioning them again: %s", GREEDY)
-    written = {
-        "greedy": _by_image(test, captioner.caption(test.features, GREEDY)),
-        "chosen": _by_image(test, captions),
-    }
-    log.info("scoring the captions")
-    failed = len(dataset.split("test")) - len(captions)
-    profile = Profile.of(captioner.standardized(test.features), captions, failed=failed, decoding=decoding)
     references = test.references
-    with Scorer(references, written.values(), language=dataset.language) as scorer:
+    with Scorer(references, language=dataset.language) as scorer:
+        log.info("captioning %d test images: %s", len(test.table), decoding)
+        captions = captioner.caption(test.features, decoding)
+        log.info("captioning them again: %s", GREEDY)
+        written = {
+            "greedy": _by_image(test, captioner.caption(test.features, GREEDY)),
+            "chosen": _by_image(test, captions),
+        }
+        log.info("scoring the captions")
         scores = {name: scorer.score(captions) for name, captions in written.items()}
         agreement = scorer.agreement(written["chosen"], _human_baseline(scorer, dataset, store))
+    failed = len(dataset.split("test")) - len(captions)
+    profile = Profile.of(captioner.standardized(test.features), captions, failed=failed, decoding=decoding)
     vocabulary = captioner.vocabulary.words[len(SPECIAL_WORDS) :]
     training = [caption for captions in dataset.split("train")["captions"].to_pylist() for caption in captions]
     # As many captions of humans as of the captioner: the first reference of an image, the second of the next, …

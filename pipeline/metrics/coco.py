@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from statistics import fmean
 from types import TracebackType
 from typing import Literal, TypeVar
@@ -111,60 +112,53 @@ _Captions = dict[str, list[str]]
 
 
 class Scorer:
-    """Scores several sets of captions of the same images and the human baseline, with Java started once.
+    """Scores sets of captions of the same images and the human baseline, with METEOR started once.
 
-    All captions are tokenized together, by one PTBTokenizer process. METEOR is one more process, which starts when it
-    is first needed and ends with the ``with`` block::
+    METEOR is a process that takes seconds to load. It starts with the scorer, so that captions can be generated
+    meanwhile, and ends with the ``with`` block::
 
-        with Scorer(references, [greedy, beam]) as scorer:
+        with Scorer(references) as scorer:
+            greedy, beam = …
             scores = [scorer.score(greedy), scorer.score(beam)]
             agreement = scorer.agreement(beam, scorer.human_baseline())
 
     Args:
         references: raw captions by image.
-        candidates: the sets of captions to score, each with one caption for every image of the references.
         java: True runs Stanford's tokenizer and METEOR, and an error of theirs is raised; False runs our own tokenizer
-            and no METEOR; None runs Java if there is one and continues without it, with a warning, when it fails.
+            and no METEOR; None runs Java if there is one. If the tokenizer fails for the references, or METEOR, the
+            scorer does without Java, with a warning.
         language: of the captions, a BCP 47 code. For other languages than English Java is not run, and the tokens are
             the words of ``clean``: both programs know English only.
 
     Raises:
-        PipelineError: there are no captions, an image has no caption or no reference with a word in it, or ``java`` is
-            True and Java fails. The methods raise it for the last reason, too.
+        PipelineError: there are no captions, an image has no reference with a word in it, or ``java`` is True and Java
+            fails. The methods raise it for the last reason, too, and if an image has no caption.
+        JavaError: the methods raise it if Java has tokenized the references, but fails to tokenize the captions.
     """
 
     def __init__(
-        self,
-        references: Mapping[str, Sequence[str]],
-        candidates: Iterable[Mapping[str, str]],
-        *,
-        java: bool | None = None,
-        language: str = ENGLISH,
+        self, references: Mapping[str, Sequence[str]], *, java: bool | None = None, language: str = ENGLISH
     ) -> None:
-        candidates = list(candidates)
-        if not references or not candidates:
+        if not references:
             raise PipelineError("There are no captions to score: check that the split has images and captions.")
-        for captions in candidates:
-            _require_none(references.keys() - captions.keys(), "generated caption", "caption every image to be scored")
-            _require_references(captions.keys() - references.keys())
         _require_references(image for image, captions in references.items() if not captions)
         self._java_required = java is True
+        self._language = language
         english = is_english(language)
         self._use_java = english and (java_programs.available() if java is None else java)
-        self._meteor_process: java_programs.Meteor | None = None
-        raw = {caption: None for group in references.values() for caption in group}
-        raw |= {caption: None for captions in candidates for caption in captions.values()}
-        tokenized = self._run_java(lambda: tokenize_java([*raw]))
-        self.tokenizer: Tokenizer = "ptb"
-        if tokenized is None:
-            self.tokenizer = "builtin" if english else "words"
-            tokenized = [tokenize(caption) if english else " ".join(clean(caption, language)) for caption in raw]
-        self._words = dict(zip(raw, tokenized, strict=True))
         self._raw_references = references
+        self._words: dict[str, str] = {}
+        raw = [*chain.from_iterable(references.values())]
+        self.tokenizer: Tokenizer = "ptb"
+        self._run_java(lambda: self._tokenize(raw))
+        if not self._use_java:
+            self.tokenizer = "builtin" if english else "words"
+            self._tokenize(raw)
         self._references: _Captions = {
             image: [self._words[caption] for caption in captions] for image, captions in references.items()
         }
         _require_references(image for image, captions in self._references.items() if not any(captions))
+        self._meteor_process = self._run_java(java_programs.Meteor)
 
     def __enter__(self) -> "Scorer":
         return self
@@ -176,7 +170,7 @@ class Scorer:
             self._meteor_process.close()
 
     def score(self, candidates: Mapping[str, str]) -> Scores:
-        """Score one of the sets of captions against all references.
+        """Score a set of captions, one for each image, against all references.
 
         CIDEr weighs n-grams by their document frequency in these references, so scores of different sets of images
         cannot be compared, and CIDEr of a single image is 0.
@@ -192,7 +186,7 @@ class Scorer:
         )
 
     def cider(self, candidates: Mapping[str, str]) -> float:
-        """CIDEr alone of one of the sets of captions, in a fraction of the time."""
+        """CIDEr alone of a set of captions, in a fraction of the time."""
         return _cider(self._tokenized(candidates), self._references)[0]
 
     def human_baseline(self) -> HumanBaseline:
@@ -216,7 +210,7 @@ class Scorer:
         return same and ("METEOR" in human.scores or not (self._use_java and self._several))
 
     def agreement(self, candidates: Mapping[str, str], human: HumanBaseline) -> Agreement:
-        """Score one of the sets of captions against the references that the human baseline was scored against.
+        """Score a set of captions against the references that the human baseline was scored against.
 
         Raises:
             ValueError: this scorer cannot use the baseline.
@@ -258,7 +252,24 @@ class Scorer:
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def _tokenized(self, candidates: Mapping[str, str]) -> _Captions:
+        _require_none(
+            self._references.keys() - candidates.keys(), "generated caption", "caption every image to be scored"
+        )
+        _require_references(candidates.keys() - self._references.keys())
+        self._tokenize(candidates.values())
         return {image: [self._words[candidates[image]]] for image in self._references}
+
+    def _tokenize(self, captions: Iterable[str]) -> None:
+        """Tokenize those that are new to this scorer. Raises ``JavaError`` if its tokenizer is Java's, and fails."""
+        new = [caption for caption in dict.fromkeys(captions) if caption not in self._words]
+        if not new:
+            return
+        if self.tokenizer == "ptb":
+            words = tokenize_java(new)
+        else:
+            english = self.tokenizer == "builtin"
+            words = [tokenize(caption) if english else " ".join(clean(caption, self._language)) for caption in new]
+        self._words |= zip(new, words, strict=True)
 
     def _mean_scores(self, rounds: Sequence[tuple[_Captions, _Captions]]) -> dict[str, float]:
         if not rounds:
@@ -269,15 +280,12 @@ class Scorer:
 
     def _meteor(self, corpora: Sequence[tuple[_Captions, _Captions]]) -> dict[str, float]:
         """METEOR of all candidates and their references as one corpus; empty without Java."""
+        if (process := self._meteor_process) is None:
+            return {}
         candidates = [caption for ours, _ in corpora for [caption] in ours.values()]
         references = [captions for _, theirs in corpora for captions in theirs.values()]
 
-        def program() -> float:
-            if self._meteor_process is None:
-                self._meteor_process = java_programs.Meteor()
-            return self._meteor_process.score(candidates, references)
-
-        value = self._run_java(program)
+        value = self._run_java(lambda: process.score(candidates, references))
         return {} if value is None else {"METEOR": value}
 
     def _run_java(self, program: Callable[[], T]) -> T | None:
@@ -314,14 +322,13 @@ def score(
     Raises:
         PipelineError: as for ``Scorer``.
     """
-    with Scorer(_of_images(candidates, references), [candidates], java=java, language=language) as scorer:
+    with Scorer(_of_images(candidates, references), java=java, language=language) as scorer:
         return scorer.score(candidates)
 
 
 def cider(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]], *, language: str = ENGLISH) -> float:
     """CIDEr of one set of captions, without Java: fast enough for every epoch. Otherwise like ``score``."""
-    scorer = Scorer(_of_images(candidates, references), [candidates], java=False, language=language)
-    return scorer.cider(candidates)
+    return Scorer(_of_images(candidates, references), java=False, language=language).cider(candidates)
 
 
 def diversity(

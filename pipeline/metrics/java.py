@@ -4,16 +4,27 @@ They are run directly and not through the package's own wrappers, which write in
 the program has died.
 """
 
+import logging
 import shutil
 import subprocess
 import threading
 from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 
+from pipeline.progress import track
+
+log = logging.getLogger(__name__)
+
 TIME_LIMIT = 600.0
 """Seconds after which a program counts as hanging; METEOR scores ten thousand captions in about a minute."""
+
+METEOR_OPTIONS = ("-Xmx2G", "-XX:+UseParallelGC", "-XX:TieredStopAtLevel=1")
+"""It runs for seconds: Java's defaults take a quarter longer, to optimize code that soon ends, and to collect garbage
+without pauses, of which the table of paraphrases is none."""
 
 
 class JavaError(Exception):
@@ -51,14 +62,16 @@ def tokenize(captions: Sequence[str]) -> list[list[str]]:
 class Meteor:
     """METEOR 1.5 in English (Denkowski and Lavie 2014, https://aclanthology.org/W14-3348) as one child process.
 
-    The process takes seconds to start and then scores any number of corpora. It ends with the ``with`` block.
+    The process takes seconds to load, in the background, and then scores any number of corpora. It ends with the
+    ``with`` block. Corpora that have captions and references in common share the comparisons of these.
 
     Raises:
         JavaError: there is no Java.
     """
 
     def __init__(self) -> None:
-        command = _command("-Xmx2G", "-jar", _jar("meteor.meteor", "meteor-1.5.jar"))
+        self._compared: dict[tuple[str, str], tuple[float, str]] = {}
+        command = _command(*METEOR_OPTIONS, "-jar", _jar("meteor.meteor", "meteor-1.5.jar"))
         command += ["-", "-", "-stdio", "-l", "en", "-norm"]
         try:
             self._process = subprocess.Popen(
@@ -90,21 +103,36 @@ class Meteor:
         Raises:
             JavaError: the process failed or took longer than ``TIME_LIMIT``; it cannot be used again.
         """
+        pairs = [
+            [(candidate, reference) for reference in own] for candidate, own in zip(candidates, references, strict=True)
+        ]
         watchdog = threading.Timer(TIME_LIMIT, self._process.kill)
         watchdog.start()
         try:
-            # One line at a time: with more, the pipes could fill up in both directions.
-            statistics = [
-                self._ask(f"SCORE ||| {' ||| '.join(own)} ||| {candidate}")
-                for candidate, own in zip(candidates, references, strict=True)
-            ]
-            # The answer is a line for each image, and one for the corpus.
-            lines = [self._ask(f"EVAL ||| {' ||| '.join(statistics)}"), *(self._read() for _ in statistics)]
-            return float(lines[-1])
+            if new := [pair for pair in dict.fromkeys(chain.from_iterable(pairs)) if pair not in self._compared]:
+                self._compare(new)
+            # The reference with the highest score counts, and among equals the first: so does METEOR choose by itself.
+            best = [max((self._compared[pair] for pair in own), key=itemgetter(0)) for own in pairs]
+            return self._evaluate([statistics for _, statistics in best])[-1]
         except (OSError, ValueError) as error:
             raise JavaError(f"METEOR stopped answering: {error}") from error
         finally:
             watchdog.cancel()
+
+    def _compare(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """Compare candidates with a reference each, and keep the score and the statistics of each pair."""
+        # One line at a time: with more, the pipes could fill up in both directions.
+        statistics = [
+            self._ask(f"SCORE ||| {reference} ||| {candidate}")
+            for candidate, reference in track(pairs, total=len(pairs), unit="comparisons by METEOR", log=log)
+        ]
+        scores = self._evaluate(statistics)[:-1]
+        self._compared |= zip(pairs, zip(scores, statistics, strict=True), strict=True)
+
+    def _evaluate(self, statistics: Sequence[str]) -> list[float]:
+        """The score of each pair by its statistics, and last that of all of them as a corpus."""
+        answers = [self._ask(f"EVAL ||| {' ||| '.join(statistics)}"), *(self._read() for _ in statistics)]
+        return [float(answer) for answer in answers]
 
     def _ask(self, line: str) -> str:
         assert self._process.stdin is not None  # noqa: S101 - for mypy

@@ -1,16 +1,19 @@
 """Scores against those of the COCO toolkit called directly, against values computed by hand, and without Java."""
 
+import logging
 import math
 import os
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
+from pipeline import progress
 from pipeline.errors import PipelineError
+from pipeline.metrics import coco, java
 from pipeline.metrics.coco import (
     FUNCTION_WORDS,
     METRICS,
@@ -97,7 +100,7 @@ def agreement(
     candidates: Mapping[str, str], references: Mapping[str, Sequence[str]], *, java: bool | None = None
 ) -> Agreement:
     """A captioner beside the human baseline."""
-    with Scorer(references, [candidates], java=java) as scorer:
+    with Scorer(references, java=java) as scorer:
         return scorer.agreement(candidates, scorer.human_baseline())
 
 
@@ -107,7 +110,7 @@ def mean_corpus(rounds: Sequence[Scores]) -> dict[str, float]:
 
 def test_human_baseline_is_the_mean_over_the_references_left_out(human_captions: dict[str, list[str]]) -> None:
     """On real captions the human baseline is the mean of five scorings, and close to published values."""
-    found = Scorer(human_captions, [dict.fromkeys(human_captions, "a dog runs")], java=False).human_baseline()
+    found = Scorer(human_captions, java=False).human_baseline()
     rounds = [
         score({image: texts[k] for image, texts in human_captions.items()}, without(human_captions, k), java=False)
         for k in range(5)
@@ -170,10 +173,10 @@ def test_agreement_has_meteor_with_java() -> None:
 
 def test_a_stored_human_baseline_can_be_used_again() -> None:
     """A baseline that was written as JSON serves other captions of the same images, in any order."""
-    human = Scorer(REFERENCES, [CANDIDATES], java=False).human_baseline()
+    human = Scorer(REFERENCES, java=False).human_baseline()
     stored = HumanBaseline.model_validate_json(human.model_dump_json())
     others = dict.fromkeys(reversed(REFERENCES), "a dog")
-    scorer = Scorer(dict(reversed(REFERENCES.items())), [others], java=False)
+    scorer = Scorer(dict(reversed(REFERENCES.items())), java=False)
     assert scorer.can_use(stored)
     assert scorer.agreement(others, stored) == agreement(others, REFERENCES, java=False)
 
@@ -181,7 +184,7 @@ def test_a_stored_human_baseline_can_be_used_again() -> None:
 @pytest.mark.parametrize("changes", [{"tokenizer": "ptb"}, {"references": "0123456789abcdef"}])
 def test_a_human_baseline_of_other_references_or_another_tokenizer_is_refused(changes: dict[str, Any]) -> None:
     """A baseline that was computed differently cannot be compared with the captioner."""
-    scorer = Scorer(REFERENCES, [CANDIDATES], java=False)
+    scorer = Scorer(REFERENCES, java=False)
     human = scorer.human_baseline().model_copy(update=changes)
     assert not scorer.can_use(human)
     with pytest.raises(ValueError, match="other references, of another tokenizer"):
@@ -191,17 +194,17 @@ def test_a_human_baseline_of_other_references_or_another_tokenizer_is_refused(ch
 @needs_java
 def test_a_human_baseline_that_lacks_meteor_is_computed_again() -> None:
     """A baseline from a time when METEOR failed is not used where METEOR runs."""
-    scorer = Scorer(REFERENCES, [CANDIDATES], java=True)
-    lacking = Scorer(REFERENCES, [CANDIDATES], java=False).human_baseline().model_copy(update={"tokenizer": "ptb"})
-    assert not scorer.can_use(lacking)
-    assert scorer.can_use(lacking.model_copy(update={"scores": {"METEOR": 0.2}}))
+    lacking = Scorer(REFERENCES, java=False).human_baseline().model_copy(update={"tokenizer": "ptb"})
+    with Scorer(REFERENCES, java=True) as scorer:
+        assert not scorer.can_use(lacking)
+        assert scorer.can_use(lacking.model_copy(update={"scores": {"METEOR": 0.2}}))
 
 
 def test_the_fingerprint_is_of_the_raw_references() -> None:
     """Any change of a reference makes a stored baseline unusable."""
-    human = Scorer(REFERENCES, [CANDIDATES], java=False).human_baseline()
+    human = Scorer(REFERENCES, java=False).human_baseline()
     changed = {**REFERENCES, "c.jpg": REFERENCES["c.jpg"][:1]}
-    assert not Scorer(changed, [CANDIDATES], java=False).can_use(human)
+    assert not Scorer(changed, java=False).can_use(human)
 
 
 @pytest.fixture
@@ -219,26 +222,60 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[Any]]:
 
 
 @needs_java
-def test_an_evaluation_starts_java_twice(
+def test_an_evaluation_starts_meteor_once(
     started: list[subprocess.Popen[Any]], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Two sets of captions, the baseline and the agreement take one tokenizer and one METEOR, which end.
+    """METEOR loads from the beginning; references and each set of captions take a tokenizer, and all of them end.
 
     Standard output stays empty, because the command line prints its result there.
     """
     other = {image: texts[0] for image, texts in REFERENCES.items()}
-    with Scorer(REFERENCES, [CANDIDATES, other], java=True) as scorer:
+    with Scorer(REFERENCES, java=True) as scorer:
+        assert len(started) == 2
         scores = [scorer.score(CANDIDATES), scorer.score(other)]
         found = scorer.agreement(CANDIDATES, scorer.human_baseline())
     programs = [process.args for process in started]
-    assert len(programs) == 2
-    assert "edu.stanford.nlp.process.PTBTokenizer" in programs[0]
-    assert "meteor-1.5.jar" in str(programs[1])
+    assert ["meteor-1.5.jar" in str(program) for program in programs] == [False, True, False]
+    assert all("edu.stanford.nlp.process.PTBTokenizer" in program for program in programs[::2])
     assert all(process.poll() is not None for process in started)
     assert tuple(found.human) == tuple(found.captioner) == METRICS
     assert capfd.readouterr().out == ""
     # The process gives its second corpus the same METEOR as a process of its own.
     assert scores[1] == score(other, REFERENCES)
+
+
+@needs_java
+def test_meteor_compares_no_pair_twice(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A caption and a reference are compared once, for all corpora that have both; the log says how many are done."""
+    asked, ask = [], java.Meteor._ask
+    monkeypatch.setattr(java.Meteor, "_ask", lambda meteor, line: asked.append(line) or ask(meteor, line))
+    monkeypatch.setattr(progress, "LOG_INTERVAL", 0)
+    caplog.set_level(logging.INFO)
+    with Scorer(REFERENCES, java=True) as scorer:
+        scorer.score(CANDIDATES)
+        scorer.agreement(CANDIDATES, scorer.human_baseline())
+    compared = [line for line in asked if line.startswith("SCORE")]
+    # Three captions with two references each, and each reference with the other.
+    assert len(compared) == len(set(compared)) == 6 + 6
+    assert "6 of 6 comparisons by METEOR" in caplog.text
+
+
+def test_words_of_two_tokenizers_are_not_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If Java has tokenized the references, but not the captions, there is no score."""
+
+    def tokenize_once(captions: Sequence[str]) -> list[str]:
+        monkeypatch.setattr(coco, "tokenize_java", fail)
+        return [*captions]
+
+    def fail(*_: Any) -> NoReturn:
+        raise java.JavaError("no memory")
+
+    monkeypatch.setattr(java, "available", lambda: True)
+    monkeypatch.setattr(java, "Meteor", fail)
+    monkeypatch.setattr(coco, "tokenize_java", tokenize_once)
+    scorer = Scorer(REFERENCES)
+    with pytest.raises(java.JavaError, match="no memory"):
+        scorer.score(CANDIDATES)
 
 
 def test_without_java_no_process_is_started(started: list[subprocess.Popen[Any]]) -> None:
@@ -311,7 +348,7 @@ def test_a_broken_java_is_an_error_only_if_java_is_required(
 
 def test_nothing_to_score_is_an_error() -> None:
     """No captions, an image without a caption or references, or with none that has a word, are errors that say so."""
-    for nothing in (lambda: score({}, REFERENCES), lambda: cider({}, REFERENCES), lambda: Scorer(REFERENCES, [])):
+    for nothing in (lambda: score({}, REFERENCES), lambda: cider({}, REFERENCES), lambda: Scorer({})):
         with pytest.raises(PipelineError, match="no captions to score"):
             nothing()
     captions = {"a.jpg": "a dog", "b.jpg": "a cat"}
@@ -320,7 +357,7 @@ def test_nothing_to_score_is_an_error() -> None:
             with pytest.raises(PipelineError, match=r"no reference with a word in it for 1 image, such as b\.jpg"):
                 function(captions, references)
     with pytest.raises(PipelineError, match=r"no generated caption for 2 images, such as b\.jpg, c\.jpg"):
-        Scorer(REFERENCES, [CANDIDATES, {"a.jpg": "a dog"}], java=False)
+        Scorer(REFERENCES, java=False).score({"a.jpg": "a dog"})
 
 
 def test_images_without_a_candidate_are_left_out() -> None:
