@@ -38,7 +38,7 @@ from pipeline.storage import (
 )
 from pipeline.timing import Stopwatch
 from pipeline.work import runs, shards
-from pipeline.work.outcomes import ARCHIVED, GONE, IDENTITY, latest_outcome
+from pipeline.work.outcomes import ARCHIVED, GONE, IDENTITY
 from pipeline.work.outcomes import pending as pending_images
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def plan_extraction(
 
     def find_pending() -> pa.Table:
         rows = feature_store.index(encoder_id, store)
-        pending = pending_images(images, latest_outcome(rows, by="attempt"), retry_failed=retry_failed)
+        pending = pending_images(images, rows, by="attempt", retry_failed=retry_failed)
         failed = rows.filter(pc.field("status") == "failed").select(IDENTITY)
         attempts = failed.group_by(IDENTITY).aggregate([([], "count_all")]).rename_columns([*IDENTITY, "attempt"])
         pending = pending.join(attempts, keys=IDENTITY, join_type="left outer")

@@ -5,7 +5,7 @@ only one runs at a time, so a night that can be started by a report looks once m
 """
 
 from pipeline.nightly.inbox import list_photographs, read_looked_at
-from pipeline.nightly.night import NightOptions, attempts, outcomes, read_listing
+from pipeline.nightly.night import NightOptions, attempts, read_listing
 from pipeline.storage import Bucket
 from pipeline.work import tombstones
 from pipeline.work.outcomes import IDENTITY, pending
@@ -41,4 +41,4 @@ def count_arrivals(run: str, *, inbox: Bucket, store: Bucket, options: NightOpti
     if not len(arrived):
         return 0
     # One that came back may have its caption already.
-    return len(pending(arrived, outcomes(attempts(night, store)), retry_failed=False))
+    return len(pending(arrived, attempts(night, store), by="captioned_at", retry_failed=False))

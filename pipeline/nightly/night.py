@@ -177,28 +177,29 @@ def choose_images(
     listing = listing.append_column("requested", _requested(listing, options, inbox))
     if requested := pc.sum(listing["requested"]).as_py():
         night = night.model_copy(update={"requested": requested, "requested_at": night.listed_at})
-    postponed = listing.slice(0, 0)
+    parts = [(listing, False)]
     if options.limit:
         tried = attempts(night, store)
         waiting = not_done(listing, night, tried).filter(~pc.field("requested"))
         postponed = _by_urgency(waiting, outcomes(tried)).slice(options.limit)
         night = night.model_copy(update={"postponed": len(postponed)})
-    marked = postponed.select(IDENTITY).append_column("postponed", pa.array([True] * len(postponed), pa.bool_()))
-    listing = listing.join(marked, keys=IDENTITY, join_type="left outer").sort_by("image_key")
-    column = listing.schema.get_field_index("postponed")
-    listing = listing.set_column(column, "postponed", pc.fill_null(listing["postponed"], False))
-    return night, listing.select(NIGHT_LISTING.names).cast(NIGHT_LISTING), looked_at
+        kept = listing.join(postponed.select(IDENTITY), keys=IDENTITY, join_type="left anti")
+        parts = [(kept, False), (postponed.select(listing.column_names), True)]
+    listing = pa.concat_tables(part.append_column("postponed", pa.repeat(late, len(part))) for part, late in parts)
+    return night, listing.sort_by("image_key").cast(NIGHT_LISTING), looked_at
 
 
 def _requested(listing: pa.Table, options: NightOptions, inbox: Bucket) -> pa.Array:
     """Which images of a listing a person has asked to caption again."""
+    if not (options.recaption or options.recaption_keys):
+        return pa.repeat(False, len(listing))
     keys = listing["image_key"].to_pylist()
     requested = [options.is_requested(key) for key in keys]
     if unknown := sorted(options.recaption_keys.difference(keys)):
         log.warning(
             "Keys that can't be captioned again, as they are not in %s: %d, %s", inbox.uri, len(unknown), unknown[:5]
         )
-    if (options.recaption or options.recaption_keys) and not any(requested):
+    if not any(requested):
         raise PipelineError(
             f"None of the {len(keys):,} photographs in {inbox.uri} is to be captioned again. Received: "
             f"{options.recaption or unknown[:5]!r}. Give whole keys, or patterns such as `folder/*`."
@@ -216,8 +217,8 @@ def _earlier_request(run: str, store: Bucket) -> datetime | None:
 
 def plan_extraction(run: str, *, store: Bucket, shard_size: int) -> list[str]:
     """The shards of images to be captioned that have no features of the champion's encoder yet."""
-    listing, night = read_listing(run, store)
-    waiting = _still_waiting(worked_on(listing), night, store)
+    images, night = _read_images(run, store)
+    waiting = _still_waiting(images, night, store)
     requested = waiting.filter(pc.field("requested"))
     names = []
     for part, retry_failed in ((waiting.filter(~pc.field("requested")), night.retry_failed), (requested, True)):
@@ -239,8 +240,7 @@ def plan_captions(run: str, *, store: Bucket, date: str, shard_size: int) -> lis
 
     A repeated call finds the images that are still to be captioned; the shards recorded before still belong to the run.
     """
-    listing, night = read_listing(run, store)
-    images = worked_on(listing)
+    images, night = _read_images(run, store)
 
     def find_pending() -> pa.Table:
         waiting = _still_waiting(images, night, store)
@@ -279,7 +279,14 @@ def read_listing(run: str, store: Bucket) -> tuple[pa.Table, Night]:
 
 def worked_on(listing: pa.Table) -> pa.Table:
     """The images of a listing that its night works on: the columns ``IDENTITY`` and ``requested``."""
-    return listing.filter(~pc.field("postponed")).select([*IDENTITY, "requested"])
+    columns = [*IDENTITY, "requested"]
+    return listing.select([*columns, "postponed"]).filter(~pc.field("postponed")).select(columns)
+
+
+def _read_images(run: str, store: Bucket) -> tuple[pa.Table, Night]:
+    """The images that a night works on, and its facts. The rest of the listing, of large inboxes, is not kept."""
+    listing, night = read_listing(run, store)
+    return worked_on(listing), night
 
 
 def begin_record(run: str, night: Night, *, listed: int) -> NightRecord:
@@ -300,13 +307,16 @@ def outcomes(attempts: pa.Table) -> pa.Table:
 
 def not_done(images: pa.Table, night: Night, attempts: pa.Table) -> pa.Table:
     """The listed images that are still to be captioned, for the first time or again."""
-    others = images.filter(~pc.field("requested"))
-    waiting = pending(others, outcomes(attempts), retry_failed=night.retry_failed)
     if night.requested_at is None:
-        return waiting
+        return pending(images, attempts, by="captioned_at", retry_failed=night.retry_failed)
+    others, requested = images.filter(~pc.field("requested")), images.filter(pc.field("requested"))
     since = attempts.filter(pc.field("captioned_at") > pa.scalar(night.requested_at))
-    again = pending(images.filter(pc.field("requested")), outcomes(since), retry_failed=False)
-    return pa.concat_tables([waiting, again])
+    return pa.concat_tables(
+        [
+            pending(others, attempts, by="captioned_at", retry_failed=night.retry_failed),
+            pending(requested, since, by="captioned_at", retry_failed=False),
+        ]
+    )
 
 
 def _still_waiting(images: pa.Table, night: Night, store: Bucket) -> pa.Table:

@@ -12,7 +12,7 @@ from pipeline.nightly.night import SHARD_FACTOR, NightOptions, attempts, choose_
 from pipeline.progress import counted
 from pipeline.storage import Bucket
 from pipeline.work import runs
-from pipeline.work.outcomes import IDENTITY, latest_outcome, pending
+from pipeline.work.outcomes import IDENTITY, pending
 from pipeline.work.runs import NightRecord
 
 NIGHTS = 30
@@ -70,9 +70,9 @@ def preview(*, inbox: Bucket, store: Bucket, options: NightOptions, shard_size: 
     images, listed = worked_on(listing), len(listing)
     tried = attempts(night, store)
     waiting = not_done(images, night, tried)
-    known = latest_outcome(feature_store.index(night.encoder_id, store), by="attempt")
+    known = feature_store.index(night.encoder_id, store)
     to_extract = sum(
-        len(pending(waiting.filter(pc.field("requested") == requested), known, retry_failed=retry_failed))
+        len(pending(waiting.filter(pc.field("requested") == requested), known, by="attempt", retry_failed=retry_failed))
         for requested, retry_failed in ((False, night.retry_failed), (True, True))
     )
     counted = outcomes(tried).join(images, keys=IDENTITY, join_type="inner")

@@ -35,4 +35,4 @@ def tabulate(images: Iterator[StoredObject]) -> pa.Table:
     while page := list(islice(images, PAGE)):
         columns = zip(*((item.key, item.etag, item.size, item.modified) for item in page), strict=True)
         pages.append(pa.table(list(map(list, columns)), schema=LISTING))
-    return pa.concat_tables(pages).combine_chunks()
+    return pa.concat_tables(pages)

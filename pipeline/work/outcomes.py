@@ -28,6 +28,9 @@ ARCHIVED = "archived; restore it, and the next night captions it"
 UNAVAILABLE = {GONE, ARCHIVED}
 """Errors of images whose bytes could not be had: they settle nothing, and do not count as failures of a night."""
 
+COMPARED = 100_000
+"""Attempts that are compared with images at once. A join of all of them would take several times their memory."""
+
 REPORTED = 5
 """Kinds of failure, and keys of each, that an error message lists."""
 
@@ -53,22 +56,31 @@ def latest_outcome(attempts: pa.Table, *, by: str) -> pa.Table:
     return ordered.filter(first)
 
 
-def settled_images(outcomes: pa.Table, *, retry_failed: bool) -> pa.Table:
-    """The images, as ``IDENTITY`` columns, that need no further attempt.
+def pending(images: pa.Table, attempts: pa.Table, *, by: str, retry_failed: bool) -> pa.Table:
+    """The rows of ``images`` that the attempts at them do not settle.
 
     Args:
-        outcomes: one row per image, as ``latest_outcome`` returns them.
-        retry_failed: whether failed images are tried again.
+        images: one row per image, with the columns ``IDENTITY``.
+        attempts: rows in any order, also of other images.
+        by: the column that orders the attempts at an image.
+        retry_failed: whether images that failed are tried again.
     """
-    done = pc.field("status") == "ok"
+    identities = _identities(images)
+    settled = pa.chunked_array([pa.repeat(False, len(images))])
+    # An attempt that succeeded settles its image whenever it was, so that only the failed ones are put in order.
+    for start in range(0, len(attempts), COMPARED):
+        ok = attempts.slice(start, COMPARED).filter(pc.field("status") == "ok")
+        settled = pc.or_(settled, pc.is_in(identities, _identities(ok)))
     if not retry_failed:
-        done |= ~pc.field("error").isin(list(UNAVAILABLE))
-    return outcomes.filter(done).select(IDENTITY)
+        last = latest_outcome(attempts.filter(pc.field("status") == "failed"), by=by)
+        failed = last.filter(~pc.field("error").isin(list(UNAVAILABLE)))
+        settled = pc.or_(settled, pc.is_in(identities, _identities(failed)))
+    return images.filter(pc.invert(settled))
 
 
-def pending(images: pa.Table, outcomes: pa.Table, *, retry_failed: bool) -> pa.Table:
-    """The rows of ``images`` that are not settled by ``outcomes``; arguments as for ``settled_images``."""
-    return images.join(settled_images(outcomes, retry_failed=retry_failed), keys=IDENTITY, join_type="left anti")
+def _identities(images: pa.Table) -> pa.ChunkedArray:
+    """The columns ``IDENTITY`` as one. An etag has no NUL, so that no two images are the same."""
+    return pc.binary_join_element_wise(images["image_etag"], images["image_key"], "\0")
 
 
 def check_failures(failed: Sequence[tuple[str, str]], total: int, *, allowed_fraction: float) -> None:

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import PipelineError
+from pipeline.work import outcomes
 from pipeline.work.listing import IMAGES
 from pipeline.work.outcomes import (
     GONE,
@@ -14,7 +15,6 @@ from pipeline.work.outcomes import (
     check_failures,
     latest_outcome,
     pending,
-    settled_images,
 )
 
 BROKEN = "cannot be decoded"
@@ -146,26 +146,19 @@ def test_the_newer_of_two_failures_counts_in_a_joined_table():
 OUTCOMES = attempts(attempt("a", 1), attempt("b", 1, BROKEN), attempt("c", 1, GONE), attempt("d", 1, etag="2"))
 
 
-def test_settled():
-    """A success is; a failure is, unless it is to be tried again; an image that was gone never is."""
-    assert names(settled_images(OUTCOMES, retry_failed=False)) == ["a1", "b1", "d2"]
-    assert names(settled_images(OUTCOMES, retry_failed=True)) == ["a1", "d2"]
-    assert settled_images(OUTCOMES, retry_failed=False).schema.names == IDENTITY
-
-
 def test_pending():
-    """Every listed image that is not settled; a new version of an image is another image."""
+    """Every listed image but those that succeeded, or failed with their bytes; a new version is another image."""
     listed = images("a1", "b1", "c1", "d1", "d2", "e1")
-    assert sorted(names(pending(listed, OUTCOMES, retry_failed=False))) == ["c1", "d1", "e1"]
-    assert sorted(names(pending(listed, OUTCOMES, retry_failed=True))) == ["b1", "c1", "d1", "e1"]
-    assert pending(images(), OUTCOMES, retry_failed=False).num_rows == 0
-    assert names(pending(images("a1"), OUTCOMES.slice(0, 0), retry_failed=False)) == ["a1"]
+    assert sorted(names(pending(listed, OUTCOMES, by="night", retry_failed=False))) == ["c1", "d1", "e1"]
+    assert sorted(names(pending(listed, OUTCOMES, by="night", retry_failed=True))) == ["b1", "c1", "d1", "e1"]
+    assert pending(images(), OUTCOMES, by="night", retry_failed=False).num_rows == 0
+    assert names(pending(images("a1"), OUTCOMES.slice(0, 0), by="night", retry_failed=False)) == ["a1"]
 
 
 def test_pending_keeps_the_columns_of_the_images():
     """Such as those that the work needs."""
     listed = images("a1", "c1").append_column("shard", pa.array(["x", "y"]))
-    assert pending(listed, OUTCOMES, retry_failed=False).to_pylist() == [
+    assert pending(listed, OUTCOMES, by="night", retry_failed=False).to_pylist() == [
         {"image_key": "c", "image_etag": "1", "shard": "y"}
     ]
 
@@ -174,11 +167,30 @@ def test_pending_keeps_the_columns_of_the_images():
 def test_a_retry_that_fails_again_settles_nothing_that_was_not_there(error):
     """After a failure of another kind, an image that was gone or archived before is settled; if it is again, not."""
     gone, broken = attempt("a", 1, error), attempt("a", 2, BROKEN)
-    settled_by = [
-        names(settled_images(latest_outcome(attempts(*rows), by="night"), retry_failed=False))
+    waiting = [
+        names(pending(images("a1"), attempts(*rows), by="night", retry_failed=False))
         for rows in ([gone], [gone, broken], [gone, broken, attempt("a", 3, error)])
     ]
-    assert settled_by == [[], ["a1"], []]
+    assert waiting == [["a1"], [], ["a1"]]
+
+
+@pytest.mark.parametrize("retry_failed", [False, True])
+def test_what_is_pending_depends_on_the_attempt_that_counts(monkeypatch, retry_failed):
+    """However many attempts are compared at once, and in whatever order they are."""
+    rng = random.Random(0)
+    errors = [None, BROKEN, *sorted(UNAVAILABLE)]
+    rows = [attempt(rng.choice("abcdefgh"), night, rng.choice(errors)) for night in range(20)]
+    listed = images(*(f"{key}1" for key in "abcdefghi"))
+    settled = {
+        row["image_key"]
+        for row in latest_outcome(attempts(*rows), by="night").to_pylist()
+        if row["status"] == "ok" or (not retry_failed and row["error"] not in UNAVAILABLE)
+    }
+    expected = sorted(f"{key}1" for key in "abcdefghi" if key not in settled)
+    assert 1 < len(expected) < 9
+    for compared, table in enumerate(orders(rows), 1):
+        monkeypatch.setattr(outcomes, "COMPARED", compared)
+        assert sorted(names(pending(listed, table, by="night", retry_failed=retry_failed))) == expected
 
 
 # --- how many may fail -----------------------------------------------------------------------------------------------
