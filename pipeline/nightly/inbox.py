@@ -117,8 +117,9 @@ def list_photographs(
                     suffixes[_suffix(item.key)] += 1
 
     table = tabulate(photographs())
-    are_listed = pc.is_in(pa.array(of_sidecars, pa.string()), table["image_key"])
-    if alone := len(of_sidecars) - (pc.sum(are_listed).as_py() or 0):
+    # The sidecars are the set, because an inbox without any has none: Arrow copies a set.
+    have_one = pc.is_in(table["image_key"], pa.array(of_sidecars, pa.string()))
+    if alone := len(of_sidecars) - (pc.sum(have_one).as_py() or 0):
         suffixes[layout.SIDECAR_SUFFIX] += alone
     frequent = dict(suffixes.most_common(KINDS))
     passed_over.update(frequent)

@@ -47,6 +47,9 @@ NIGHT_LISTING = pa.schema(
 )
 """The photographs in the inbox, as a night has listed them."""
 
+WORKED_ON = pa.schema([NIGHT_LISTING.field(name) for name in (*IDENTITY, "requested", "postponed")])
+"""The columns that say which images a night works on."""
+
 SHARD_FACTOR = 5
 """Shards of captions are this many times larger than shards of features: captioning is faster by about as much, and
 each of its processes loads Keras."""
@@ -269,23 +272,22 @@ def plan_captions(run: str, *, store: Bucket, date: str, shard_size: int) -> lis
     return names
 
 
-def read_listing(run: str, store: Bucket) -> tuple[pa.Table, Night]:
-    """The listing of a night, of schema ``NIGHT_LISTING``, and the facts that are fixed for it."""
+def read_listing(run: str, store: Bucket, *, columns: pa.Schema = NIGHT_LISTING) -> tuple[pa.Table, Night]:
+    """The listing of a night, or some columns of ``NIGHT_LISTING``, and the facts that are fixed for it."""
     key, advice = layout.run_listing(run), "List the inbox again: `captioning night list RUN`."
-    table = parquet.read(key, store, columns=NIGHT_LISTING, advice=advice)
+    table = parquet.read(key, store, columns=columns, advice=advice)
     night = json.parse(Night, parquet.metadata(table).get("night", ""), store.url(key), advice=advice)
     return table, night
 
 
 def worked_on(listing: pa.Table) -> pa.Table:
     """The images of a listing that its night works on: the columns ``IDENTITY`` and ``requested``."""
-    columns = [*IDENTITY, "requested"]
-    return listing.select([*columns, "postponed"]).filter(~pc.field("postponed")).select(columns)
+    return listing.select(WORKED_ON.names).filter(~pc.field("postponed")).drop_columns("postponed")
 
 
 def _read_images(run: str, store: Bucket) -> tuple[pa.Table, Night]:
-    """The images that a night works on, and its facts. The rest of the listing, of large inboxes, is not kept."""
-    listing, night = read_listing(run, store)
+    """The images that a night works on, and its facts."""
+    listing, night = read_listing(run, store, columns=WORKED_ON)
     return worked_on(listing), night
 
 
