@@ -7,7 +7,7 @@ made from it.
 import argparse
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks import table
@@ -16,36 +16,39 @@ RESULTS = Path(__file__).with_name("results.json")
 PLOT = Path(__file__).with_name("scale.svg")
 ROUNDS = 5
 
+Measured = Mapping[str, float | str]
+"""Figures, and names such as that of a library."""
 
-def extraction() -> dict[str, float]:
+
+def extraction() -> Measured:
     """Pictures encoded a second, against the usual ways and against a product of matrices."""
     from benchmarks.extraction import extraction
 
     return extraction(ROUNDS)
 
 
-def onnx() -> dict[str, float]:
+def onnx() -> Measured:
     """Pictures encoded a second by ONNX Runtime."""
     from benchmarks.extraction import onnx
 
     return onnx(ROUNDS)
 
 
-def training() -> dict[str, float]:
+def training() -> Measured:
     """Captions trained on per second, against the expansion of captions into prefixes."""
     from benchmarks import learning
 
     return learning.training(ROUNDS)
 
 
-def decoding() -> dict[str, float]:
+def decoding() -> Measured:
     """Pictures captioned a second, against `predict` for each word."""
     from benchmarks import learning
 
     return learning.decoding(ROUNDS)
 
 
-def scale() -> dict[str, float]:
+def scale() -> Measured:
     """Listing a bucket of a million photographs and finding what is new in it; draws how it grows."""
     from benchmarks.plot import log_log
     from benchmarks.scale import KEYS, measure
@@ -59,7 +62,7 @@ def scale() -> dict[str, float]:
     return {"plan_1m_seconds": found[-1]["seconds"], "plan_1m_peak_mb": found[-1]["peak_mb"]}
 
 
-def gallery() -> dict[str, float]:
+def gallery() -> Measured:
     """The gallery's pages over a million captions, against reading all of them into pandas."""
     from benchmarks.gallery import CAPTIONS, measure
 
@@ -77,21 +80,21 @@ def gallery() -> dict[str, float]:
     }
 
 
-def night() -> dict[str, float]:
+def night() -> Measured:
     """A whole night in Airflow, against the extraction of its pictures."""
     from benchmarks.night import night
 
     return night()
 
 
-def gpu() -> dict[str, float]:
+def gpu() -> Measured:
     """Extraction, training and decoding on a GPU."""
     from benchmarks.gpu import gpu
 
     return gpu(ROUNDS)
 
 
-MEASUREMENTS: dict[str, Callable[[], dict[str, float]]] = {
+MEASUREMENTS: dict[str, Callable[[], Measured]] = {
     "extraction": extraction,
     "training": training,
     "decoding": decoding,
@@ -116,9 +119,10 @@ def main() -> None:
     for name in names:
         found = MEASUREMENTS[name]()
         for what, value in found.items():
-            print(f"{what:40} {value:12.4g}", flush=True)  # noqa: T201 - it is a program for a terminal
+            shown = value if isinstance(value, str) else f"{value:.4g}"
+            print(f"{what:40} {shown:>12}", flush=True)  # noqa: T201 - it is a program for a terminal
         known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        known |= found | {"machine": table.machine()}
+        known |= {**found, "machine": table.machine()}
         RESULTS.write_text(json.dumps(known, indent=2) + "\n")
         table.write(known)
 

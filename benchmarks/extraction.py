@@ -1,14 +1,15 @@
 """Extraction of ResNet50's features, against the usual ways and against what the machine's cores can multiply."""
 
+import contextlib
 import io
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFilter
 
-from benchmarks.measure import Cost, alternate, cpu, spread, wall
+from benchmarks.measure import Cost, alternate, cpu, spread
 from pipeline.data.images import Picture, decode
 from pipeline.features import applications
 from pipeline.features import encoder as encoders
@@ -27,8 +28,8 @@ PICTURES = 128
 TUTORIAL_PICTURES, TUTORIAL_BATCH = 16, 32
 
 
-def extraction(rounds: int) -> dict[str, float]:
-    """Pictures encoded per CPU second, each way, and as shares of the rate of a product of matrices."""
+def extraction(rounds: int) -> dict[str, float | str]:
+    """Pictures encoded per CPU second, each way, and as shares of the rate of the fastest product of matrices."""
     from pipeline.features import openvino
 
     with tempfile.TemporaryDirectory() as folder:
@@ -43,6 +44,7 @@ def extraction(rounds: int) -> dict[str, float]:
         eight_bits = openvino.quantize(network, pictures[:32])
         encoders.save_network("eight-bits", eight_bits, store)
         as_floats = pictures.astype(np.float32)
+        multiply = products()
 
         def one_by_one() -> None:
             for picture in as_floats[:TUTORIAL_PICTURES]:
@@ -50,9 +52,9 @@ def extraction(rounds: int) -> dict[str, float]:
 
         costs = dict(
             zip(
-                ("product", "one_by_one", "batches", "ours", "int8", "end_to_end"),
+                (*multiply, "one_by_one", "batches", "ours", "int8", "end_to_end"),
                 alternate(
-                    product(),
+                    *multiply.values(),
                     one_by_one,
                     lambda: model.predict(as_floats, batch_size=TUTORIAL_BATCH, verbose=0),
                     lambda: encode(encoders.load(encoder_id, store), PICTURES, decoded.__getitem__),
@@ -63,27 +65,25 @@ def extraction(rounds: int) -> dict[str, float]:
                 strict=True,
             )
         )
+    multiplied = {name: costs.pop(name) for name in multiply}
+    library, most = roofline(multiplied)
     counts = dict.fromkeys(costs, PICTURES) | {"one_by_one": TUTORIAL_PICTURES}
-    most = roofline(costs["product"])
-    rates = {name: counts[name] / cpu(cost) for name, cost in costs.items() if name != "product"}
+    rates = {name: counts[name] / cpu(cost) for name, cost in costs.items()}
     return {
+        **{f"product_{name}_gflop_per_cpu_second": 2e-9 * SIDE**3 / cpu(cost) for name, cost in multiplied.items()},
+        "extraction_roofline": library,
         "extraction_roofline_per_cpu_second": most,
         **{f"extraction_{name}_per_cpu_second": rate for name, rate in rates.items()},
-        **{
-            f"extraction_{name}_per_second": counts[name] / wall(cost)
-            for name, cost in costs.items()
-            if name != "product"
-        },
         "extraction_one_by_one_of_roofline": rates["one_by_one"] / most,
         "extraction_batches_of_roofline": rates["batches"] / most,
         "extraction_fp32_of_roofline": rates["ours"] / most,
         "extraction_end_to_end_of_roofline": rates["end_to_end"] / most,
         "extraction_int8_over_fp32": rates["int8"] / rates["ours"],
-        "extraction_spread": max(map(spread, costs.values())),
+        "extraction_spread": max(map(spread, [*costs.values(), multiplied[library]])),
     }
 
 
-def onnx(rounds: int) -> dict[str, float]:
+def onnx(rounds: int) -> dict[str, float | str]:
     """The same by ONNX Runtime, in batches, as a share of the same rate; needs tf2onnx, onnx and onnxruntime."""
     import onnxruntime
 
@@ -98,19 +98,44 @@ def onnx(rounds: int) -> dict[str, float]:
         for start in range(0, PICTURES, TUTORIAL_BATCH):
             session.run(None, {session.get_inputs()[0].name: pictures[start : start + TUTORIAL_BATCH]})
 
-    products, costs = alternate(product(), batches, rounds=rounds)
-    return {"extraction_onnx_of_roofline": PICTURES / cpu(costs) / roofline(products), "onnx_spread": spread(costs)}
+    multiply = products()
+    *multiplied, costs = alternate(*multiply.values(), batches, rounds=rounds)
+    library, most = roofline(dict(zip(multiply, multiplied, strict=True)))
+    return {
+        "onnx_roofline": library,
+        "extraction_onnx_of_roofline": PICTURES / cpu(costs) / most,
+        "onnx_spread": spread(costs),
+    }
 
 
-def product() -> Callable[[], object]:
-    """A product of matrices, which is what cores are best at."""
+def products() -> dict[str, Callable[[], object]]:
+    """A product of matrices, which is what cores are best at, by each library that is installed.
+
+    One library alone is no measure of the cores: NumPy takes twice as long where ``OPENBLAS_CORETYPE`` names an older
+    processor.
+    """
     matrix = np.random.default_rng(0).random((SIDE, SIDE), dtype=np.float32)
-    return lambda: np.matmul(matrix, matrix)
+    found: dict[str, Callable[[], object]] = {"NumPy": lambda: np.matmul(matrix, matrix)}
+    with contextlib.suppress(ImportError):
+        import openvino as ov
+
+        # As in a layer of a network, one of the matrices is known beforehand.
+        layer = ov.opset8.parameter(matrix.shape, np.float32)
+        network = ov.Model([ov.opset8.matmul(layer, matrix, False, False)], [layer])
+        compiled = ov.compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        found["OpenVINO"] = lambda: compiled([matrix])
+    with contextlib.suppress(ImportError):
+        import tensorflow as tf
+
+        tensor = tf.constant(matrix)
+        found["TensorFlow"] = lambda: tf.matmul(tensor, tensor).numpy()
+    return found
 
 
-def roofline(products: list[Cost]) -> float:
-    """Pictures per CPU second, were they encoded at the rate of these products."""
-    return 2 * SIDE**3 / PICTURE_FLOP / cpu(products)
+def roofline(costs: Mapping[str, list[Cost]]) -> tuple[str, float]:
+    """The fastest library by the costs of its products, and pictures per CPU second, were they encoded at its rate."""
+    library = min(costs, key=lambda name: cpu(costs[name]))
+    return library, 2 * SIDE**3 / PICTURE_FLOP / cpu(costs[library])
 
 
 def photographs(count: int) -> Iterator[bytes]:

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import encoders, table
+from benchmarks import encoders, extraction, table
 from benchmarks.gallery import NEW, OLD, RARE, prepare
+from benchmarks.measure import Cost
 from benchmarks.plot import log_log
 from pipeline.features import applications
 from pipeline.ops import browse
@@ -61,6 +62,14 @@ def test_the_costs_of_encoders_are_those_of_the_networks():
 def test_a_missed_aim_is_marked(value, aim, added):
     """The table says so beside the aim."""
     assert table.missed(value, aim) == added
+
+
+def test_the_fastest_product_is_the_measure():
+    """Of the libraries at hand, however slow one is; and the table names it."""
+    costs = {"NumPy": [Cost(cpu=seconds, wall=0) for seconds in (2, 4, 3)], "OpenVINO": [Cost(cpu=1.5, wall=9)]}
+    library, rate = extraction.roofline(costs)
+    assert (library, rate) == ("OpenVINO", pytest.approx(2 * extraction.SIDE**3 / extraction.PICTURE_FLOP / 1.5))
+    assert "NumPy" in extraction.products()
 
 
 def test_a_plot_has_all_points():
