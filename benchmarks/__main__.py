@@ -87,6 +87,13 @@ def night() -> Measured:
     return night()
 
 
+def first_nights() -> Measured:
+    """A first night of many small pictures, and one of large ones, against the extraction of their pictures."""
+    from benchmarks.night import first_nights
+
+    return first_nights()
+
+
 def gpu() -> Measured:
     """Extraction, training and decoding on a GPU."""
     from benchmarks.gpu import gpu
@@ -101,11 +108,13 @@ MEASUREMENTS: dict[str, Callable[[], Measured]] = {
     "scale": scale,
     "gallery": gallery,
     "night": night,
+    "first_nights": first_nights,
     "onnx": onnx,
     "gpu": gpu,
 }
-NEED_MORE = {"onnx", "gpu"}
-"""Measurements that run only where they are named, because they need more than every machine has."""
+ONLY_NAMED = {"first_nights", "onnx", "gpu"}
+"""Measurements that run only where they are named: the first takes longer than all others, the others need more than
+every machine has."""
 
 
 def main() -> None:
@@ -113,7 +122,7 @@ def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MEASUREMENTS)}")
-    names = parser.parse_args().names or [name for name in MEASUREMENTS if name not in NEED_MORE]
+    names = parser.parse_args().names or [name for name in MEASUREMENTS if name not in ONLY_NAMED]
     if unknown := set(names) - MEASUREMENTS.keys():
         parser.error(f"no such measurement: {', '.join(unknown)}. There are {', '.join(MEASUREMENTS)}.")
     for name in names:

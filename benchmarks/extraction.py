@@ -138,10 +138,10 @@ def roofline(costs: Mapping[str, list[Cost]]) -> tuple[str, float]:
     return library, 2 * SIDE**3 / PICTURE_FLOP / cpu(costs[library])
 
 
-def photographs(count: int) -> Iterator[bytes]:
-    """JPEGs of the size of Flickr8k's photographs, 500 × 375; what they show is blurred noise."""
+def photographs(count: int, *, width: int = 500, height: int = 375) -> Iterator[bytes]:
+    """JPEGs, by default of the size of Flickr8k's photographs; what they show is blurred noise."""
     for number in range(count):
-        noise = np.random.default_rng(number).integers(0, 256, (375, 500, 3), dtype=np.uint8)
+        noise = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
         buffer = io.BytesIO()
         Image.fromarray(noise).filter(ImageFilter.GaussianBlur(1.5)).save(buffer, "JPEG", quality=90)
         yield buffer.getvalue()

@@ -1,6 +1,6 @@
 """A whole night in Airflow: its cost beside the extraction of its pictures, and the cost of a night with nothing new.
 
-    python -m benchmarks.night [PICTURES]
+    python -m benchmarks.night [KIND [PICTURES]]
 
 Airflow runs as `make up` starts it, scheduler, workers and database, in a folder of its own: nights are run by a
 scheduler, and `airflow dags test`, which has no queue and no worker, would leave out most of what is measured here. It
@@ -20,7 +20,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -34,53 +36,118 @@ from pipeline.features.store import Features
 from pipeline.settings import PROJECT
 from pipeline.storage import Bucket, layout, open_bucket
 from pipeline.training.batches import EncodedCaptions
-from pipeline.work import listing
+from pipeline.work import listing, runs
 from tests.support.airflow_server import start_airflow
 
-PICTURES = 5000
-DISTINCT = 250
-"""Pictures drawn; beyond that they come again under other keys, which is as good as new for the pipeline."""
+
+@dataclass(frozen=True)
+class Kind:
+    """Pictures of an inbox: how many, how large, how many in a folder, and how many different ones are drawn.
+
+    Beyond those they come again under other keys, which is as good as new for the pipeline.
+    """
+
+    pictures: int
+    width: int
+    height: int
+    folder: int = 1000
+    distinct: int = 250
+
+
+KINDS = {
+    "night": Kind(5000, 500, 375),
+    "small_pictures": Kind(20_000, 160, 120, folder=20_000),
+    "large_pictures": Kind(200, 4000, 3000, distinct=20),
+}
 
 EMPTY_NIGHTS = 5
+LIMIT = 3600.0
+"""Seconds after which a night counts as hanging."""
+
 LEARNT_PICTURES = 600
 """Pictures that the captioner learns from, with five captions each."""
 
 
 def main() -> None:
-    """Measure a night of as many pictures as asked for, and print what was found as JSON."""
+    """Measure a night of one kind, with as many pictures as asked for, and print what was found as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", nargs="?", type=int, default=PICTURES)
-    print(json.dumps(night(parser.parse_args().pictures), indent=2))  # noqa: T201 - it is a program for a terminal
+    parser.add_argument("kind", nargs="?", choices=KINDS, default="night")
+    parser.add_argument("pictures", nargs="?", type=int)
+    arguments = parser.parse_args()
+    kind = KINDS[arguments.kind]
+    measured = measure(replace(kind, pictures=arguments.pictures or kind.pictures), empty_nights=EMPTY_NIGHTS)
+    print(json.dumps(asdict(measured) | {"over_extraction": measured.over_extraction}, indent=2))  # noqa: T201
 
 
-def night(pictures: int = PICTURES) -> dict[str, float]:
-    """Pictures a second of a night, over those of extraction alone; and the seconds of a night without new pictures.
+@dataclass(frozen=True)
+class Measured:
+    """A night, and what it is compared with.
 
-    Extraction alone is one `captioning extract` over all pictures, from the start of its process to the end,
-    once before and once after the night: a machine whose speed drifts drifts for both.
+    Attributes:
+        pictures: new ones.
+        seconds: of the night, by the clock.
+        alone: seconds of one `captioning extract` over all pictures, from the start of its process to the end, before
+            and after the night: a machine whose speed drifts drifts for both.
+        empty: seconds of nights without new pictures.
+        sections: seconds of the night's sections, over all threads, as its record has them.
     """
+
+    pictures: int
+    seconds: float
+    alone: list[float]
+    empty: list[float]
+    sections: dict[str, float]
+
+    @property
+    def over_extraction(self) -> float:
+        """Pictures a second of the night, over those of extraction alone."""
+        return statistics.mean(self.alone) / self.seconds
+
+
+def night() -> dict[str, float]:
+    """A night of many photographs, and nights without any new one."""
+    found = measure(KINDS["night"], empty_nights=EMPTY_NIGHTS)
+    alone = statistics.mean(found.alone)
+    return {
+        "night_over_extraction": found.over_extraction,
+        "empty_night_seconds": statistics.median(found.empty),
+        "night_pictures_per_second": found.pictures / found.seconds,
+        "extraction_alone_pictures_per_second": found.pictures / alone,
+        "extraction_alone_spread": abs(found.alone[0] - found.alone[1]) / alone,
+    }
+
+
+def first_nights() -> dict[str, float]:
+    """Nights of many small pictures in one folder, and of a few large ones: where their time goes."""
+    results: dict[str, float] = {}
+    for name in ("small_pictures", "large_pictures"):
+        found = measure(KINDS[name])
+        results |= {
+            f"{name}_seconds": found.seconds,
+            f"{name}_over_extraction": found.over_extraction,
+            **{f"{name}_{section}_seconds": seconds for section, seconds in found.sections.items()},
+        }
+    return results
+
+
+def measure(kind: Kind, *, empty_nights: int = 0) -> Measured:
+    """Run a night in Airflow, then some without new pictures; the extraction alone before and after the first."""
     with tempfile.TemporaryDirectory() as folder:
         store, inbox, arriving = (open_bucket(f"{folder}/{name}") for name in ("store", "inbox", "arriving"))
         environment = {**os.environ, "CAPTION_STORE": store.uri, "CAPTION_INBOX": inbox.uri}
         encoder_id = register_encoder(environment)
-        fill(arriving, pictures)
+        fill(arriving, kind)
         images = listing.tabulate(arriving.list())
         before, features = extract_alone(images, arriving, encoder_id, copy_encoder(store, f"{folder}/before"))
         save_champion(encoder_id, features, store)
         with start_airflow(Path(folder, "airflow"), environment) as server:
             server.first_night()
             Path(folder, "arriving").rename(Path(folder, "inbox"))
-            whole = server.night()
+            seconds = server.night(LIMIT)
+            [record] = islice(runs.list_records(runs.NIGHT, store), 1)
             after, _ = extract_alone(images, inbox, encoder_id, copy_encoder(store, f"{folder}/after"))
-            empty = [server.night() for _ in range(EMPTY_NIGHTS)]
-    alone = statistics.mean([before, after])
-    return {
-        "night_over_extraction": alone / whole,
-        "empty_night_seconds": statistics.median(empty),
-        "night_pictures_per_second": pictures / whole,
-        "extraction_alone_pictures_per_second": pictures / alone,
-        "extraction_alone_spread": abs(before - after) / alone,
-    }
+            empty = [server.night() for _ in range(empty_nights)]
+    return Measured(kind.pictures, seconds, [before, after], empty, record.seconds)
 
 
 def register_encoder(environment: dict[str, str]) -> str:
@@ -111,11 +178,12 @@ def save_champion(encoder_id: str, features: Features, store: Bucket) -> None:
     promote(save([model], vocabulary, metadata, store).version, store)
 
 
-def fill(inbox: Bucket, pictures: int) -> None:
-    """Put so many pictures into the inbox."""
-    drawn = list(photographs(min(pictures, DISTINCT)))
-    for number in range(pictures):
-        inbox.put(f"{number // 1000:04}/IMG_{number:07}.jpg", drawn[number % len(drawn)])
+def fill(inbox: Bucket, kind: Kind) -> None:
+    """Put the pictures into the inbox."""
+    count = min(kind.pictures, kind.distinct)
+    drawn = list(photographs(count, width=kind.width, height=kind.height))
+    for number in range(kind.pictures):
+        inbox.put(f"{number // kind.folder:04}/IMG_{number:07}.jpg", drawn[number % len(drawn)])
 
 
 def copy_encoder(store: Bucket, folder: str) -> Bucket:

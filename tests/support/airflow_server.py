@@ -80,9 +80,9 @@ class Airflow:
         self.unpause(NIGHT_DAG)
         self.first_run(NIGHT_DAG).seconds()
 
-    def night(self) -> float:
+    def night(self, limit: float = RUN_SECONDS) -> float:
         """Run a night, and return its seconds from when it was queued. Raises ``RuntimeError`` where it failed."""
-        return self.trigger(NIGHT_DAG).seconds()
+        return self.trigger(NIGHT_DAG).seconds(limit)
 
 
 class Run:
@@ -98,19 +98,19 @@ class Run:
         self.server, self.shown, self.id = server, shown, str(shown["dag_run_id"])
         self.path = f"/api/v2/dags/{shown['dag_id']}/dagRuns/{quote(self.id)}"
 
-    def end(self) -> str:
+    def end(self, limit: float = RUN_SECONDS) -> str:
         """Wait until it has ended, and return its state."""
 
         def ended() -> bool:
             self.shown = self.server.call("GET", self.path)
             return self.shown["state"] in ("success", "failed")
 
-        wait_for(f"the end of {self.path}", ended, RUN_SECONDS)
+        wait_for(f"the end of {self.path}", ended, limit)
         return str(self.shown["state"])
 
-    def seconds(self) -> float:
+    def seconds(self, limit: float = RUN_SECONDS) -> float:
         """Wait until it has ended; its seconds since it was queued. Raises ``RuntimeError`` where it failed."""
-        if self.end() == "failed":
+        if self.end(limit) == "failed":
             raise RuntimeError(f"The run {self.id} of {self.shown['dag_id']} failed.")
         queued, ended = (datetime.fromisoformat(self.shown[name]) for name in ("queued_at", "end_date"))
         return (ended - queued).total_seconds()
