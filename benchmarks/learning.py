@@ -1,5 +1,7 @@
 """Training and decoding, against the usual way: captions and pictures per CPU second."""
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 
@@ -19,7 +21,12 @@ WORDS, DIMENSION, LONGEST = 2549, 2048, 25
 SUBJECTS = 10
 """Number of subjects that a picture may show."""
 
+REGIONS = (49, 256)
+"""The places of a picture and the numbers of each, as encoders with regions yield them."""
+
 CONFIG = TrainingConfig(embedding="learned")
+
+BEAM = DecodingConfig(beam_width=5)
 
 LEARNT_PICTURES, LEARNT_THE_USUAL_WAY = 1200, 12
 WRITTEN_PICTURES, WRITTEN_THE_USUAL_WAY = 1024, 4
@@ -109,13 +116,21 @@ def decoding(rounds: int) -> dict[str, float]:
     from pipeline.captioner.networks import NetworkDecoder, export
 
     captions = captions_like_flickr8k(WRITTEN_PICTURES)
-    model, vocabulary = briefly_trained(captions)
-    captioner = Captioner(NetworkDecoder([export(model)], advice=""), vocabulary, max_length=LONGEST)
-    of_prefixes = model_of_prefixes(model, CONFIG)
     vectors = captions.features.vectors
-    greedy, beam, usual = alternate(
+    regions = np.random.default_rng(0).random((WRITTEN_PICTURES, *REGIONS), dtype=np.float32).astype(np.float16)
+    with_regions = Features(vectors, regions)
+    model, vocabulary = briefly_trained(captions)
+    attending_model, _ = briefly_trained(replace(captions, features=with_regions))
+    captioner, attending = (
+        Captioner(NetworkDecoder([export(each)], advice=""), vocabulary, max_length=LONGEST)
+        for each in (model, attending_model)
+    )
+    of_prefixes = model_of_prefixes(model, CONFIG)
+    greedy, beam, attending_greedy, attending_beam, usual = alternate(
         lambda: captioner.caption(captions.features, GREEDY),
-        lambda: captioner.caption(captions.features, DecodingConfig(beam_width=5)),
+        lambda: captioner.caption(captions.features, BEAM),
+        lambda: attending.caption(with_regions, GREEDY),
+        lambda: attending.caption(with_regions, BEAM),
         lambda: caption(of_prefixes, vectors[:WRITTEN_THE_USUAL_WAY], LONGEST),
         rounds=rounds,
     )
@@ -128,6 +143,8 @@ def decoding(rounds: int) -> dict[str, float]:
         "usual_pictures_per_cpu_second": usual_rate,
         "greedy_over_per_word_predict": rate / usual_rate,
         "beam5_time_over_greedy": cpu(beam) / cpu(greedy),
+        "attending_greedy_time_over_greedy": cpu(attending_greedy) / cpu(greedy),
+        "attending_beam5_time_over_greedy": cpu(attending_beam) / cpu(attending_greedy),
         "same_captions": sum(a == b for a, b in zip(ours, theirs, strict=True)) / len(ours),
-        "decoding_spread": max(map(spread, (greedy, beam, usual))),
+        "decoding_spread": max(map(spread, (greedy, beam, attending_greedy, attending_beam, usual))),
     }

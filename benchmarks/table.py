@@ -29,6 +29,8 @@ ROWS = (
     ("training", "prefixes, one-hot, 3 pictures a batch", "training_over_prefix_expansion", "at least 25"),
     ("greedy", "`predict` a word", "greedy_over_per_word_predict", "at least 1,000"),
     ("beam 5, time", "greedy's", "beam5_time_over_greedy", "at most 4"),
+    ("greedy with attention to regions, time", "greedy's without", "attending_greedy_time_over_greedy", ""),
+    ("… beam 5, time", "greedy's with attention", "attending_beam5_time_over_greedy", ""),
     ("a night of 5,000 through Airflow", "extraction alone", "night_over_extraction", "at least 0.9"),
     ("a night with nothing new, seconds", "", "empty_night_seconds", "at most 15"),
     ("planning 1,000,000 keys, seconds", "", "plan_1m_seconds", "at most 60"),
