@@ -136,15 +136,17 @@ def measure(kind: Kind, *, empty_nights: int = 0) -> Measured:
         store, inbox, arriving = (open_bucket(f"{folder}/{name}") for name in ("store", "inbox", "arriving"))
         environment = {**os.environ, "CAPTION_STORE": store.uri, "CAPTION_INBOX": inbox.uri}
         encoder_id = register_encoder(environment)
+        fill(inbox, replace(kind, pictures=1))
         fill(arriving, kind)
         images = listing.tabulate(arriving.list())
         before, features = extract_alone(images, arriving, encoder_id, copy_encoder(store, f"{folder}/before"))
         save_champion(encoder_id, features, store)
         with start_airflow(Path(folder, "airflow"), environment) as server:
             server.first_night()
-            Path(folder, "arriving").rename(Path(folder, "inbox"))
+            Path(folder, "arriving").rename(Path(folder, "inbox", "new"))
             seconds = server.night(LIMIT)
             [record] = islice(runs.list_records(runs.NIGHT, store), 1)
+            images = listing.tabulate(inbox.list("new/"))
             after, _ = extract_alone(images, inbox, encoder_id, copy_encoder(store, f"{folder}/after"))
             empty = [server.night() for _ in range(empty_nights)]
     return Measured(kind.pictures, seconds, [before, after], empty, record.seconds)
