@@ -22,7 +22,7 @@ from pipeline.features.store import Features
 if TYPE_CHECKING:
     import keras
 
-BATCH_FLOATS = 1 << 20
+BATCH_FLOATS = 1 << 18
 """Log probabilities, (captions × vocabulary), that a thread computes at once, about: they fit its cache."""
 
 MAX_THREADS = 8
@@ -127,6 +127,8 @@ class NetworkDecoder:
     def __init__(self, ensemble: Sequence[ModelNetworks], *, advice: str) -> None:
         self._models = [_CompiledModel(networks, advice) for networks in ensemble]
         self.attends = any(model.attends for model in self._models)
+        # For good: each thread that calls a network keeps memory for it.
+        self._pool = ThreadPoolExecutor(min(self._models[0].threads, MAX_THREADS))
 
     def decode(
         self, features: Features, decoding: DecodingConfig, *, max_length: int, allow_repeats: bool
@@ -159,8 +161,7 @@ class NetworkDecoder:
             ]
             return beam, np.concatenate(samples)
 
-        with ThreadPoolExecutor(min(self._models[0].threads, MAX_THREADS)) as pool:
-            yield from pool.map(decode, range(0, len(features), size))
+        return self._pool.map(decode, range(0, len(features), size))
 
     def _step_of(self, images: Sequence[Sequence[Floats]]) -> tuple[Step, State]:
         """The step for images, as each model sees them, and the state at the start of a caption."""

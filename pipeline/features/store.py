@@ -73,6 +73,10 @@ class Features:
         return Features(*(array[images] for array in self.arrays))
 
 
+READ_ROWS = 100
+"""Rows of a file of features that are decoded at once."""
+
+
 class Encoded(NamedTuple):
     """N encoded images.
 
@@ -177,18 +181,24 @@ def read_features(rows: pa.Table, *, encoder_id: str, store: Bucket, regions: bo
     found: dict[str, npt.NDArray[np.floating]] = {}
     for shard, positions in wanted.items():
         key = layout.shard_result(layout.features_folder(encoder_id), shard)
-        table = parquet.read(key, store, columns=[*IDENTITY, *columns], by_ranges=True, advice=shards.REDONE)
-        identities = zip(*(table[name].to_pylist() for name in IDENTITY), strict=True)
-        in_shard = [(row, positions[identity]) for row, identity in enumerate(identities) if identity in positions]
-        for name, kind in columns.items():
-            taken = table[name].combine_chunks().take(pa.array([row for row, _ in in_shard]))
-            shape = []
-            while isinstance(taken, pa.FixedSizeListArray):
-                shape.append(taken.type.list_size)
-                taken = taken.flatten()
-            if name not in found:
-                found[name] = np.zeros((len(rows), *shape), kind)
-            found[name][[position for _, position in in_shard]] = np.asarray(taken).reshape(len(in_shard), *shape)
+        with parquet.opened(key, store, by_ranges=True, advice=shards.REDONE) as file:
+            # Little at a time: decoding takes several times the room of the regions.
+            for batch in parquet.select_batches(file, [*IDENTITY, *columns], rows=READ_ROWS):
+                identities = zip(*(batch[name].to_pylist() for name in IDENTITY), strict=True)
+                in_batch = [
+                    (row, positions[identity]) for row, identity in enumerate(identities) if identity in positions
+                ]
+                for name, kind in columns.items() if in_batch else ():
+                    taken = batch[name].take(pa.array([row for row, _ in in_batch]))
+                    shape = []
+                    while isinstance(taken, pa.FixedSizeListArray):
+                        shape.append(taken.type.list_size)
+                        taken = taken.flatten()
+                    if name not in found:
+                        found[name] = np.zeros((len(rows), *shape), kind)
+                    found[name][[position for _, position in in_batch]] = np.asarray(taken).reshape(-1, *shape)
+    # Arrow keeps what it has freed, which is as much again.
+    pa.default_memory_pool().release_unused()
     if not found:
         raise PipelineError(
             f"There are no images to read features of {encoder_id} for: all of them failed, or there are none."

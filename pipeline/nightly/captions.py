@@ -1,7 +1,7 @@
 """The table of captions: written shard by shard from stored features, one row per image and attempt."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -62,22 +62,24 @@ def caption_shard(name: str, *, store: Bucket, decoding: DecodingConfig) -> dict
     readable = shard.images.filter(pc.field("status") == "ok")
     failed = len(shard.images) - len(readable)
     captions: dict[str, Caption] = {}
-    profile = None
+    profiles = []
     if len(readable):
         with stopwatch.section("load"):
             captioner, _ = bundle.load(version, store)
+    # One file of features after the other, as the regions of all images would take much memory.
+    for part in _by_file(readable):
         with stopwatch.section("read"):
-            features = feature_store.read_features(
-                readable, encoder_id=encoder_id, store=store, regions=captioner.attends
-            )
+            features = feature_store.read_features(part, encoder_id=encoder_id, store=store, regions=captioner.attends)
         with stopwatch.section("caption"):
             found = captioner.caption(features, decoding)
-        captions = dict(zip(readable["image_key"].to_pylist(), found, strict=True))
-        profile = Profile.of(captioner.standardized(features), found, failed=failed, decoding=decoding)
+            profiles.append(Profile.of(captioner.standardized(features), found, failed=0, decoding=decoding))
+        del features
+        captions |= zip(part["image_key"].to_pylist(), found, strict=True)
     table = _table(shard, captions)
     table = tombstones.read(store).drop(table)  # as late as possible: images may be forgotten meanwhile
     with stopwatch.section("write"):
         parquet.write(table, shard.result_key, store)
+    profile = Profile.together(profiles).model_copy(update={"failed": failed}) if profiles else None
     shards.write_stats(name, CaptionStats(seconds=stopwatch.seconds, profile=profile), store)
     log.info("seconds: %s", stopwatch)
     summary = shards.summary(len(shard.images), failed)
@@ -89,6 +91,12 @@ def caption_shard(name: str, *, store: Bucket, decoding: DecodingConfig) -> dict
         "failed": failed,
         "summary": summary,
     }
+
+
+def _by_file(images: pa.Table) -> Iterator[pa.Table]:
+    """The images of each file of features, in the order of the first ones."""
+    for file in images["shard"].unique().to_pylist():
+        yield images.filter(pc.field("shard") == file)
 
 
 def _table(shard: shards.Shard, captions: dict[str, Caption]) -> pa.Table:

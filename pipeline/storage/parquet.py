@@ -82,12 +82,22 @@ def select(
         ArrowNotImplementedError: a column is of a type that is never cast to the expected one.
     """
     names = columns.names if isinstance(columns, pa.Schema) else list(columns)
-    if missing := set(names) - set(file.schema_arrow.names):
-        raise pa.ArrowInvalid(f"it has no column {', '.join(sorted(missing))}")
+    _require(file, names)
     table = file.read(columns=names) if groups is None else file.read_row_groups(groups, columns=names)
     if isinstance(columns, pa.Schema):
         table = table.select(names).cast(columns).replace_schema_metadata(table.schema.metadata)
     return table
+
+
+def select_batches(file: pq.ParquetFile, columns: Sequence[str], *, rows: int) -> Iterator[pa.RecordBatch]:
+    """Read columns of an open file as ``select`` does, but only so many rows at a time."""
+    _require(file, columns)
+    yield from file.iter_batches(batch_size=rows, columns=list(columns))
+
+
+def _require(file: pq.ParquetFile, columns: Sequence[str]) -> None:
+    if missing := set(columns) - set(file.schema_arrow.names):
+        raise pa.ArrowInvalid(f"it has no column {', '.join(sorted(missing))}")
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Encoders on a GPU, as far as it can be tested without one."""
 
+import importlib.util
 import shutil
 
 import numpy as np
@@ -13,6 +14,13 @@ from pipeline.storage import keras_files, open_bucket
 def test_without_a_gpu_there_is_none(monkeypatch):
     """A machine without NVIDIA's driver has none."""
     monkeypatch.setattr(shutil, "which", lambda _: None)
+    assert not accelerator.present()
+
+
+def test_without_keras_there_is_none(monkeypatch):
+    """A machine with NVIDIA's driver, but without Keras, computes on its CPU."""
+    monkeypatch.setattr(shutil, "which", lambda _: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     assert not accelerator.present()
 
 

@@ -221,8 +221,10 @@ def test_regions_are_a_column_of_their_own(world, monkeypatch):
     images = dataset.listing(dataset.load(inputs.dataset, store).table)
     rows = feature_store.look_up(images, encoder_id=inputs.encoder_id, store=store)
     rows = rows.filter(pa.compute.equal(rows["status"], "ok")).take(pa.array([9, 0, 4]))
-    read = []
-    monkeypatch.setattr(parquet, "read", lambda *_, columns, **__: read.append(columns) or table.select(columns))
+    read, original = [], parquet.select_batches
+    monkeypatch.setattr(
+        parquet, "select_batches", lambda file, columns, rows: read.append(columns) or original(file, columns, rows=4)
+    )
     alone = feature_store.read_features(rows, encoder_id=inputs.encoder_id, store=store)
     assert alone.regions is None
     assert "regions" not in read[0]
@@ -263,16 +265,16 @@ def test_a_captioner_learns_to_attend(world, attending):
 def pooled(world):
     """A model of vectors alone on the same encoder, and the columns of features that its training read."""
     inputs, store = world
-    read, original = [], parquet.read
+    read, original = [], parquet.select_batches
 
-    def reading(*arguments, **options):
-        read.append(options.get("columns"))
-        return original(*arguments, **options)
+    def reading(file, columns, *, rows):
+        read.append(columns)
+        return original(file, columns, rows=rows)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parquet, "read", reading)
+        patch.setattr(parquet, "select_batches", reading)
         model = toy.train(inputs, store, toy.CONFIG.model_copy(update={"attention_heads": 0}))
-    return model, [columns for columns in read if isinstance(columns, list) and "feature" in columns]
+    return model, read
 
 
 def test_a_model_of_vectors_on_an_encoder_with_regions(world, pooled):
