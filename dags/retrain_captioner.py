@@ -125,6 +125,14 @@ with DAG(
             "store, or en. METEOR and the error analysis are computed for English only",
             section="Data",
         ),
+        "licence": Param(
+            "",
+            type=["string", "null"],
+            title="Licence",
+            description="Licence of the captions and photographs, for the model card. Empty: that of the datasets in "
+            "the store",
+            section="Data",
+        ),
         "corrections": Param(
             True,
             type="boolean",
@@ -228,6 +236,7 @@ with DAG(
             "ingest",
             resolve_inputs.result("sources"),
             "--language={{ params.language or '' }}",
+            "--licence={{ params.licence or '' }}",
             "{{ '--corrections' if params.corrections else '--no-corrections' }}",
         ],
         outlets=[DATASET],

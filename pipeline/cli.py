@@ -160,6 +160,7 @@ def ingest(
             "id of a dataset in the store. Several sources are merged: a picture that is in two of them is in one split"
         ),
     ],
+    *,
     name: Annotated[
         str | None,
         typer.Option(help="name of the dataset; by default those of the sources", callback=_check(names.DATASET_NAME)),
@@ -171,6 +172,14 @@ def ingest(
             # The DAG passes an empty code where none was given.
             callback=_check(names.LANGUAGE, empty=True),
             help="language of the captions, such as en, de or zh; by default that of the datasets in the store, or en",
+        ),
+    ] = "",
+    licence: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="licence of the captions and photographs, for the model card; by default that of the datasets in the "
+            "store",
         ),
     ] = "",
     max_dropped_fraction: Annotated[
@@ -188,6 +197,7 @@ def ingest(
         _store(),
         name=name,
         language=language,
+        licence=licence,
         max_dropped_fraction=max_dropped_fraction,
         corrections=corrections,
     )

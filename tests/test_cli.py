@@ -36,7 +36,10 @@ NIGHT_STEPS = ("list", "plan-extraction", "plan-captions", "reconcile")
 
 COMMANDS = {
     "resolve-inputs": {"run", "--dataset", "--encoder", "--cause"},
-    "ingest": {"sources", "--name", "--language", "--max-dropped-fraction", "--corrections", "--no-corrections"},
+    "ingest": {
+        *("sources", "--name", "--language", "--licence"),
+        *("--max-dropped-fraction", "--corrections", "--no-corrections"),
+    },
     "datasets": {"--limit"},
     "vocabulary": {"dataset_id", "--min-count"},
     "register-encoder": {"spec", "--crops", "--no-crops", "--regions", "--int8"},

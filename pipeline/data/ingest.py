@@ -31,7 +31,7 @@ from pipeline.data.merging import merge
 from pipeline.data.sources import Part, PublishedCaptions, SourceCounts, content_hashes, count_captions
 from pipeline.errors import PipelineError
 from pipeline.progress import counted
-from pipeline.storage import Bucket, has_portable_names, json, layout, names, source_name
+from pipeline.storage import ABSENT, Bucket, has_portable_names, json, layout, names, source_name
 from pipeline.work import tombstones
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class IngestReport(BaseModel):
     Attributes:
         dataset: id of the dataset.
         language: of the captions, as a BCP 47 code such as ``en`` or ``pt-BR``.
+        licence: of the captions and photographs; empty if it was not stated.
         sources: what each source gave: captions by the address of their file or folder, datasets by their id.
         merged: number of images that were merged with a copy from another place.
         images: number of images by split.
@@ -68,6 +69,7 @@ class IngestReport(BaseModel):
 
     dataset: str
     language: str = ENGLISH
+    licence: str = ""
     sources: dict[str, SourceCounts]
     merged: int
     images: dict[str, int]
@@ -106,14 +108,15 @@ def ingest(
     *,
     name: str | None = None,
     language: str = "",
+    licence: str = "",
     max_dropped_fraction: float = 0.05,
     corrections: bool = False,
 ) -> IngestReport:
     """Read captioned photographs into a dataset of the store.
 
-    The same data gives the same dataset, and an existing one is not written again. Captions are stored raw, without
-    the white space around them. Several sources are merged, see ``merge``; the corrections in datasets among them are
-    left out. So are forgotten photographs.
+    The same data gives the same dataset, and an existing one is not written again, but for its licence. Captions are
+    stored raw, without the white space around them. Several sources are merged, see ``merge``; the corrections in
+    datasets among them are left out. So are forgotten photographs.
 
     Args:
         sources: captioned photographs in one of the ``annotation_formats``, by path or URI; or the ids of datasets in
@@ -121,6 +124,8 @@ def ingest(
         store: the store.
         name: name of the dataset, of letters, digits, ``.``, ``_`` and ``-``; by default those of the sources.
         language: of the captions, as a BCP 47 code; by default that of the datasets in the store, or English.
+        licence: of the captions and photographs; by default that of the datasets in the store, if all sources are such
+            datasets and have the same one.
         max_dropped_fraction: share of the captions of each source that may be dropped.
         corrections: add the corrections in the store, as captions of the split train. A correction of an image whose
             bytes are those of an image in dev or test is dropped.
@@ -145,6 +150,7 @@ def ingest(
     report = IngestReport(
         dataset=f"{name}/{_fingerprint(table, language)}",
         language=language,
+        licence=" ".join(licence.split()) or part.licence,
         sources=part.sources,
         merged=part.merged,
         images=_count_splits(table),
@@ -156,7 +162,7 @@ def ingest(
     key = layout.dataset_table(report.dataset)
     if store.exists(key):
         log.info("dataset %s exists: nothing to do", report.dataset)
-        return report
+        return _state_licence(report, store)
     _check_table(table, ", ".join(sources))
     from pipeline.storage import parquet
 
@@ -164,6 +170,20 @@ def ingest(
     json.write(report, layout.ingest_report(report.dataset), store)
     parquet.write(table, key, store, metadata={"language": language})
     log.info("dataset %s: %s", report.dataset, report)
+    return report
+
+
+def _state_licence(report: IngestReport, store: Bucket) -> IngestReport:
+    """Put the licence of a dataset that exists into its stored report, and return the report with what is stated."""
+    key = layout.ingest_report(report.dataset)
+    etag = store.etag(key)
+    if etag == ABSENT:
+        return report
+    known = json.read(IngestReport, key, store, etag=etag)
+    if report.licence in ("", known.licence):
+        return report.model_copy(update={"licence": known.licence})
+    json.write(known.model_copy(update={"licence": report.licence}), key, store, if_match=etag)
+    log.info("its licence is now: %s", report.licence)
     return report
 
 
@@ -240,6 +260,7 @@ def _part_of(data: Dataset, store: Bucket) -> Part:
         table=data.table,
         sources=report.sources,
         dropped=list(report.dropped_rows),
+        licence=report.licence,
         split_by_hash=report.split_by_hash,
         merged=report.merged,
     )
@@ -264,7 +285,7 @@ def _hashed_part_of(data: Dataset, max_dropped_fraction: float, store: Bucket) -
         *(row.model_copy(update={"source": data.id}) for row in part.dropped if not has_portable_names(row.source)),
         *unreadable,
     ]
-    return Part(part.title, table, {data.id: SourceCounts.of(table, dropped)}, dropped)
+    return Part(part.title, table, {data.id: SourceCounts.of(table, dropped)}, dropped, part.licence)
 
 
 def _count_splits(table: "pa.Table") -> dict[str, int]:

@@ -22,7 +22,8 @@ def merge(parts: Sequence[Part]) -> Part:
     """Merge the rows of several sources, of which all images must have been hashed.
 
     Of copies of a picture, the row that is first by source and key stays, and of the same file, that of the first part.
-    It gets the captions of the others that it does not have, and the split that takes precedence.
+    It gets the captions of the others that it does not have, and the split that takes precedence. A licence stays if
+    all sources have it.
 
     Raises:
         PipelineError: an image was replaced after one of the sources was read.
@@ -40,6 +41,7 @@ def merge(parts: Sequence[Part]) -> Part:
         for content, same in copies.items()
     ]
     _check_versions(rows)
+    licences = {part.licence for part in parts}
     ids = image_ids([(row["source"], row["image_key"]) for row in rows])
     rows = [{**row, "image_id": image_id} for row, image_id in zip(rows, ids, strict=True)]
     return Part(
@@ -47,6 +49,7 @@ def merge(parts: Sequence[Part]) -> Part:
         table=pa.Table.from_pylist(rows, schema=dataset_schema()).sort_by("image_id"),
         sources={name: counts for part in parts for name, counts in part.sources.items()},
         dropped=[row for part in parts for row in part.dropped],
+        licence=licences.pop() if len(licences) == 1 else "",
         split_by_hash=sum(len(splits) > 1 for splits in decisive.values()),
         merged=sum(map(len, copies.values())) - len(copies),
     )

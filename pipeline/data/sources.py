@@ -54,6 +54,7 @@ class Part:
         table: the rows of a dataset, of the schema that ``dataset_schema`` gives.
         sources: the counts of each source, by its name.
         dropped: the rows that can't be used.
+        licence: of the captions and photographs, if one is stated for all of them.
         split_by_hash: number of images whose split a hash chose.
         merged: number of images that were merged into another one with the same bytes.
         undecided: the splits between which a hash chose, by key of the image.
@@ -63,6 +64,7 @@ class Part:
     table: "pa.Table"
     sources: dict[str, SourceCounts]
     dropped: list[Dropped]
+    licence: str = ""
     split_by_hash: int = 0
     merged: int = 0
     undecided: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -246,14 +246,13 @@ def test_what_a_person_decides_by(dag, cause, text):
 
 
 @pytest.mark.parametrize("dag", ["retrain_captioner"], indirect=True)
-@pytest.mark.parametrize(
-    ("language", "argument"), [("", "--language="), (None, "--language="), ("de", "--language=de")]
-)
-def test_the_language_of_the_form_is_that_of_the_dataset(dag, language, argument):
-    """It is given to the ingest; empty, the ingest takes that of the dataset in the store, or English."""
-    dag.params.get_param("language").resolve(language)
-    template = dag.get_template_env().from_string(dag.task_dict["ingest"].arguments[2])
-    assert template.render(params={"language": language}) == argument
+@pytest.mark.parametrize("value", ["", None, "de"])
+@pytest.mark.parametrize(("place", "name"), [(2, "language"), (3, "licence")])
+def test_language_and_licence_of_the_form_are_those_of_the_dataset(dag, place, name, value):
+    """They are given to the ingest; empty, the ingest takes those of the dataset in the store."""
+    dag.params.get_param(name).resolve(value)
+    template = dag.get_template_env().from_string(dag.task_dict["ingest"].arguments[place])
+    assert template.render(params={name: value}) == f"--{name}={value or ''}"
 
 
 @pytest.mark.parametrize("dag", ["caption_new_images"], indirect=True)

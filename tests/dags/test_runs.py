@@ -102,7 +102,7 @@ def test_a_retraining_succeeds(runs):
     dataset = RESULTS["ingest"]["dataset"]
     decoding = ["--beam-width=5", "--mbr-samples=0"]
     assert commands["resolve-inputs"][1:] == ["--dataset=", "--encoder=", "--cause="]
-    assert commands["ingest"] == ["photos", "s3://more/a b", "--language=", "--corrections"]
+    assert commands["ingest"] == ["photos", "s3://more/a b", "--language=", "--licence=", "--corrections"]
     assert commands["register-encoder"] == ["random", "--no-crops", "--regions=", "--int8="]
     assert commands["plan-extraction"][:2] == [dataset, "resnet50-1"]
     assert commands["train"][:3] == [dataset, RESULTS["vocabulary"]["vocabulary"], "resnet50-1"]

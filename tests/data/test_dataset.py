@@ -764,6 +764,34 @@ def test_the_language_belongs_to_the_dataset(tmp_path: Path) -> None:
     assert languages == ["en", "de"]
 
 
+def test_the_licence_is_in_the_report(tmp_path: Path) -> None:
+    """On one line; stated later or anew, it replaces the one in the report, and nothing else changes."""
+    store, table = LocalBucket(tmp_path / "store"), toy.draw(LocalBucket(tmp_path / "source"))
+    first = ingest([table], store, name="toy")
+    stored = layout.ingest_report(first.dataset)
+    assert first.licence == IngestReport.model_validate_json(store.get(stored)).licence == ""
+    stated = ingest([table], store, name="toy", licence=" CC BY 4.0\n(captions) ")
+    assert stated == first.model_copy(update={"licence": "CC BY 4.0 (captions)"})
+    assert IngestReport.model_validate_json(store.get(stored)) == stated
+    before = store.etag(stored)
+    assert ingest([table], store, name="toy") == ingest([first.dataset], store) == stated
+    assert store.etag(stored) == before
+
+
+def test_the_licence_goes_with_a_dataset(tmp_path: Path) -> None:
+    """A dataset made from another has its licence; one of several sources only if all have the same."""
+    store = LocalBucket(tmp_path / "store")
+    tables = [toy.draw(LocalBucket(tmp_path / name), seed=seed) for seed, name in enumerate("abc")]
+    one, two, other = (
+        ingest([table], store, licence=licence).dataset
+        for table, licence in zip(tables, ("CC0", "CC0", "CC BY 4.0"), strict=True)
+    )
+    assert ingest([one], store, name="renamed").licence == "CC0"
+    assert ingest([one, two], store).licence == "CC0"
+    assert ingest([one, other], store).licence == ingest([two, tables[2]], store).licence == ""
+    assert ingest([one, other], store, licence="CC0 and CC BY 4.0").licence == "CC0 and CC BY 4.0"
+
+
 @pytest.mark.parametrize("language", ["German", "d", "de_DE", "de-", "../x"])
 def test_a_language_is_a_code(tmp_path: Path, language: str) -> None:
     """Anything else is refused, with examples of codes."""
