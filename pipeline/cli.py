@@ -361,8 +361,13 @@ def evaluate(
     )
     report = layout.evaluation(version, metrics.dataset, metrics.decoding).report
     if settings.tracking_uri:
-        page = store.get(report).decode()
-        tracking.record_evaluation(load_metadata(version, store), metrics, page, settings.tracking_uri)
+        tracking.record_evaluation(
+            load_metadata(version, store),
+            metrics,
+            report=store.get(report).decode(),
+            card=store.get(layout.model_card(version)).decode(),
+            uri=settings.tracking_uri,
+        )
     _print(
         {
             "version": version,

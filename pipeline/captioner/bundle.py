@@ -61,9 +61,15 @@ def load(version: str, store: Bucket) -> tuple[Captioner, ModelMetadata]:
         from pipeline.captioner.networks import NetworkDecoder
 
         decoder = NetworkDecoder(_load_networks(metadata, store), advice=_advice(version, store))
-    vocabulary = Vocabulary.from_json(words, origin=_origin(VOCABULARY, metadata, store))
+    vocabulary = _parse_vocabulary(words, metadata, store)
     log.info("model %s, %d words, encoder %s", version, len(vocabulary), metadata.encoder_id)
     return Captioner(decoder, vocabulary, max_length=metadata.max_length, language=metadata.language), metadata
+
+
+def load_vocabulary(metadata: ModelMetadata, store: Bucket) -> Vocabulary:
+    """The vocabulary of a model. Raises ``PipelineError`` if its file is missing or not the one that was saved."""
+    [words] = _get([VOCABULARY], metadata, store)
+    return _parse_vocabulary(words, metadata, store)
 
 
 def load_models(metadata: ModelMetadata, store: Bucket) -> list["keras.Model"]:
@@ -107,6 +113,10 @@ def model_name(number: int) -> str:
 def network_names(number: int) -> tuple[str, str, str, str]:
     """The files of a bundle that hold the networks of this model: structure and weights of its image and its step."""
     return f"image-{number}.xml", f"image-{number}.bin", f"step-{number}.xml", f"step-{number}.bin"
+
+
+def _parse_vocabulary(words: bytes, metadata: ModelMetadata, store: Bucket) -> Vocabulary:
+    return Vocabulary.from_json(words, origin=_origin(VOCABULARY, metadata, store))
 
 
 def _get(names: Iterable[str], metadata: ModelMetadata, store: Bucket) -> list[bytes]:

@@ -24,6 +24,7 @@ from pipeline.data.ingest import IngestReport
 from pipeline.data.text import clean, is_english
 from pipeline.data.vocabulary import SPECIAL_WORDS
 from pipeline.errors import PipelineError
+from pipeline.evaluation import card
 from pipeline.evaluation.drift import Profile
 from pipeline.evaluation.error_analysis import ErrorCount, ErrorKind, by_length, count_errors
 from pipeline.evaluation.report import Attention, Example, Report, render
@@ -58,7 +59,7 @@ def evaluate_model(
     """Evaluate a model on the test split of a dataset, with greedy search and with ``decoding``.
 
     Features that are missing are extracted first. The captions, the report and, last, the scores are stored as an
-    evaluation of their own for each dataset and decoding.
+    evaluation of their own for each dataset and decoding. Then the model card is written again.
 
     Args:
         version: of the model.
@@ -137,6 +138,7 @@ def evaluate_model(
     parquet.write(table, keys.captions, store)
     store.put(keys.report, page.encode())
     json.write(metrics, keys.metrics, store)
+    card.write(metadata, store)
     log.info("report: %s", store.url(keys.report))
     return metrics
 

@@ -65,6 +65,13 @@ def find_metrics(version: str, dataset_id: str, decoding: DecodingConfig, store:
     return json.find(Metrics, layout.evaluation(version, dataset_id, decoding).metrics, store)
 
 
+def list_metrics(prefix: str, store: Bucket) -> list[Metrics]:
+    """The scores of the evaluations whose keys begin with ``prefix``; damaged ones are logged, and left out."""
+    keys = (layout.evaluation_of_metrics(item.key) for item in store.list(prefix))
+    found = (json.find(Metrics, evaluation.metrics, store) for evaluation in keys if evaluation is not None)
+    return [metrics for metrics in found if metrics is not None]
+
+
 def candidate_metrics(version: str, decoding: DecodingConfig, store: Bucket) -> Metrics:
     """The scores of a model on its own dataset. Raises ``PipelineError`` if there is no such evaluation."""
     found = find_metrics(version, load_metadata(version, store).dataset, decoding, store)
@@ -85,11 +92,9 @@ def comparable_metrics(version: str, candidate: Metrics, store: Bucket) -> Metri
     same = find_metrics(version, candidate.dataset, candidate.decoding, store)
     if same is not None:
         return same
-    keys = (layout.evaluation_of_metrics(item.key) for item in store.list(layout.evaluations(version)))
-    others = [json.find(Metrics, evaluation.metrics, store) for evaluation in keys if evaluation is not None]
     split = _test_split(candidate, store)
-    for other in others:
-        if other is not None and other.decoding == candidate.decoding and _test_split(other, store) == split:
+    for other in list_metrics(layout.evaluations(version), store):
+        if other.decoding == candidate.decoding and _test_split(other, store) == split:
             return other
     return None
 
@@ -102,10 +107,8 @@ def _test_split(metrics: Metrics, store: Bucket) -> list[tuple[object, ...]]:
 
 def latest_metrics(model: ModelMetadata, store: Bucket) -> Metrics | None:
     """The newest scores of a model on its own dataset, or None if it was not evaluated."""
-    prefix = layout.evaluations_on(model.version, model.dataset)
-    keys = (layout.evaluation_of_metrics(item.key) for item in store.list(prefix))
-    found = [json.find(Metrics, evaluation.metrics, store) for evaluation in keys if evaluation is not None]
-    return max(filter(None, found), key=lambda metrics: metrics.evaluated_at, default=None)
+    found = list_metrics(layout.evaluations_on(model.version, model.dataset), store)
+    return max(found, key=lambda metrics: metrics.evaluated_at, default=None)
 
 
 def read_captions(metrics: Metrics, store: Bucket) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from pipeline.captioner import bundle, registry
 from pipeline.captioner.metadata import ModelMetadata, load_metadata
 from pipeline.data import dataset as datasets
 from pipeline.errors import PipelineError
+from pipeline.evaluation import card
 from pipeline.evaluation.drift import Profile
 from pipeline.evaluation.results import CAPTIONS, Metrics
 from pipeline.features import encoder as encoders
@@ -85,6 +86,8 @@ def import_model(version: str | None, *, source: Bucket, target: Bucket, promote
     )
     if is_new:
         json.write(metadata, layout.model_metadata(version), target, if_match=ABSENT)
+    # The one there may name evaluations that are not copied.
+    card.write(metadata, target)
     # Reports are rendered again without forgotten photographs, which needs the model.
     places = (layout.model_folder(version), layout.dataset_folder(dataset.id))
     sweep(forgotten, target, remove=True, prefixes=[f"{place}/" for place in places])

@@ -67,7 +67,7 @@ FOLDERS = {
     ),
     MODELS: (
         "The trained captioners: the models of the ensemble, each as a Keras model for GPUs and as OpenVINO networks "
-        "for CPUs, the vocabulary and the metadata of each captioner, and its evaluations. "
+        "for CPUs, the vocabulary and the metadata of each captioner, its evaluations, and a card that sums them up. "
         f"`{CHAMPION}` names the champion, which is the model that captions the nights, and holds the "
         "history of promotions."
     ),
@@ -113,6 +113,7 @@ PART_BYTES = 240
 """Maximum bytes between two slashes of a safe name; with a suffix it stays below the 255 bytes of a file name."""
 
 _MODEL_METADATA = "metadata.json"
+_MODEL_CARD = "card.md"
 _SHADOW = "shadow.parquet"
 _ENCODER_FILES = "files.json"
 _DATASET_TABLE = "dataset.parquet"
@@ -281,6 +282,11 @@ def model_of_metadata(key: str) -> str | None:
     return version if name == _MODEL_METADATA else None
 
 
+def model_card(version: str) -> str:
+    """The model card in Markdown: what the model learned from, its scores, errors and limits, on a page."""
+    return f"{model_folder(version)}/{_MODEL_CARD}"
+
+
 def shadow(version: str) -> str:
     """The captions of photographs in the inbox by a candidate, beside those of the champion, before its approval."""
     return f"{model_folder(version)}/{_SHADOW}"
@@ -399,10 +405,11 @@ def is_mutable(key: str) -> bool:
         key in (CHAMPION, CURRENT_CAPTIONS, CORRECTION_LOG, TOMBSTONES)
         or key.startswith(OPEN_SHARDS)
         or (key.startswith(ENCODERS) and key.rpartition("/")[2] == _ENCODER_FILES)
+        or (key.startswith(MODELS) and key.rpartition("/")[2] == _MODEL_CARD)
     )
 
 
-MUTABLE_PREFIXES = (CHAMPION, CURRENT_CAPTIONS, CORRECTION_LOG, TOMBSTONES, OPEN_SHARDS, ENCODERS)
+MUTABLE_PREFIXES = (MODELS, CURRENT_CAPTIONS, CORRECTION_LOG, TOMBSTONES, OPEN_SHARDS, ENCODERS)
 """Listing these prefixes finds all mutable objects."""
 
 

@@ -1,4 +1,4 @@
-"""Tracking in MLflow: the parameters, curves, scores and report of each training.
+"""Tracking in MLflow: the parameters, curves, scores, report and model card of each training.
 
 A run is updated, not appended to: each call passes everything known, and writes the part that MLflow lacks. A resumed
 training, and the evaluation in a later process, continue the same run without duplicate points, and the next call adds
@@ -35,6 +35,15 @@ EXPERIMENT = "captioner"
 
 REPORT = "report.html"
 """The artifact that is the report of a model."""
+
+CARD = "card.md"
+"""The artifact that is the card of a model."""
+
+DESCRIPTION = "mlflow.note.content"
+"""The tag that MLflow shows as the description of a run, in Markdown."""
+
+DESCRIPTION_LENGTH = 5000
+"""Maximum characters of a tag; later servers take 8,000."""
 
 PAUSE = 300.0
 """Seconds without another attempt after a failure: an unreachable server must not slow a training down."""
@@ -111,9 +120,15 @@ class Run:
 
         self._write(write)
 
-    def page(self, name: str, html: str) -> None:
+    def page(self, name: str, text: str) -> None:
         """Store a page as an artifact, in place of an earlier one of the same name."""
-        self._write(lambda client, run: client.log_text(run, html, name))
+        self._write(lambda client, run: client.log_text(run, text, name))
+
+    def card(self, markdown: str) -> None:
+        """Store the model card as an artifact, and as much of it as fits as the description that MLflow shows."""
+        self.page(CARD, markdown)
+        lines = markdown[: DESCRIPTION_LENGTH + 1].rpartition("\n")[0]
+        self._write(lambda client, run: client.set_tag(run, DESCRIPTION, lines))
 
     def replace_page(self, name: str, html: str) -> None:
         """Replace a page, if the run exists and has one of this name. Unlike the others, it raises MLflow's errors."""
@@ -209,13 +224,14 @@ def points(config: TrainingConfig, seed: int, epochs: "Sequence[Epoch]") -> list
     ]
 
 
-def record_evaluation(model: "ModelMetadata", metrics: "Metrics", report: str, uri: str) -> None:
-    """Record the scores and the report of a model, and the part of its training that is missing.
+def record_evaluation(model: "ModelMetadata", metrics: "Metrics", *, report: str, card: str, uri: str) -> None:
+    """Record the scores, the report and the card of a model, and the part of its training that is missing.
 
     Args:
         model: the model.
         metrics: its scores.
         report: the HTML of its report.
+        card: its card in Markdown.
         uri: of MLflow, as for ``Run``.
     """
     with Run(uri, model.version) as run:
@@ -224,6 +240,7 @@ def record_evaluation(model: "ModelMetadata", metrics: "Metrics", report: str, u
             run.curves(points(model.config, member.seed, member.epochs))
         run.scores({name: scores.corpus for name, scores in metrics.scores.items()})
         run.page(REPORT, report)
+        run.card(card)
 
 
 def replace_report(version: str, report: str, uri: str) -> None:

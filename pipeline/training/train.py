@@ -15,6 +15,7 @@ from pipeline.captioner.metadata import EnsembleMember, Epoch, ModelMetadata, lo
 from pipeline.config import TrainingConfig
 from pipeline.data.text import is_english
 from pipeline.data.vocabulary import embedding_matrix
+from pipeline.evaluation import card
 from pipeline.features import encoder as encoders
 from pipeline.storage import ABSENT, Bucket, DamagedObjectError, ObjectChangedError, layout
 from pipeline.training import loop, scst
@@ -94,6 +95,7 @@ def train_captioner(
         ensemble=ensemble,
     )
     metadata = save(models, data.vocabulary, metadata, store)
+    run.card(card.write(metadata, store))
     log.info("model %s is in %s", version, store.url(layout.model_folder(version)))
     return metadata
 

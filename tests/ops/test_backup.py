@@ -12,6 +12,7 @@ from pipeline.data import corrections
 from pipeline.data import dataset as datasets
 from pipeline.data.ingest import ingest
 from pipeline.errors import PipelineError
+from pipeline.evaluation import card
 from pipeline.evaluation.evaluate import evaluate_model
 from pipeline.evaluation.promotion_gate import GateConfig, run_gate
 from pipeline.features import encoder
@@ -22,6 +23,7 @@ from pipeline.storage import LocalBucket, layout, open_bucket
 from pipeline.training import inputs
 from tests.support import toy
 from tests.support.loading import load_once
+from tests.support.models import write_evaluation
 from tests.support.nights import night
 from tests.support.training import short
 
@@ -157,7 +159,7 @@ def test_nothing_in_the_store_holds_its_address(worked_on, trained):
         addresses.add(store.uri.rpartition("/")[2])
     objects = contents(store)
     suffixes = {key.rpartition(".")[2] for key in objects}
-    assert suffixes >= {"json", "parquet", "html", "keras", "npz", "version", "xml"}
+    assert suffixes >= {"json", "parquet", "html", "md", "keras", "npz", "version", "xml"}
     found = [
         key for key, data in objects.items() for text in texts(key, data) for address in addresses if address in text
     ]
@@ -185,12 +187,16 @@ def test_a_backup_of_a_store_in_use_is_consistent(worked_on, new_bucket, monkeyp
     """Whatever is written meanwhile, its champion can be loaded, with its encoder; the rest is copied next time."""
     store, _ = worked_on
     copy, champion = new_bucket(), registry.read_champion(store).version
+    model_card = store.get(layout.model_card(champion))
     listing = type(store).list
 
     def list_late(self, prefix=""):
         found = list(listing(self, prefix))
         if self is store and not prefix:
-            # When the whole store has been listed, another model becomes the champion.
+            # When the whole store has been listed, an evaluation ends, and another model becomes the champion.
+            metadata = bundle.load_metadata(champion, store)
+            write_evaluation(champion, store, cider=0.4, dataset=metadata.dataset)
+            card.write(metadata, store)
             store.put(layout.model_metadata("newer"), b"{}")
             store.put(layout.CHAMPION, b'{"version": "newer", "history": []}')
         return iter(found)
@@ -199,22 +205,26 @@ def test_a_backup_of_a_store_in_use_is_consistent(worked_on, new_bucket, monkeyp
     backup.back_up(store, copy)
     monkeypatch.undo()
     assert registry.read_champion(copy).version == champion
+    assert copy.get(layout.model_card(champion)) == model_card != store.get(layout.model_card(champion))
     _, metadata = bundle.load(champion, copy)
     encoder.load(metadata.encoder_id, copy)
     assert not copy.exists(layout.model_metadata("newer"))
     assert backup.back_up(store, copy).copied
     assert copy.exists(layout.model_metadata("newer"))
+    assert contents(copy) == contents(store)
 
 
 def test_what_is_completed_meanwhile_is_not_half_copied(tmp_path, monkeypatch):
     """A model that is finished between two listings is not complete in the backup, because a part may be missing."""
     store, target = open_bucket(str(tmp_path / "store")), open_bucket(str(tmp_path / "backup"))
     store.put("models/m0/ensemble", b"")
-    listing = type(store).list
+    listing, listed = type(store).list, []
 
     def list_late(self, prefix=""):
         found = list(listing(self, prefix))
-        if self is store and prefix == layout.MODELS:
+        listed.append(prefix)
+        # The first of these listings is for what is mutable.
+        if self is store and prefix == layout.MODELS and listed.count(prefix) == 2:
             store.put("models/m1/ensemble", b"")
             store.put(layout.model_metadata("m1"), b"{}")
         return iter(found)

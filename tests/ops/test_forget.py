@@ -22,6 +22,7 @@ from pipeline.data import corrections, ingest
 from pipeline.data import dataset as datasets
 from pipeline.data.images import content_hash
 from pipeline.errors import PipelineError
+from pipeline.evaluation import card
 from pipeline.evaluation.evaluate import _thumbnail, evaluate_model
 from pipeline.features import extraction
 from pipeline.features import store as feature_store
@@ -239,7 +240,7 @@ def test_reports_and_records_say_the_rest(local):
     store = local.store
     version = registry.read_champion(store).version
     keys = layout.evaluation(version, load_metadata(version, store).dataset, BEAM)
-    before = store.get(keys.report).decode()
+    before, model_card = store.get(keys.report).decode(), store.get(layout.model_card(version)).decode()
     pages = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweeping.mlflow, "replace_report", lambda *each: pages.append(each))
@@ -247,6 +248,8 @@ def test_reports_and_records_say_the_rest(local):
     page = store.get(keys.report).decode()
     assert (before.count("data:image"), page.count("data:image")) == (12, 9)
     assert pages == [(version, page, "sqlite:///mlflow.db")]
+    # A card names no photograph.
+    assert card.write(load_metadata(version, store), store) == model_card
     scores = "<figure.*"
     assert re.sub(scores, "", page, flags=re.DOTALL) == re.sub(scores, "", before, flags=re.DOTALL)
     record = runs.read_record(runs.NIGHT, "n2", store)

@@ -14,6 +14,7 @@ from pipeline.data import corrections
 from pipeline.data import dataset as datasets
 from pipeline.data.ingest import ingest
 from pipeline.errors import PipelineError
+from pipeline.evaluation import card
 from pipeline.evaluation.drift import test_profile as profile_of_test
 from pipeline.evaluation.evaluate import evaluate_model
 from pipeline.evaluation.promotion_gate import GateConfig, run_gate
@@ -147,6 +148,7 @@ def test_nothing_is_copied_twice(staging, production, inbox):
     production.put(model, b"damaged")
     production.put(network, b"damaged")
     assert move(staging, production) == 3  # the encoder is registered again
+    assert before.pop(layout.model_card(version)) != production.get(layout.model_card(version))
     assert contents(production).items() >= before.items()
 
 
@@ -201,7 +203,7 @@ def test_a_model_is_only_copied(staging, production, trained):
     """Without a promotion the champion stays, and the model can be judged or promoted as any other."""
     write_model("v0", production)
     registry.promote("v0", production)
-    write_model("v2", staging, dataset=trained.inputs.dataset, encoder_id=trained.inputs.encoder_id)
+    copy_as("v2", staging)
     write_evaluation("v2", staging, cider=0.5, dataset=trained.inputs.dataset)
     staging.put(layout.evaluation("v2", trained.inputs.dataset, BEAM).report, b"<html>")
     move(staging, production, "v2", promote=False)
@@ -209,6 +211,17 @@ def test_a_model_is_only_copied(staging, production, trained):
     assert candidate_metrics("v2", BEAM, production).cider == 0.5
     move(staging, production, "v2")
     assert registry.read_champion(production).history[-1].reason == "imported"
+
+
+def test_the_card_is_about_what_was_copied(staging, production, trained):
+    """It is the same as in the other store, but for evaluations on other datasets, which are not copied."""
+    version = trained.model.version
+    key, before = layout.model_card(version), staging.get(layout.model_card(version))
+    write_evaluation(version, staging, cider=0.5)
+    card.write(trained.model, staging)
+    assert staging.get(key) != before
+    move(staging, production)
+    assert production.get(key) == before
 
 
 def test_what_is_about_the_other_inbox_stays(staging, production, inbox):

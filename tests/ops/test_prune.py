@@ -24,7 +24,7 @@ LATER = datetime.now(UTC) + timedelta(days=1)
 
 def model(version, store, *, encoder_id="e-1", promoted=True):
     """Write the files and an evaluation of a model, its encoder and features; promote it unless told otherwise."""
-    for name in ("model-0.keras", "vocabulary.json"):
+    for name in ("model-0.keras", "vocabulary.json", "card.md"):
         store.put(f"{layout.model_folder(version)}/{name}", b"x")
     write_model(version, store, encoder_id=encoder_id)
     write_evaluation(version, store, cider=0.4)

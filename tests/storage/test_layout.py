@@ -103,7 +103,10 @@ def test_what_makes_others_complete() -> None:
     assert layout.is_completion_marker(layout.dataset_table(DATASET))
     assert not layout.is_completion_marker(layout.evaluation("m1", DATASET, DecodingConfig()).captions)
     assert not layout.is_completion_marker("runs/metrics.json")
-    mutable = [layout.CHAMPION, layout.open_shards("features-e1"), layout.encoder_files("e1")]
+    mutable = [
+        *(layout.CHAMPION, layout.open_shards("features-e1")),
+        *(layout.encoder_files("e1"), layout.model_card("m1")),
+    ]
     assert all(map(layout.is_mutable, mutable))
     assert all(key.startswith(layout.MUTABLE_PREFIXES) for key in mutable)
     immutable = (layout.model_metadata("m1"), layout.shard("s"), layout.run_record("night", RUN))

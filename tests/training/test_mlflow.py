@@ -180,6 +180,18 @@ def test_a_report_is_replaced_where_there_is_one(database):
         tracking.replace_report("with report", "", "http://127.0.0.1:1")
 
 
+def test_a_card_that_is_too_long_for_a_description(database):
+    """The description ends with the last line that fits, and the artifact is the whole card."""
+    card = "".join(f"- line {number}\n" for number in range(1000))
+    with tracking.Run(database, "long card") as run:
+        run.card(card)
+    run, _ = recorded(database, "long card")
+    description = run.data.tags[tracking.DESCRIPTION]
+    assert card.startswith(f"{description}\n")
+    assert 4980 < len(description) <= tracking.DESCRIPTION_LENGTH
+    assert artifact(database, run, tracking.CARD) == card
+
+
 def test_the_status_of_a_resumed_training(database):
     """Its status is failed, then running again, then finished, which a failing evaluation does not change."""
     with pytest.raises(ZeroDivisionError), tracking.Run(database, "resumed") as run:
@@ -345,6 +357,10 @@ def test_a_model_is_recorded_from_training_to_report(database, trained, tmp_path
     for member in model.ensemble:
         expected = [(epoch.epoch, epoch.dev_cider) for epoch in member.epochs]
         assert points[f"seed-{member.seed}/dev_cider"] == expected
+    card = store.get(layout.model_card(model.version)).decode()
+    assert artifact(database, run, "card.md") == card
+    assert f"{run.data.tags['mlflow.note.content']}\n" == card
+    assert "It has not been evaluated." in card
 
     unrecorded = trained.model
     toy.copy(trained.store, store, layout.model_folder(unrecorded.version))
@@ -352,11 +368,14 @@ def test_a_model_is_recorded_from_training_to_report(database, trained, tmp_path
         unrecorded.version, store=store, decoding=DecodingConfig(beam_width=2), max_failed_fraction=0
     )
     report = store.get(layout.evaluation(unrecorded.version, metrics.dataset, metrics.decoding).report).decode()
-    tracking.record_evaluation(unrecorded, metrics, report, database)
+    card = store.get(layout.model_card(unrecorded.version)).decode()
+    tracking.record_evaluation(unrecorded, metrics, report=report, card=card, uri=database)
     run, points = recorded(database, unrecorded.version)
     assert points["chosen/CIDEr"] == [(0, pytest.approx(metrics.cider))]
     assert [step for step, _ in points["loss"]] == list(range(1, toy.CONFIG.epochs + 1))
     assert artifact(database, run, "report.html") == report
+    assert artifact(database, run, "card.md") == card
+    assert f"{run.data.tags['mlflow.note.content']}\n" == card
 
 
 def test_the_evaluation_knows_nothing_of_mlflow():
