@@ -354,6 +354,15 @@ def report(version: str, store: Bucket) -> bytes:
     return store.get(layout.evaluation(version, metrics.dataset, metrics.decoding).report)
 
 
+def card(version: str, store: Bucket) -> str:
+    """The card of a model in Markdown. Raises ``PipelineError`` if there is no such model, or no card."""
+    load_metadata(version, store)
+    try:
+        return store.get(layout.model_card(version)).decode(errors="replace")
+    except ObjectNotFoundError:
+        raise PipelineError(f"Model {version} has no card: `captioning evaluate {version}` writes it.") from None
+
+
 def nights(store: Bucket, *, limit: int, damaged: list[str]) -> list[NightRecord]:
     """The records of the last nights, the newest first; ``damaged`` as for ``list_records``."""
     records = islice(runs.list_records(runs.NIGHT, store, damaged=damaged), limit)

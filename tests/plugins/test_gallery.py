@@ -357,7 +357,7 @@ def test_nothing_outside_is_read(visit, post_correction, buckets, key):
     assert visit("/thumbnail", params={"key": key}).status_code == 404
     assert post_correction({**WORDS, "image_key": key, "image_etag": "e"}).status_code == 422
     assert visit("/corrections/pictures/" + quote(key, safe="")).headers["content-type"] != "image/jpeg"
-    for path in ("/static/..%2Froutes.py", "/static/routes.py", "/models/..%2F..%2Fsecret/report", "/models/../report"):
+    for path in ("/static/..%2Froutes.py", "/static/routes.py", "/models/..%2F..%2Fsecret/report", "/models/../card"):
         assert visit(path).status_code == 404
     assert corrections.count(buckets[0]) == 0
 
@@ -613,7 +613,8 @@ def test_viewers_do_not_learn_where_the_store_is(visit, post_correction, buckets
     runs.write_record(record.model_copy(update={"errors": {message: 2}}), store)
     headers = {"Accept": accept}
     answers = [
-        visit(path, headers=headers) for path in ("/", "/nights", "/models", "/models/m2/report", "/image?key=x")
+        visit(path, headers=headers)
+        for path in ("/", "/nights", "/models", "/models/m2/report", "/models/m2/card", "/image?key=x")
     ]
     (store.root / layout.CORRECTION_LOG).parent.mkdir(exist_ok=True)
     store.put(layout.correction("2026-01-01", "c"), b"{")
@@ -753,6 +754,30 @@ def test_a_report_is_shown_and_runs_nothing(visit, trained, buckets):
         answer = visit(f"/models/{version}/report")
         assert (answer.status_code, answer.content) == (200, report)
         assert answer.headers["content-security-policy"].startswith("sandbox; default-src 'none'")
+
+
+def test_a_card_is_shown(visit, trained, buckets):
+    """Its headings, lists and tables; all else is text, so that nothing in it can be followed or run."""
+    store, _, _ = buckets
+    version = trained.model.version
+    missing = visit("/models/m2/card")
+    assert (missing.status_code, "There is no model 'm2'" in missing.json()["detail"]) == (404, True)
+    toy.copy(trained.store, store, layout.MODELS)
+    assert f'<a href="models/{version}/card">Card</a>' in visit("/models").text
+    page = visit(f"/models/{version}/card").text
+    assert f"<h1>Model {version}</h1>" in page and "<h2>Limits</h2>" in page
+    assert f"<li>Dataset: {trained.model.dataset}</li>" in page
+    assert "<th>best epoch</th>" in page and str(store.root.parent) not in page
+    store.put(layout.model_card(version), f"# {HOSTILE}\n\n[a](b) ![c](d) <i>e</i> https://f.example\n".encode())
+    page = visit(f"/models/{version}/card").text
+    assert "onerror" in page and "<img" not in page
+    assert "[a](b) ![c](d) &lt;i&gt;e&lt;/i&gt; https://f.example" in page
+    store.delete(layout.model_card(version))
+    missing = visit(f"/models/{version}/card")
+    assert (missing.status_code, f"`captioning evaluate {version}` writes it" in missing.json()["detail"]) == (
+        404,
+        True,
+    )
 
 
 def test_filters_of_a_form_come_through(visit):

@@ -15,6 +15,8 @@ from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markdown_it import MarkdownIt
+from markupsafe import Markup
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -122,6 +124,9 @@ pages = Environment(loader=FileSystemLoader(FOLDER / "templates"), autoescape=Tr
 pages.globals["airflow"] = read_airflow_settings
 pages.filters["probability"] = lambda log_prob: f"{math.exp(log_prob):.2f}"
 pages.filters["query"] = lambda values: urlencode({name: value for name, value in values.items() if value})
+
+# Only what a card is made of: no HTML, no links, no pictures.
+markdown = MarkdownIt("zero").enable(["escape", "heading", "list", "table"])
 
 Store = Annotated[Bucket, Depends(dependencies.store)]
 Inbox = Annotated[Bucket, Depends(dependencies.inbox)]
@@ -244,6 +249,17 @@ def show_report(version: str, store: Store) -> HTMLResponse:
     # The report contains its styles and pictures, and needs no scripts.
     policy = "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'self'"
     return HTMLResponse(report, headers={"Content-Security-Policy": policy})
+
+
+@app.get("/models/{version}/card")
+@limits.pages.run
+def show_card(request: Request, version: str, store: Store) -> HTMLResponse:
+    """The card of a model."""
+    try:
+        card = browse.card(version, store)
+    except PipelineError as error:
+        raise HTTPException(status.HTTP_404_NOT_FOUND, str(error)) from error
+    return page(request, "card.html", version=version, card=Markup(markdown.render(card)))  # noqa: S704 - escaped
 
 
 @app.get("/try")
