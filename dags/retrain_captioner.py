@@ -33,7 +33,7 @@ with matching_plugin(__file__):
     from captioning.links import page_url
     from captioning.operators import DEFAULT_ARGS, PipelineOperator, end_run, extract_features
     from captioning.settings import read_settings
-    from pipeline.config import DecodingConfig, TrainingConfig, describe_bounds
+    from pipeline.config import WORDING, DecodingConfig, TrainingConfig, describe_bounds
 
 PROMOTE, KEEP = "Promote", "Keep as a candidate"
 """The possible answers of a person."""
@@ -73,6 +73,8 @@ def params_of(model: type[BaseModel], section: str) -> dict[str, Param]:
     """The fields of a configuration as fields of the form, with the names, defaults, bounds and descriptions there."""
     params = {}
     for name, schema in model.model_json_schema()["properties"].items():
+        if name in WORDING:
+            continue  # a setting of the deployment
         # The form takes fractions of every number, and what it shows of the server's refusal names no field.
         whole = ["a whole number"] if schema["type"] == "integer" else []
         bounds = ", ".join([*whole, describe_bounds(schema)])

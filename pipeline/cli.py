@@ -356,7 +356,7 @@ def evaluate(
     metrics = evaluate_model(
         version,
         store=store,
-        decoding=DecodingConfig(beam_width=beam_width, mbr_samples=mbr_samples),
+        decoding=_decoding(beam_width, mbr_samples),
         max_failed_fraction=settings.max_failed_fraction,
     )
     report = layout.evaluation(version, metrics.dataset, metrics.decoding).report
@@ -393,7 +393,7 @@ def evaluate_champion(
     from pipeline.evaluation.evaluate import evaluate_model
     from pipeline.evaluation.results import candidate_metrics, comparable_metrics, format_scores
 
-    store, decoding = _store(), DecodingConfig(beam_width=beam_width, mbr_samples=mbr_samples)
+    store, decoding = _store(), _decoding(beam_width, mbr_samples)
     candidate = candidate_metrics(version, decoding, store)
     champion = find_champion(store)
     if champion is None:
@@ -434,7 +434,7 @@ def compare(
     from pipeline.nightly import shadow
 
     settings, store = read_settings(), _store()
-    decoding = DecodingConfig(beam_width=beam_width, mbr_samples=mbr_samples)
+    decoding = _decoding(beam_width, mbr_samples)
     sections = [comparison.compare(version, decoding=decoding, store=store)]
     if settings.shadow:
         of_inbox = shadow.compare(
@@ -471,7 +471,7 @@ def gate(
     record = promotion_gate.run_gate(
         version,
         run=run,
-        decoding=DecodingConfig(beam_width=beam_width, mbr_samples=mbr_samples),
+        decoding=_decoding(beam_width, mbr_samples),
         config=promotion_gate.GateConfig(policy=promotion_gate.Policy(policy), tolerance=tolerance, floor=floor),
         store=_store(),
         approval=None if approved is None else promotion_gate.Approval(promote=approved, by=by),
@@ -640,7 +640,7 @@ def caption(
         captioned = on_demand.caption(
             pictures,
             version=model,
-            decoding=DecodingConfig(beam_width=beam_width, mbr_samples=mbr_samples),
+            decoding=_decoding(beam_width, mbr_samples),
             alternatives=alternatives,
             store=_store(),
         )
@@ -990,6 +990,11 @@ def _inbox() -> "Bucket":
     from pipeline.storage import open_bucket
 
     return open_bucket(read_settings().inbox)
+
+
+def _decoding(beam_width: int, mbr_samples: int) -> DecodingConfig:
+    """The decoding of these options, in the wording of the settings."""
+    return read_settings().decoding.model_copy(update={"beam_width": beam_width, "mbr_samples": mbr_samples})
 
 
 def _store() -> "Bucket":

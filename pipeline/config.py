@@ -1,6 +1,7 @@
 """Training and decoding configuration: the one place for defaults and bounds, read by library, command line and DAG."""
 
 import difflib
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -116,11 +117,20 @@ class DecodingConfig(BaseModel):
         title="MBR samples",
         description="Sampled captions by which minimum Bayes risk (MBR) decoding reranks the beam; 0 for none",
     )
+    forbidden_words: tuple[str, ...] = Field((), description="Words that are never written, in any order")
 
     def __str__(self) -> str:
+        parts = ["greedy" if self == self.greedy else f"beam {self.beam_width}"]
         if self.mbr_samples:
-            return f"beam {self.beam_width}, {self.mbr_samples} MBR samples"
-        return "greedy" if self.beam_width == 1 else f"beam {self.beam_width}"
+            parts.append(f"{self.mbr_samples} MBR samples")
+        if self.forbidden_words:
+            parts.append(f"without {', '.join(self.forbidden_words)}")
+        return ", ".join(parts)
+
+    @property
+    def greedy(self) -> "DecodingConfig":
+        """Greedy search with the same wording."""
+        return self.model_copy(update={"beam_width": 1, "mbr_samples": 0})
 
     @property
     def options(self) -> str:
@@ -129,12 +139,21 @@ class DecodingConfig(BaseModel):
 
     @property
     def slug(self) -> str:
-        """A short name for keys in the store: ``greedy``, ``beam5``, ``beam5-mbr100``."""
-        beam = "greedy" if self.beam_width == 1 else f"beam{self.beam_width}"
-        return f"{beam}-mbr{self.mbr_samples}" if self.mbr_samples else beam
+        """A short name for keys in the store: ``greedy``, ``beam5``, ``beam5-mbr100-without-1a2b3c4d``."""
+        parts = ["greedy" if self.beam_width == 1 else f"beam{self.beam_width}"]
+        if self.mbr_samples:
+            parts.append(f"mbr{self.mbr_samples}")
+        if self.forbidden_words:
+            words = hashlib.sha256(",".join(self.forbidden_words).encode()).hexdigest()
+            parts.append(f"without-{words[:8]}")
+        return "-".join(parts)
 
 
 GREEDY = DecodingConfig(beam_width=1)
+
+WORDING = ("forbidden_words",)
+"""The fields of ``DecodingConfig`` that are settings of the deployment, so that they hold for all captions alike; the
+others are options of a run."""
 
 BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
 """The bounds of a JSON schema, in words."""

@@ -82,6 +82,11 @@ class Settings(BaseSettings):
         le=1000,
         description="sampled captions for minimum Bayes risk decoding of the nightly captions; 0 for none",
     )
+    forbidden_words: str = Field(
+        "",
+        description="words that no caption is written with, separated by commas, such as `fat,ugly`; each form of a "
+        "word is a word of its own; see [wording](tuning.md#wording)",
+    )
     max_failed_fraction: float = Field(
         0.05, ge=0, le=1, description="share of the images of a run that may fail before the run fails"
     )
@@ -136,7 +141,10 @@ class Settings(BaseSettings):
     @property
     def decoding(self) -> DecodingConfig:
         """How the nightly captions are decoded."""
-        return DecodingConfig(beam_width=self.beam_width, mbr_samples=self.mbr_samples)
+        words = {word.strip() for word in self.forbidden_words.split(",")} - {""}
+        return DecodingConfig(
+            beam_width=self.beam_width, mbr_samples=self.mbr_samples, forbidden_words=tuple(sorted(words))
+        )
 
 
 def read_settings() -> Settings:

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from captioning.settings import AirflowSettings
 from pipeline.captioner import bundle
 from pipeline.cli import app
-from pipeline.config import DecodingConfig, TrainingConfig, describe_bounds
+from pipeline.config import WORDING, DecodingConfig, TrainingConfig, describe_bounds
 from pipeline.data import corrections
 from pipeline.data.annotations import dataset_schema
 from pipeline.evaluation import results
@@ -32,6 +32,7 @@ SETTINGS: dict[str, tuple[type[BaseModel], Sequence[str]]] = {
     "Runs": (Settings, ["shard_size", "max_failed_fraction", "tracking_uri"]),
     "Listing of the inbox": (Settings, ["inbox_include", "inbox_exclude", "max_shrink_fraction"]),
     "Nightly captions": (Settings, ["night_limit", "beam_width", "mbr_samples", "sidecars", "drift_limit"]),
+    "Wording of all captions": (Settings, ["forbidden_words"]),
     "Retraining": (Settings, ["retrain_after_corrections", "retrain_after_drift", "shadow"]),
     "Schedule": (AirflowSettings, ["night_schedule", "retraining_schedule", "timezone", "scheduled_promotion"]),
     "Nights that uploads start": (AirflowSettings, ["arrival_delay", "inbox_queue"]),
@@ -239,7 +240,7 @@ def render_configuration() -> str:
         ),
         ("Promotion gate", "In the form, `policy` is called *Promotion*.", GateConfig),
     ):
-        rows = _fields(model, model.model_fields)
+        rows = _fields(model, [name for name in model.model_fields if name not in WORDING])
         blocks += [f"### {title}", text, _table(["field", "default", "description"], rows)]
     return _document("Configuration", blocks)
 

@@ -962,6 +962,13 @@ def helped():
     return json.loads(done.stdout)
 
 
+def test_all_commands_decode_in_the_wording_of_the_settings(monkeypatch):
+    """The options of a decoding change nothing of the words that the deployment forbids."""
+    monkeypatch.setenv("CAPTION_FORBIDDEN_WORDS", "ugly, fat")
+    monkeypatch.setenv("CAPTION_BEAM_WIDTH", "9")
+    assert cli._decoding(3, 40) == DecodingConfig(beam_width=3, mbr_samples=40, forbidden_words=("fat", "ugly"))
+
+
 def test_help_lists_every_argument(helped):
     """There is help for every command, and it names all its arguments and options."""
     assert helped["texts"].keys() == COMMANDS.keys()

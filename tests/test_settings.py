@@ -34,6 +34,14 @@ def test_all_variables_may_be_set_together(monkeypatch, kind):
     load_settings(kind)
 
 
+@pytest.mark.parametrize(
+    ("value", "words"), [("", ()), ("fat", ("fat",)), (" ugly, fat,,hot dog,fat ", ("fat", "hot dog", "ugly"))]
+)
+def test_forbidden_words_are_separated_by_commas(value, words):
+    """Their order and number do not matter, so that the same words are the same decoding."""
+    assert Settings(forbidden_words=value).decoding.forbidden_words == words
+
+
 def test_the_settings_of_data_are_known():
     """Those that are below the folder of all data by default are passed to a child whose code is elsewhere."""
     below = {name for name, field in Settings.model_fields.items() if str(DATA) in str(field.default)}

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -12,11 +13,12 @@ import numpy.typing as npt
 from pipeline.captioner.mbr import rerank
 from pipeline.captioner.sentences import Decoded, Sentences
 from pipeline.config import ENGLISH, DecodingConfig
-from pipeline.data.text import allows_repeats
-from pipeline.data.vocabulary import PAD, Vocabulary
+from pipeline.data.text import allows_repeats, clean
+from pipeline.data.vocabulary import PAD, SPECIAL_WORDS, Vocabulary
+from pipeline.errors import PipelineError
 from pipeline.features.crops import mean_crop
 from pipeline.features.store import Features
-from pipeline.progress import track
+from pipeline.progress import counted, track
 
 log = logging.getLogger(__name__)
 
@@ -38,15 +40,22 @@ class Decoder(Protocol):
         """Whether it needs the regions of images."""
 
     def decode(
-        self, features: Features, decoding: DecodingConfig, *, max_length: int, allow_repeats: bool
+        self,
+        features: Features,
+        decoding: DecodingConfig,
+        *,
+        max_length: int,
+        allow_repeats: bool,
+        forbidden_words: Sequence[int],
     ) -> Iterator[Decoded]:
         """The beams of N images, one batch after the other, in their order.
 
         Args:
             features: vectors (N, D) and, if it attends, regions.
-            decoding: how captions are decoded.
+            decoding: how captions are decoded; the words that it forbids are those of ``forbidden_words``.
             max_length: words after which a caption is cut.
             allow_repeats: whether words may repeat.
+            forbidden_words: ids of words that are never written.
         """
 
     def standardize(self, vectors: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
@@ -67,6 +76,7 @@ class Captioner:
         self.vocabulary = vocabulary
         self.max_length = max_length
         self.allow_repeats = allows_repeats(language)
+        self._forbidden_ids = cache(self._find_forbidden_words)
 
     @property
     def attends(self) -> bool:
@@ -83,6 +93,9 @@ class Captioner:
         Args:
             features: of N images, with regions if the captioner attends to them; the mean of the crops is captioned.
             decoding: how captions are decoded.
+
+        Raises:
+            PipelineError: what the decoding forbids is not a word, or is every word.
         """
         batches = self._decode(features, decoding)
         beams = (beam for sentences in batches for beam in zip(*sentences, strict=True))
@@ -122,6 +135,32 @@ class Captioner:
     def _decode(self, features: Features, decoding: DecodingConfig) -> Iterator[Sentences]:
         """The sentences of one batch after the other, as arrays."""
         features = mean_crop(features if self.attends else Features(features.vectors))
-        decoded = self.decoder.decode(features, decoding, max_length=self.max_length, allow_repeats=self.allow_repeats)
+        decoded = self.decoder.decode(
+            features,
+            decoding,
+            max_length=self.max_length,
+            allow_repeats=self.allow_repeats,
+            forbidden_words=self._forbidden_ids(decoding.forbidden_words),
+        )
         for beam, samples in decoded:
             yield beam if samples is None else rerank(beam, samples, self.vocabulary.information)
+
+    def _find_forbidden_words(self, texts: tuple[str, ...]) -> tuple[int, ...]:
+        """The ids of forbidden words; the log names those that the vocabulary does not have."""
+        words = {text: clean(text, self.vocabulary.language) for text in texts}
+        for text, found in words.items():
+            if len(found) != 1:
+                raise PipelineError(
+                    f"CAPTION_FORBIDDEN_WORDS: {text!r} is {counted(len(found), 'word')}, not one. Separate words by "
+                    "commas; a phrase can't be forbidden."
+                )
+        ids = {word: self.vocabulary.find(word) for [word] in words.values()}
+        if unknown := [word for word, number in ids.items() if number is None]:
+            log.info("forbidden words that the model does not know anyway: %s", ", ".join(unknown))
+        known = tuple(sorted(number for number in ids.values() if number is not None))
+        if len(known) == len(self.vocabulary) - len(SPECIAL_WORDS):
+            raise PipelineError(
+                "CAPTION_FORBIDDEN_WORDS forbids every word of the model, so that no caption can be written: forbid "
+                "fewer words."
+            )
+        return known

@@ -15,8 +15,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from pipeline.captioner.sentences import Rows, Sentences, State, Tensor, require_positive
-from pipeline.data.vocabulary import END, PAD, START, UNKNOWN
+from pipeline.captioner.sentences import NEVER_WRITTEN, Rows, Sentences, State, Tensor, require_positive
+from pipeline.data.vocabulary import END, PAD, START
 
 BATCH_SIZES = 8
 """Batch sizes of the calls of the model, multiples of an eighth of all rows. The step is compiled once for each."""
@@ -29,7 +29,13 @@ Step = Callable[[Tensor, State, Rows], tuple[Tensor, State]]
 
 
 def beam_search(
-    step: Step, state: State, *, beam_width: int, max_length: int, allow_repeats: bool = False
+    step: Step,
+    state: State,
+    *,
+    beam_width: int,
+    max_length: int,
+    allow_repeats: bool = False,
+    forbidden_words: Sequence[int] = (),
 ) -> Sentences:
     """The ``beam_width`` best sentences of each sequence, best first. A width of 1 is greedy search.
 
@@ -45,6 +51,7 @@ def beam_search(
         beam_width: sentences kept for each sequence, K.
         max_length: words after which a sentence is cut, T.
         allow_repeats: for languages that repeat words where English does not.
+        forbidden_words: further words that are never generated.
 
     Raises:
         PipelineError: ``beam_width`` or ``max_length`` is below 1.
@@ -53,7 +60,7 @@ def beam_search(
     first_row = ops.arange(ops.shape(state[0])[0], dtype="int32")[:, None] * beam_width
 
     def propose(position: Tensor, log_probs: Tensor, rows: Tensor, last: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        forbidden = _forbidden_words(last, allow_repeats=allow_repeats)
+        forbidden = _forbidden_words(last, forbidden_words, allow_repeats=allow_repeats)
         if not allow_repeats:
             forbidden = ops.concatenate([forbidden, _trigram_repeats(ids, position)], axis=1)
         # The K best extensions of a sequence are among the K best of each of its beams.
@@ -75,17 +82,25 @@ def beam_search(
     return _decode(step, state, propose, choose, start=start, max_length=max_length)
 
 
-def sample(step: Step, state: State, *, uniforms: Tensor, allow_repeats: bool = False) -> Sentences:
+def sample(
+    step: Step,
+    state: State,
+    *,
+    uniforms: Tensor,
+    allow_repeats: bool = False,
+    forbidden_words: Sequence[int] = (),
+) -> Sentences:
     """Sample K sentences of each sequence, word by word, from the distribution of the model.
 
-    The probability of forbidden words (padding, start, unknown, a repeated word) is redistributed over the others;
-    ``log_probs`` are those of the model, before this redistribution.
+    The probability of forbidden words (padding, start, unknown, a repeated word, and those that are named) is
+    redistributed over the others; ``log_probs`` are those of the model, before this redistribution.
 
     Args:
         step: the model.
         state: the initial state, with one row for each of the B sequences.
         uniforms: (B, K, T) float32, uniform random numbers in [0, 1), one per word; the samples are cut after T words.
         allow_repeats: whether a word may directly follow itself.
+        forbidden_words: further words that are never generated.
 
     Raises:
         PipelineError: K or T is below 1.
@@ -97,7 +112,7 @@ def sample(step: Step, state: State, *, uniforms: Tensor, allow_repeats: bool = 
 
     def propose(position: Tensor, log_probs: Tensor, rows: Tensor, last: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         chosen = ops.take(ops.take(uniforms, position, axis=1), rows)
-        allowed = _mask_words(log_probs, _forbidden_words(last, allow_repeats=allow_repeats))
+        allowed = _mask_words(log_probs, _forbidden_words(last, forbidden_words, allow_repeats=allow_repeats))
         words = _sample_index(ops.softmax(allowed), chosen)[:, None]
         return ops.take_along_axis(log_probs, words, axis=1), words
 
@@ -226,10 +241,12 @@ def _is_finished(last: Tensor) -> Tensor:
     return (last == END) | (last == PAD)
 
 
-def _forbidden_words(last: Tensor, *, allow_repeats: bool) -> Tensor:
-    """The words that must not follow the last ones (M,): (M, 3) or, with these themselves, (M, 4)."""
-    special = [ops.full_like(last, word) for word in (PAD, START, UNKNOWN)]
-    return ops.stack(special if allow_repeats else [*special, last], axis=1)
+def _forbidden_words(last: Tensor, forbidden_words: Sequence[int], *, allow_repeats: bool) -> Tensor:
+    """The words that must not follow the last ones (M,): N that must not be written at all, (M, N), or with the last
+    ones themselves (M, N + 1)."""
+    always = ops.convert_to_tensor([*NEVER_WRITTEN, *forbidden_words], dtype="int32")
+    always = ops.broadcast_to(always, (ops.shape(last)[0], always.shape[0]))
+    return always if allow_repeats else ops.concatenate([always, last[:, None]], axis=1)
 
 
 def _trigram_repeats(ids: Tensor, position: Tensor) -> Tensor:

@@ -30,14 +30,20 @@ class KerasDecoder:
 
     def __init__(self, models: Sequence["keras.Model"]) -> None:
         self.models = models
-        self._compiled: dict[tuple[DecodingConfig, int, bool], CompiledFunction] = {}
+        self._compiled: dict[tuple[DecodingConfig, int, bool, tuple[int, ...]], CompiledFunction] = {}
         self.attends = any(map(attends, models))
 
     def decode(
-        self, features: Features, decoding: DecodingConfig, *, max_length: int, allow_repeats: bool
+        self,
+        features: Features,
+        decoding: DecodingConfig,
+        *,
+        max_length: int,
+        allow_repeats: bool,
+        forbidden_words: Sequence[int],
     ) -> Iterator[Decoded]:
         """The beams of one batch after the other."""
-        key = decoding, max_length, allow_repeats
+        key = decoding, max_length, allow_repeats, tuple(forbidden_words)
         if key not in self._compiled:
             self._compiled[key] = self._compile(*key)
         # One size for all batches, so that decoding is compiled once; a power of two, so that sizes recur.
@@ -73,7 +79,9 @@ class KerasDecoder:
             of_models.append(np.stack(weights, axis=1))
         return np.mean(of_models, axis=0)  # type: ignore[no-any-return]
 
-    def _compile(self, decoding: DecodingConfig, max_length: int, allow_repeats: bool) -> "CompiledFunction":
+    def _compile(
+        self, decoding: DecodingConfig, max_length: int, allow_repeats: bool, forbidden_words: Sequence[int]
+    ) -> "CompiledFunction":
         """A function of the inputs of images to the beam and, for MBR decoding, the ids of the samples."""
         from keras import ops
 
@@ -83,12 +91,20 @@ class KerasDecoder:
             images, state = encode_images(self.models, inputs)
             step = partial(decode_step, self.models, images)
             beam = beam_search(
-                step, state, beam_width=decoding.beam_width, max_length=max_length, allow_repeats=allow_repeats
+                step,
+                state,
+                beam_width=decoding.beam_width,
+                max_length=max_length,
+                allow_repeats=allow_repeats,
+                forbidden_words=forbidden_words,
             )
             if not decoding.mbr_samples:
                 return (beam,)
             uniforms = stratified_uniforms(decoding.mbr_samples, max_length)
             uniforms = ops.broadcast_to(uniforms, (ops.shape(inputs["features"])[0], *uniforms.shape))
-            return beam, sample(step, state, uniforms=uniforms, allow_repeats=allow_repeats).ids
+            samples = sample(
+                step, state, uniforms=uniforms, allow_repeats=allow_repeats, forbidden_words=forbidden_words
+            )
+            return beam, samples.ids
 
         return CompiledFunction(decode, self.models)

@@ -131,7 +131,13 @@ class NetworkDecoder:
         self._pool = ThreadPoolExecutor(min(self._models[0].threads, MAX_THREADS))
 
     def decode(
-        self, features: Features, decoding: DecodingConfig, *, max_length: int, allow_repeats: bool
+        self,
+        features: Features,
+        decoding: DecodingConfig,
+        *,
+        max_length: int,
+        allow_repeats: bool,
+        forbidden_words: Sequence[int],
     ) -> Iterator[Decoded]:
         """The beams of one batch after the other; several threads decode one each."""
         captions = BATCH_FLOATS // self._models[0].words
@@ -146,6 +152,7 @@ class NetworkDecoder:
                 beam_width=decoding.beam_width,
                 max_length=max_length,
                 allow_repeats=allow_repeats,
+                forbidden_words=forbidden_words,
             )
             if uniforms is None:
                 return beam, None
@@ -156,6 +163,7 @@ class NetworkDecoder:
                     *self._step_of([[array[first : first + few] for array in image] for image in images]),
                     uniforms=uniforms,
                     allow_repeats=allow_repeats,
+                    forbidden_words=forbidden_words,
                 )
                 for first in range(0, len(batch), few)
             ]

@@ -4,14 +4,14 @@ Nights and `captioning caption` use it on CPUs, where it starts without Keras. T
 that are not finished, however many these are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.captioner.sentences import Rows, Sentences, require_positive
-from pipeline.data.vocabulary import END, PAD, START, UNKNOWN
+from pipeline.captioner.sentences import NEVER_WRITTEN, Rows, Sentences, require_positive
+from pipeline.data.vocabulary import END, PAD, START
 
 Ids = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
@@ -27,7 +27,13 @@ and the next state)."""
 
 
 def beam_search(
-    step: Step, state: State, *, beam_width: int, max_length: int, allow_repeats: bool = False
+    step: Step,
+    state: State,
+    *,
+    beam_width: int,
+    max_length: int,
+    allow_repeats: bool = False,
+    forbidden_words: Sequence[int] = (),
 ) -> Sentences:
     """The ``beam_width`` best sentences of each sequence, best first, as ``decoding.beam_search`` finds them.
 
@@ -37,15 +43,17 @@ def beam_search(
         beam_width: sentences kept for each sequence, K.
         max_length: words after which a sentence is cut, T.
         allow_repeats: whether words and trigrams may repeat.
+        forbidden_words: further words that are never generated.
 
     Raises:
         PipelineError: ``beam_width`` or ``max_length`` is below 1.
     """
     require_positive(beam_width, max_length)
     first_row = np.arange(len(state[0]))[:, None] * beam_width
+    forbidden = [*NEVER_WRITTEN, *forbidden_words]
 
     def propose(position: int, log_probs: Floats, rows: Indices, last: Ids, ids: Ids) -> tuple[Floats, Ids]:
-        _forbid(log_probs, last, allow_repeats=allow_repeats)
+        _forbid(log_probs, last, forbidden, allow_repeats=allow_repeats)
         if not allow_repeats and position > 2:
             repeats = _trigram_repeats(ids, position)
             log_probs[np.arange(len(ids))[:, None], repeats] = -np.inf
@@ -68,7 +76,14 @@ def beam_search(
     return _decode(step, state, propose, choose, start=start, max_length=max_length)
 
 
-def sample(step: Step, state: State, *, uniforms: Floats, allow_repeats: bool = False) -> Ids:
+def sample(
+    step: Step,
+    state: State,
+    *,
+    uniforms: Floats,
+    allow_repeats: bool = False,
+    forbidden_words: Sequence[int] = (),
+) -> Ids:
     """Sample K sentences of each sequence, word by word, as ``decoding.sample`` does.
 
     Args:
@@ -76,6 +91,7 @@ def sample(step: Step, state: State, *, uniforms: Floats, allow_repeats: bool = 
         state: the initial state, with one row for each of the B sequences.
         uniforms: (K, T) float32, uniform random numbers in [0, 1), one per word, the same for all sequences.
         allow_repeats: whether a word may directly follow itself.
+        forbidden_words: further words that are never generated.
 
     Returns:
         The ids, (B, K, T) int32.
@@ -86,9 +102,10 @@ def sample(step: Step, state: State, *, uniforms: Floats, allow_repeats: bool = 
     count, max_length = uniforms.shape
     require_positive(count, max_length)
     every_row = np.arange(len(state[0]) * count)
+    forbidden = [*NEVER_WRITTEN, *forbidden_words]
 
     def propose(position: int, log_probs: Floats, rows: Indices, last: Ids, ids: Ids) -> tuple[Floats, Ids]:
-        _forbid(log_probs, last, allow_repeats=allow_repeats)
+        _forbid(log_probs, last, forbidden, allow_repeats=allow_repeats)
         words = _sample_index(log_probs, uniforms[rows % count, position])[:, None]
         return np.zeros(words.shape, np.float32), words
 
@@ -147,9 +164,9 @@ def _decode(
     )
 
 
-def _forbid(log_probs: Floats, last: Ids, *, allow_repeats: bool) -> None:
+def _forbid(log_probs: Floats, last: Ids, forbidden: Sequence[int], *, allow_repeats: bool) -> None:
     """Set the log probabilities (S, V) of words that must not follow the last ones (S,) to ``-inf``."""
-    log_probs[:, [PAD, START, UNKNOWN]] = -np.inf
+    log_probs[:, forbidden] = -np.inf
     if not allow_repeats:
         log_probs[np.arange(len(last)), last] = -np.inf
 

@@ -5,6 +5,7 @@ A batch has B sequences, one for each image. Each has K adjacent rows, its beams
 
 from typing import Any, NamedTuple
 
+from pipeline.data.vocabulary import PAD, START, UNKNOWN
 from pipeline.errors import PipelineError
 
 Tensor = Any
@@ -12,6 +13,10 @@ Tensor = Any
 
 State = tuple[Tensor, ...]
 """The state of a model after the words so far; each tensor has one row per sentence."""
+
+
+NEVER_WRITTEN = (PAD, START, UNKNOWN)
+"""The special words that no search generates."""
 
 
 class Rows(NamedTuple):

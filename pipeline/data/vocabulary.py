@@ -72,6 +72,10 @@ class Vocabulary:
         counts = np.array(self.counts)
         return np.where(counts > 0, np.log(counts.sum()) - np.log(np.maximum(counts, 1)), 0.0)
 
+    def find(self, word: str) -> int | None:
+        """The id of a word, as ``clean`` gives it, or None if the vocabulary does not have it."""
+        return self._ids.get(word)
+
     def encode(self, caption: str) -> list[int]:
         """The caption's ids between ``<start>`` and ``<end>``; words outside the vocabulary become ``<unk>``."""
         return [START, *(self._ids.get(word, UNKNOWN) for word in clean(caption, self.language)), END]

@@ -16,7 +16,7 @@ from PIL import Image
 from pipeline.captioner import bundle
 from pipeline.captioner.captioner import Caption, Captioner
 from pipeline.captioner.metadata import ModelMetadata
-from pipeline.config import GREEDY, DecodingConfig
+from pipeline.config import DecodingConfig
 from pipeline.data import dataset as datasets
 from pipeline.data.dataset import Dataset
 from pipeline.data.images import BadImageError, decode
@@ -89,9 +89,9 @@ def evaluate_model(
     with Scorer(references, language=dataset.language) as scorer:
         log.info("captioning %d test images: %s", len(test.table), decoding)
         captions = captioner.caption(test.features, decoding)
-        log.info("captioning them again: %s", GREEDY)
+        log.info("captioning them again: %s", decoding.greedy)
         written = {
-            "greedy": _by_image(test, captioner.caption(test.features, GREEDY)),
+            "greedy": _by_image(test, captioner.caption(test.features, decoding.greedy)),
             "chosen": _by_image(test, captions),
         }
         log.info("scoring the captions")

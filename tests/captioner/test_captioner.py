@@ -1,13 +1,17 @@
 """The captioner: greedy search, beams, ensembles and batches."""
 
+import re
+
 import numpy as np
 import pytest
 
 from pipeline.captioner import keras_decoder, networks
 from pipeline.captioner.captioner import Captioner
 from pipeline.captioner.keras_decoder import KerasDecoder
+from pipeline.captioner.networks import NetworkDecoder
 from pipeline.config import GREEDY, DecodingConfig
-from pipeline.data.vocabulary import END, PAD, START, UNKNOWN
+from pipeline.data.vocabulary import END, PAD, START, UNKNOWN, Vocabulary
+from pipeline.errors import PipelineError
 from pipeline.features.store import Features
 from pipeline.training.batches import EncodedCaptions
 from pipeline.training.loop import compile_for_training
@@ -94,6 +98,50 @@ def test_mbr_reorders_the_beam(ensemble, monkeypatch, captioner_of):
         monkeypatch.setattr(module, name, limit)
         again = captioner.alternatives(features, mbr)
         assert [[c.text for c in captions] for captions in again] == [[c.text for c in found] for found in reranked]
+
+
+def test_forbidden_words_are_never_written(ensemble, captioner_of, caplog):
+    """Neither in a caption nor in an alternative or a sample, however they are spelled; the others are as before."""
+    models, features = ensemble
+    captioner = captioner_of(*models)
+    plain = DecodingConfig(beam_width=4, mbr_samples=20)
+    used = {word for captions in captioner.alternatives(features, plain) for c in captions for word in c.text.split()}
+    word = sorted(used)[0]
+    decoding = plain.model_copy(update={"forbidden_words": (f" {word.upper()}", "zebra")})
+    with caplog.at_level("INFO"):
+        found = [captioner.alternatives(features, decoding) for _ in range(2)]
+    assert found[0] == found[1]
+    assert all(captions for captions in found[0])
+    assert word not in {word for captions in found[0] for caption in captions for word in caption.text.split()}
+    assert caplog.text.count("does not know anyway: zebra") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("hot dog",), "'hot dog' is 2 words, not one. Separate words by commas"),
+        (("cat", "…"), "'…' is 0 words, not one"),
+        (VOCABULARY.words[4:], "forbids every word of the model"),
+    ],
+)
+def test_what_can_not_be_forbidden(model, captioner_of, words, error):
+    """Phrases, texts without a word, and all words together: the error says so."""
+    with pytest.raises(PipelineError, match=re.escape(error)):
+        captioner_of(model).caption(FEATURES, DecodingConfig(forbidden_words=words))
+
+
+def test_forbidden_words_of_another_language(model, networks):
+    """Where a caption is split into characters, one of them is a word, and two are not."""
+    words = Vocabulary.build(["一只狗在草地上跑步玩", "一只猫"], min_count=1, language="zh")
+    vocabulary = Vocabulary((*words.words, *VOCABULARY.words[len(words) :]), VOCABULARY.counts, 1, "zh")
+    decoder = NetworkDecoder([networks(model)], advice="")
+    captioner = Captioner(decoder, vocabulary, max_length=6, language="zh")
+    [before, *_] = captioner.caption(FEATURES, GREEDY)
+    word = before.text[0]
+    after = captioner.caption(FEATURES, GREEDY.model_copy(update={"forbidden_words": (word,)}))
+    assert word not in "".join(caption.text for caption in after)
+    with pytest.raises(PipelineError, match="'一只' is 2 words"):
+        captioner.caption(FEATURES, GREEDY.model_copy(update={"forbidden_words": ("一只",)}))
 
 
 def test_crops_are_averaged(model, captioner_of):

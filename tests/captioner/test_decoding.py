@@ -36,9 +36,9 @@ def arrays(sentences):
     return Sentences(*map(ops.convert_to_numpy, sentences))
 
 
-def sample_with(step, state, *, count, max_length, seed=0):
+def sample_with(step, state, *, count, max_length, seed=0, **rules):
     """Samples of each sequence, with the random numbers of a seed."""
-    return sample(step, state, uniforms=keras.random.uniform((len(state[0]), count, max_length), seed=seed))
+    return sample(step, state, uniforms=keras.random.uniform((len(state[0]), count, max_length), seed=seed), **rules)
 
 
 def written(sentences, sequence=0):
@@ -198,6 +198,15 @@ def test_never_writes_forbidden_words_nor_a_word_twice_in_a_row(decode, count):
     for ids in written(decode(step, state, max_length=8, **count)):
         assert not {PAD, START, UNKNOWN} & set(ids)
         assert all(a != b for a, b in itertools.pairwise(ids))
+
+
+@pytest.mark.parametrize(("decode", "count"), [(beam_search, {"beam_width": 3}), (sample_with, {"count": 50})])
+def test_further_words_may_be_forbidden(decode, count):
+    """They are not written; the other words are, and if none is left, the sentence is empty."""
+    step, state = constant([-9, -9, -9, -9, 90, 1, 1])
+    found = written(decode(step, state, max_length=8, forbidden_words=[4], **count))
+    assert {word for ids in found for word in ids} == {5, 6}
+    assert set(written(decode(step, state, max_length=8, forbidden_words=[4, 5, 6], **count))) == {()}
 
 
 @pytest.mark.parametrize("beam_width", [1, 4])

@@ -47,12 +47,14 @@ def tables(seed, *, sequences, words, longest, ties):
     size=st.fixed_dictionaries({"words": st.integers(1, 6), "longest": st.integers(1, 9)}),
     beam_width=st.integers(1, 7),
     allow_repeats=st.booleans(),
+    forbidden=st.sets(st.integers(4, 9), max_size=3),
     ties=st.booleans(),
 )
-def test_beams_are_those_of_keras(seed, size, beam_width, allow_repeats, ties):
+def test_beams_are_those_of_keras(seed, size, ties, forbidden, **rules):
     """For any model: the same sentences in the same order, with the same lengths and sums; the same empty places."""
     in_keras, in_numpy, state = tables(seed, sequences=3, ties=ties, **size)
-    rules = {"beam_width": beam_width, "max_length": size["longest"], "allow_repeats": allow_repeats}
+    rules["max_length"] = size["longest"]
+    rules["forbidden_words"] = [word for word in forbidden if word < 4 + size["words"]]
     expected = Sentences(*map(np.asarray, decoding.beam_search(in_keras, state, **rules)))
     found = search.beam_search(in_numpy, state, **rules)
     possible = np.isfinite(expected.log_probs)
@@ -62,16 +64,14 @@ def test_beams_are_those_of_keras(seed, size, beam_width, allow_repeats, ties):
         np.testing.assert_array_equal(ours[possible], theirs[possible])
 
 
-@pytest.mark.parametrize("allow_repeats", [False, True])
+@pytest.mark.parametrize("rules", [{}, {"allow_repeats": True}, {"forbidden_words": range(10, 140)}])
 @pytest.mark.parametrize("seed", range(6))
-def test_samples_are_those_of_keras(seed, allow_repeats):
+def test_samples_are_those_of_keras(seed, rules):
     """The same random numbers give the same samples."""
     in_keras, in_numpy, state = tables(seed, sequences=4, words=150, longest=9, ties=False)
     uniforms = np.random.default_rng(seed).random((5, 9), dtype=np.float32)
-    expected = decoding.sample(
-        in_keras, state, uniforms=np.broadcast_to(uniforms, (4, 5, 9)), allow_repeats=allow_repeats
-    )
-    found = search.sample(in_numpy, state, uniforms=uniforms, allow_repeats=allow_repeats)
+    expected = decoding.sample(in_keras, state, uniforms=np.broadcast_to(uniforms, (4, 5, 9)), **rules)
+    found = search.sample(in_numpy, state, uniforms=uniforms, **rules)
     np.testing.assert_array_equal(found, np.asarray(expected.ids))
 
 

@@ -65,6 +65,20 @@ def test_a_crash_before_the_shard_is_written_leaves_no_row(inbox, store, trained
     assert identities(rows_in(store)) == photographs(inbox, trained.model.version)
 
 
+def test_a_night_never_writes_forbidden_words(inbox, store):
+    """The photographs whose captions had the word get others; what is forbidden after a night changes none of it."""
+    nights.list_inbox("n1", inbox=inbox, store=store, options=nights.NightOptions())
+    extract("n1", store)
+    for shard in nights.plan_captions("n1", store=store, date=DATE, shard_size=10):
+        decoding = BEAM.model_copy(update={"forbidden_words": ("red", "blue")})
+        captions.caption_shard(shard, store=store, decoding=decoding)
+    written = [row["caption"] for row in rows_in(store) if row["caption"] is not None]
+    assert len(written) == 6
+    assert not {"red", "blue"} & {word for caption in written for word in caption.split()}
+    night("n2", inbox, store, date="2026-02-04")
+    assert sorted(row["caption"] for row in rows_in(store) if row["caption"] is not None) == sorted(written)
+
+
 @pytest.fixture
 def archive(inbox, store):
     """A store after nights with a failed picture, a changed one, a new champion and one more photograph."""

@@ -37,16 +37,24 @@ def test_places_of_the_store() -> None:
 
 def test_an_evaluation_has_a_place_of_its_own() -> None:
     """Another dataset or another decoding is another place, so that no evaluation overwrites another."""
-    decodings = [DecodingConfig(beam_width=1), DecodingConfig(), DecodingConfig(mbr_samples=100)]
+    decodings = [
+        DecodingConfig(beam_width=1),
+        DecodingConfig(),
+        DecodingConfig(mbr_samples=100),
+        DecodingConfig(mbr_samples=100, forbidden_words=("fat", "ugly")),
+        DecodingConfig(forbidden_words=("fat",)),
+    ]
     keys = [layout.evaluation("m1", DATASET, decoding) for decoding in decodings]
     keys.append(layout.evaluation("m1", "other/0123456789abcdef", decodings[0]))
     assert [each.folder.removeprefix(layout.evaluations("m1")) for each in keys] == [
         "flickr8k-0123456789abcdef-greedy",
         "flickr8k-0123456789abcdef-beam5",
         "flickr8k-0123456789abcdef-beam5-mbr100",
+        "flickr8k-0123456789abcdef-beam5-mbr100-without-8a2ae371",
+        "flickr8k-0123456789abcdef-beam5-without-be07f513",
         "other-0123456789abcdef-greedy",
     ]
-    assert len({key for each in keys for key in (each.captions, each.report, each.profile, each.metrics)}) == 16
+    assert len({key for each in keys for key in (each.captions, each.report, each.profile, each.metrics)}) == 24
     assert layout.evaluation_of_metrics(keys[0].metrics) == keys[0]
     assert layout.evaluation_of_metrics(keys[0].report) is None
 
