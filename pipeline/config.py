@@ -118,6 +118,9 @@ class DecodingConfig(BaseModel):
         description="Sampled captions by which minimum Bayes risk (MBR) decoding reranks the beam; 0 for none",
     )
     forbidden_words: tuple[str, ...] = Field((), description="Words that are never written, in any order")
+    neutral_wording: bool = Field(
+        False, description="Whether captions say no gender where those of the beam disagree about it; for English"
+    )
 
     def __str__(self) -> str:
         parts = ["greedy" if self == self.greedy else f"beam {self.beam_width}"]
@@ -125,6 +128,8 @@ class DecodingConfig(BaseModel):
             parts.append(f"{self.mbr_samples} MBR samples")
         if self.forbidden_words:
             parts.append(f"without {', '.join(self.forbidden_words)}")
+        if self.neutral_wording:
+            parts.append("neutral wording")
         return ", ".join(parts)
 
     @property
@@ -139,19 +144,21 @@ class DecodingConfig(BaseModel):
 
     @property
     def slug(self) -> str:
-        """A short name for keys in the store: ``greedy``, ``beam5``, ``beam5-mbr100-without-1a2b3c4d``."""
+        """A short name for keys in the store: ``greedy``, ``beam5``, ``beam5-mbr100-not-1a2b3c4d-neutral``."""
         parts = ["greedy" if self.beam_width == 1 else f"beam{self.beam_width}"]
         if self.mbr_samples:
             parts.append(f"mbr{self.mbr_samples}")
         if self.forbidden_words:
             words = hashlib.sha256(",".join(self.forbidden_words).encode()).hexdigest()
-            parts.append(f"without-{words[:8]}")
+            parts.append(f"not-{words[:8]}")
+        if self.neutral_wording:
+            parts.append("neutral")
         return "-".join(parts)
 
 
 GREEDY = DecodingConfig(beam_width=1)
 
-WORDING = ("forbidden_words",)
+WORDING = ("forbidden_words", "neutral_wording")
 """The fields of ``DecodingConfig`` that are settings of the deployment, so that they hold for all captions alike; the
 others are options of a run."""
 

@@ -87,6 +87,10 @@ class Settings(BaseSettings):
         description="words that no caption is written with, separated by commas, such as `fat,ugly`; each form of a "
         "word is a word of its own; see [wording](tuning.md#wording)",
     )
+    neutral_wording: bool = Field(
+        False,
+        description="say nobody's gender in an English caption where the captions of the beam disagree about it",
+    )
     max_failed_fraction: float = Field(
         0.05, ge=0, le=1, description="share of the images of a run that may fail before the run fails"
     )
@@ -143,7 +147,10 @@ class Settings(BaseSettings):
         """How the nightly captions are decoded."""
         words = {word.strip() for word in self.forbidden_words.split(",")} - {""}
         return DecodingConfig(
-            beam_width=self.beam_width, mbr_samples=self.mbr_samples, forbidden_words=tuple(sorted(words))
+            beam_width=self.beam_width,
+            mbr_samples=self.mbr_samples,
+            forbidden_words=tuple(sorted(words)),
+            neutral_wording=self.neutral_wording,
         )
 
 

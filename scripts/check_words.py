@@ -139,7 +139,7 @@ WORDS = [
 ]
 
 EXCEPTIONS: dict[tuple[str, str], str] = {
-    ("pipeline/evaluation/lexicon.py", "people"): "a category of words",
+    ("pipeline/data/lexicon.py", "people"): "a category of words",
     ("pipeline/nightly/", "stage"): "a stage of a run",
     ("pipeline/storage/layout.py", "stage"): "a stage of a run",
     ("pipeline/work/", "stage"): "a stage of a run",

@@ -32,7 +32,7 @@ SETTINGS: dict[str, tuple[type[BaseModel], Sequence[str]]] = {
     "Runs": (Settings, ["shard_size", "max_failed_fraction", "tracking_uri"]),
     "Listing of the inbox": (Settings, ["inbox_include", "inbox_exclude", "max_shrink_fraction"]),
     "Nightly captions": (Settings, ["night_limit", "beam_width", "mbr_samples", "sidecars", "drift_limit"]),
-    "Wording of all captions": (Settings, ["forbidden_words"]),
+    "Wording of all captions": (Settings, ["forbidden_words", "neutral_wording"]),
     "Retraining": (Settings, ["retrain_after_corrections", "retrain_after_drift", "shadow"]),
     "Schedule": (AirflowSettings, ["night_schedule", "retraining_schedule", "timezone", "scheduled_promotion"]),
     "Nights that uploads start": (AirflowSettings, ["arrival_delay", "inbox_queue"]),

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from pipeline.captioner.mbr import rerank
 from pipeline.captioner.sentences import Decoded, Sentences
 from pipeline.config import ENGLISH, DecodingConfig
-from pipeline.data.text import allows_repeats, clean
+from pipeline.data import wording
+from pipeline.data.text import allows_repeats, clean, is_english
 from pipeline.data.vocabulary import PAD, SPECIAL_WORDS, Vocabulary
 from pipeline.errors import PipelineError
 from pipeline.features.crops import mean_crop
@@ -97,7 +98,23 @@ class Captioner:
         Raises:
             PipelineError: what the decoding forbids is not a word, or is every word.
         """
-        batches = self._decode(features, decoding)
+        forbidden = self._forbidden_ids(decoding.forbidden_words)
+        beams = self._beams(features, decoding, forbidden)
+        if not decoding.neutral_wording or not is_english(self.vocabulary.language):
+            return beams
+        unsure = np.array([wording.disagree(caption.text for caption in beam) for beam in beams], bool)
+        if not unsure.any():
+            return beams
+        log.info("captioning %s again that the beam disagrees about, without genders", counted(unsure.sum(), "image"))
+        gendered = [number for number, word in enumerate(self.vocabulary.words) if wording.names_gender(word)]
+        neutral = iter(self._beams(features[unsure], decoding, (*forbidden, *gendered)))
+        return [next(neutral) if again else beam for beam, again in zip(beams, unsure, strict=True)]
+
+    def _beams(
+        self, features: Features, decoding: DecodingConfig, forbidden_words: tuple[int, ...]
+    ) -> list[list[Caption]]:
+        """The captions of each image's beam, without words of these ids."""
+        batches = self._decode(features, decoding, forbidden_words)
         beams = (beam for sentences in batches for beam in zip(*sentences, strict=True))
         return [
             [
@@ -132,7 +149,9 @@ class Captioner:
         weights = self.decoder.attention(features, words)
         return [of_image[: len(ids)] for of_image, ids in zip(weights, read, strict=True)]
 
-    def _decode(self, features: Features, decoding: DecodingConfig) -> Iterator[Sentences]:
+    def _decode(
+        self, features: Features, decoding: DecodingConfig, forbidden_words: tuple[int, ...]
+    ) -> Iterator[Sentences]:
         """The sentences of one batch after the other, as arrays."""
         features = mean_crop(features if self.attends else Features(features.vectors))
         decoded = self.decoder.decode(
@@ -140,7 +159,7 @@ class Captioner:
             decoding,
             max_length=self.max_length,
             allow_repeats=self.allow_repeats,
-            forbidden_words=self._forbidden_ids(decoding.forbidden_words),
+            forbidden_words=forbidden_words,
         )
         for beam, samples in decoded:
             yield beam if samples is None else rerank(beam, samples, self.vocabulary.information)

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.data import lexicon
 from pipeline.data.text import clean
-from pipeline.evaluation import lexicon
 from pipeline.metrics.bootstrap import Interval, mean_interval
 
 ErrorKind = Literal["gender", "number", "colour", "object"]

@@ -1,6 +1,8 @@
 """The captioner: greedy search, beams, ensembles and batches."""
 
+import itertools
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from pipeline.captioner import keras_decoder, networks
 from pipeline.captioner.captioner import Captioner
 from pipeline.captioner.keras_decoder import KerasDecoder
 from pipeline.captioner.networks import NetworkDecoder
+from pipeline.captioner.sentences import Sentences
 from pipeline.config import GREEDY, DecodingConfig
 from pipeline.data.vocabulary import END, PAD, START, UNKNOWN, Vocabulary
 from pipeline.errors import PipelineError
@@ -142,6 +145,56 @@ def test_forbidden_words_of_another_language(model, networks):
     assert word not in "".join(caption.text for caption in after)
     with pytest.raises(PipelineError, match="'一只' is 2 words"):
         captioner.caption(FEATURES, GREEDY.model_copy(update={"forbidden_words": ("一只",)}))
+
+
+BEAMS = [
+    ["a man and his dog", "a woman and her dog", "a person and his dog", "a person and a dog", "people"],
+    ["a man jumps", "a boy jumps", "a child jumps"],
+    ["a person", "a child"],
+]
+"""What a model would write about three images, the most probable first."""
+
+
+class ScriptedDecoder:
+    """Decodes what the beams say, without forbidden words."""
+
+    attends = False
+    vocabulary = Vocabulary.build(itertools.chain(*BEAMS), min_count=1)
+
+    def decode(self, features, decoding, *, max_length, allow_repeats, forbidden_words):
+        """One batch of beams."""
+        found = [
+            [ids for text in BEAMS[int(image)] if not set(ids := self.vocabulary.encode(text)[1:]) & {*forbidden_words}]
+            for [image] in features.vectors
+        ]
+        width = decoding.beam_width
+        ids = [[[*sentence, *[PAD] * (9 - len(sentence))] for sentence in beam[:width]] for beam in found]
+        log_probs = np.tile(-np.arange(1.0, width + 1), (len(ids), 1))
+        yield Sentences(np.array(ids), np.ones((len(ids), width)), log_probs), None
+
+
+def test_neutral_wording(caplog):
+    """The captions of a picture about which the beam disagrees say no gender; all others are as before."""
+    captioner = Captioner(ScriptedDecoder(), ScriptedDecoder.vocabulary, max_length=9)
+    images = Features(np.arange(3.0)[:, None])
+
+    def texts(**decoding):
+        found = captioner.alternatives(images, DecodingConfig(beam_width=2, **decoding))
+        return [[caption.text for caption in captions] for captions in found]
+
+    assert texts() == [beam[:2] for beam in BEAMS]
+    with caplog.at_level("INFO"):
+        assert texts(neutral_wording=True) == [["a person and a dog", "people"], *texts()[1:]]
+    assert "captioning 1 image again" in caplog.text
+    assert texts(neutral_wording=True, forbidden_words=("woman",)) == texts(forbidden_words=("woman",))
+
+
+def test_neutral_wording_is_english():
+    """In another language, the setting changes nothing."""
+    vocabulary = replace(ScriptedDecoder.vocabulary, language="de")
+    captioner = Captioner(ScriptedDecoder(), vocabulary, max_length=9, language="de")
+    found = captioner.caption(Features(np.zeros((1, 1))), DecodingConfig(beam_width=2, neutral_wording=True))
+    assert found[0].text == BEAMS[0][0]
 
 
 def test_crops_are_averaged(model, captioner_of):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.evaluation import lexicon
+from pipeline.data import lexicon
 from pipeline.evaluation.error_analysis import CASES, LENGTH_GROUPS, ErrorCount, Rate, by_length, count_errors
 
 

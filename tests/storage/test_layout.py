@@ -43,6 +43,7 @@ def test_an_evaluation_has_a_place_of_its_own() -> None:
         DecodingConfig(mbr_samples=100),
         DecodingConfig(mbr_samples=100, forbidden_words=("fat", "ugly")),
         DecodingConfig(forbidden_words=("fat",)),
+        DecodingConfig(neutral_wording=True),
     ]
     keys = [layout.evaluation("m1", DATASET, decoding) for decoding in decodings]
     keys.append(layout.evaluation("m1", "other/0123456789abcdef", decodings[0]))
@@ -50,11 +51,12 @@ def test_an_evaluation_has_a_place_of_its_own() -> None:
         "flickr8k-0123456789abcdef-greedy",
         "flickr8k-0123456789abcdef-beam5",
         "flickr8k-0123456789abcdef-beam5-mbr100",
-        "flickr8k-0123456789abcdef-beam5-mbr100-without-8a2ae371",
-        "flickr8k-0123456789abcdef-beam5-without-be07f513",
+        "flickr8k-0123456789abcdef-beam5-mbr100-not-8a2ae371",
+        "flickr8k-0123456789abcdef-beam5-not-be07f513",
+        "flickr8k-0123456789abcdef-beam5-neutral",
         "other-0123456789abcdef-greedy",
     ]
-    assert len({key for each in keys for key in (each.captions, each.report, each.profile, each.metrics)}) == 24
+    assert len({key for each in keys for key in (each.captions, each.report, each.profile, each.metrics)}) == 28
     assert layout.evaluation_of_metrics(keys[0].metrics) == keys[0]
     assert layout.evaluation_of_metrics(keys[0].report) is None
 

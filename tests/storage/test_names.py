@@ -11,7 +11,7 @@ from pipeline.storage.names import NameKind
 
 HASH = "0123456789abcdef"
 
-WIDE = DecodingConfig(beam_width=50, mbr_samples=1000, forbidden_words=("a",))
+WIDE = DecodingConfig(beam_width=50, mbr_samples=1000, forbidden_words=("a",), neutral_wording=True)
 """The decoding with the longest slug."""
 
 KEYS = {

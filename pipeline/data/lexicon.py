@@ -1,4 +1,4 @@
-"""The English words that error analysis recognizes: colours, people, animals and visible objects.
+"""The English words that error analysis and neutral wording recognize: colours, people, animals, visible objects.
 
 They were chosen by hand from captions of everyday photographs. Words that are not listed are ignored. Nouns are listed
 in the singular, which ``singular`` returns.
@@ -36,6 +36,7 @@ _IRREGULAR = {
     "children": "child",
     "people": "person",
     "guys": "person",  # of any gender
+    "gentlemen": "gentleman",
     "policemen": "policeman",
     "firemen": "fireman",
     "fishermen": "fisherman",
