@@ -4,6 +4,7 @@ Each model of an ensemble has two networks: one of its images, and one of a step
 of rows. They start without Keras and agree with it to the rounding of float32.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,7 +23,7 @@ from pipeline.features.store import Features
 if TYPE_CHECKING:
     import keras
 
-BATCH_FLOATS = 1 << 18
+BATCH_FLOATS = 1 << 19
 """Log probabilities, (captions × vocabulary), that a thread computes at once, about: they fit its cache."""
 
 MAX_THREADS = 8
@@ -195,9 +196,16 @@ class NetworkDecoder:
 
 
 def _average(log_probs: Sequence[Floats]) -> Floats:
-    """The log of the mean of the models' probabilities."""
+    """The log of the mean of the models' probabilities; overwrites them."""
     if len(log_probs) == 1:
         return log_probs[0]
-    largest = np.maximum.reduce(log_probs)
-    mean = np.mean([np.exp(each - largest) for each in log_probs], axis=0)
-    return np.log(mean) + largest  # type: ignore[no-any-return]
+    largest = np.maximum(log_probs[0], log_probs[1])
+    for each in log_probs[2:]:
+        np.maximum(largest, each, out=largest)
+    for each in log_probs:
+        np.exp(np.subtract(each, largest, out=each), out=each)
+    total, *others = log_probs
+    for each in others:
+        total += each
+    largest -= np.float32(math.log(len(log_probs)))
+    return np.add(np.log(total, out=total), largest, out=total)
