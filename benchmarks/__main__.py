@@ -48,6 +48,13 @@ def decoding() -> Measured:
     return learning.decoding(ROUNDS)
 
 
+def start() -> Measured:
+    """One picture captioned from the shell, against the import of TensorFlow and Keras."""
+    from benchmarks.start import start
+
+    return start(ROUNDS)
+
+
 def scale() -> Measured:
     """Listing a bucket of a million photographs and finding what is new in it; draws how it grows."""
     from benchmarks.plot import log_log
@@ -105,6 +112,7 @@ MEASUREMENTS: dict[str, Callable[[], Measured]] = {
     "extraction": extraction,
     "training": training,
     "decoding": decoding,
+    "start": start,
     "scale": scale,
     "gallery": gallery,
     "night": night,

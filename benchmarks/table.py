@@ -10,7 +10,18 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 README = Path(__file__).with_name("README.md")
-PACKAGES = ("tensorflow", "jax", "torch", "keras", "openvino", "nncf", "apache-airflow", "pyarrow", "numpy")
+PACKAGES = (
+    "tensorflow",
+    "tensorflow-cpu",
+    "jax",
+    "torch",
+    "keras",
+    "openvino",
+    "nncf",
+    "apache-airflow",
+    "pyarrow",
+    "numpy",
+)
 """The packages whose versions are reported, where they are installed."""
 
 PRODUCT = "{extraction_roofline}'s product of matrices"
@@ -31,6 +42,9 @@ ROWS = (
     ("beam 5, time", "greedy's", "beam5_time_over_greedy", "at most 4"),
     ("greedy with attention to regions, time", "greedy's without", "attending_greedy_time_over_greedy", ""),
     ("… beam 5, time", "greedy's with attention", "attending_beam5_time_over_greedy", ""),
+    ("one picture from the shell, time", "importing TensorFlow and Keras", "one_picture_over_imports", "at most 0.5"),
+    ("… peak of memory, MB", "", "one_picture_peak_mb", ""),
+    ("captioning 1,000 pictures with features, peak of memory, MB", "", "caption_task_peak_mb", "at most 400"),
     ("a night of 5,000 through Airflow", "extraction alone", "night_over_extraction", "at least 0.9"),
     ("a night with nothing new, seconds", "", "empty_night_seconds", "at most 15"),
     ("planning 1,000,000 keys, seconds", "", "plan_1m_seconds", "at most 60"),
