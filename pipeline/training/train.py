@@ -61,6 +61,8 @@ def train_captioner(
     digest = _hash(*inputs, config.model_dump_json())
     if (known := _find(digest, store)) is not None:
         log.info("model %s was trained from the same inputs: nothing to do (another seed gives another)", known.version)
+        if not store.exists(layout.model_card(known.version)):
+            card.write(known, store)  # that training was interrupted before its last write
         return known
     import keras  # where it is missing, that is said before anything is read
 

@@ -71,6 +71,16 @@ def test_the_same_inputs_are_not_trained_twice(trained, store, monkeypatch):
     assert toy.etags(store, "models/") == before
 
 
+def test_a_training_interrupted_before_its_card_completes_it(trained, store):
+    """A model whose training ended before the last write gets its card when the training is repeated."""
+    key = layout.model_card(trained.model.version)
+    toy.copy(trained.store, store, "models/", "datasets/")
+    card = store.get(key)
+    store.delete(key)
+    assert toy.train(trained.inputs, store) == trained.model
+    assert store.get(key) == card
+
+
 def test_a_loss_that_is_not_finite_is_an_error(trained, store, monkeypatch):
     """Word vectors that are no numbers make the loss so: the error says where and what to do, and no model is left."""
     vectors = lambda words, *_, size, **__: (np.full((len(words), size), np.nan, np.float32), 1.0)  # noqa: E731
