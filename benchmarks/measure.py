@@ -41,7 +41,15 @@ def wall(costs: list[Cost]) -> float:
 
 def spread(costs: list[Cost]) -> float:
     """The spread of the CPU seconds: their range over their median."""
-    seconds = [cost.cpu for cost in costs]
+    return _spread([cost.cpu for cost in costs])
+
+
+def wall_spread(costs: list[Cost]) -> float:
+    """The spread of the seconds of the clock, for functions that wait for other processes."""
+    return _spread([cost.wall for cost in costs])
+
+
+def _spread(seconds: list[float]) -> float:
     return (max(seconds) - min(seconds)) / statistics.median(seconds)
 
 

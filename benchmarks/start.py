@@ -2,21 +2,20 @@
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.measure import alternate, wall, wall_spread
 from benchmarks.night import KINDS, extract_alone, fill, register_encoder, save_champion
 from pipeline.settings import PROJECT
 from pipeline.storage import open_bucket
 from pipeline.work import listing
 
 PICTURES = 1000
-"""Pictures of a caption task whose memory is measured, as many as a shard of a night has by default."""
+"""Pictures of the caption task whose memory is measured."""
 
 WITH_PEAK = """
 import sys
@@ -56,22 +55,17 @@ def start(rounds: int) -> dict[str, float]:
             return float(run("-c", WITH_PEAK, *command).stderr.split()[-1])
 
         picture = str(next(Path(folder, "inbox").rglob("*.jpg")))
-        seconds: dict[str, list[float]] = {"caption": [], "import": []}
-        for _ in range(rounds):
-            for name, command in (
-                ("caption", ["-m", "pipeline", "caption", picture]),
-                ("import", ["-c", "import tensorflow, keras"]),
-            ):
-                begun = time.perf_counter()
-                run(*command)
-                seconds[name].append(time.perf_counter() - begun)
+        caption, imports = alternate(
+            lambda: run("-m", "pipeline", "caption", picture),
+            lambda: run("-c", "import tensorflow, keras"),
+            rounds=rounds,
+        )
         run("-m", "pipeline", "night", "list", "night")
         [shard] = json.loads(run("-m", "pipeline", "night", "plan-captions", "night").stdout)
-        caption, imports = (statistics.median(seconds[name]) for name in ("caption", "import"))
         return {
-            "one_picture_seconds": caption,
-            "one_picture_over_imports": caption / imports,
+            "one_picture_seconds": wall(caption),
+            "one_picture_over_imports": wall(caption) / wall(imports),
             "one_picture_peak_mb": peak_mb("caption", picture),
             "caption_task_peak_mb": peak_mb("night", "caption", shard),
-            "start_spread": max((max(each) - min(each)) / statistics.median(each) for each in seconds.values()),
+            "start_spread": max(map(wall_spread, (caption, imports))),
         }
