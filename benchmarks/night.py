@@ -164,6 +164,7 @@ def save_champion(encoder_id: str, features: Features, store: Bucket) -> None:
     from benchmarks.learning import CONFIG, LONGEST, briefly_trained, captions_like_flickr8k
     from pipeline.captioner.bundle import save
     from pipeline.captioner.metadata import EnsembleMember, ModelMetadata
+    from pipeline.captioner.neighbours import Neighbours
 
     drawn = captions_like_flickr8k(LEARNT_PICTURES)
     features = features[np.arange(LEARNT_PICTURES) % len(features)]
@@ -177,7 +178,8 @@ def save_champion(encoder_id: str, features: Features, store: Bucket) -> None:
         config=CONFIG,
         ensemble=[EnsembleMember(seed=0, best_epoch=1, epochs=[])],
     )
-    promote(save([model], vocabulary, metadata, store).version, store)
+    neighbours = Neighbours.build(features.vectors, drawn.ids, drawn.image)
+    promote(save([model], vocabulary, neighbours, metadata, store).version, store)
 
 
 def fill(inbox: Bucket, kind: Kind) -> None:

@@ -108,6 +108,17 @@ MbrSamples = Annotated[
     ),
 ]
 
+NeighbourCount = Annotated[
+    int,
+    typer.Option(
+        "--neighbours",
+        min=0,
+        max=200,
+        help="training photographs most similar to a picture whose captions have a vote on which caption of the beam "
+        "is written; 0 for none",
+    ),
+]
+
 
 def main() -> None:
     """Run the command line; a ``PipelineError`` is printed without a traceback and exits with status 2."""
@@ -343,7 +354,10 @@ def train(
 
 @app.command()
 def evaluate(
-    version: Version, beam_width: BeamWidth = DEFAULT.beam_width, mbr_samples: MbrSamples = DEFAULT.mbr_samples
+    version: Version,
+    beam_width: BeamWidth = DEFAULT.beam_width,
+    mbr_samples: MbrSamples = DEFAULT.mbr_samples,
+    neighbours: NeighbourCount = DEFAULT.neighbours,
 ) -> None:
     """Caption the test split of a model's dataset, score the captions, and write a report."""
     from pipeline.captioner.metadata import load_metadata
@@ -356,7 +370,7 @@ def evaluate(
     metrics = evaluate_model(
         version,
         store=store,
-        decoding=_decoding(beam_width, mbr_samples),
+        decoding=_decoding(beam_width, mbr_samples, neighbours),
         max_failed_fraction=settings.max_failed_fraction,
     )
     report = layout.evaluation(version, metrics.dataset, metrics.decoding).report
@@ -384,6 +398,7 @@ def evaluate_champion(
     *,
     beam_width: BeamWidth = DEFAULT.beam_width,
     mbr_samples: MbrSamples = DEFAULT.mbr_samples,
+    neighbours: NeighbourCount = DEFAULT.neighbours,
     policy: PolicyName = "auto",
     floor: Floor = 0.1,
 ) -> None:
@@ -393,7 +408,7 @@ def evaluate_champion(
     from pipeline.evaluation.evaluate import evaluate_model
     from pipeline.evaluation.results import candidate_metrics, comparable_metrics, format_scores
 
-    store, decoding = _store(), _decoding(beam_width, mbr_samples)
+    store, decoding = _store(), _decoding(beam_width, mbr_samples, neighbours)
     candidate = candidate_metrics(version, decoding, store)
     champion = find_champion(store)
     if champion is None:
@@ -421,6 +436,7 @@ def compare(
     *,
     beam_width: BeamWidth = DEFAULT.beam_width,
     mbr_samples: MbrSamples = DEFAULT.mbr_samples,
+    neighbours: NeighbourCount = DEFAULT.neighbours,
     picture_page: Annotated[
         str, typer.Option(metavar="URL", help="begins the address of a picture's page, which its key ends; for links")
     ] = "",
@@ -434,7 +450,7 @@ def compare(
     from pipeline.nightly import shadow
 
     settings, store = read_settings(), _store()
-    decoding = _decoding(beam_width, mbr_samples)
+    decoding = _decoding(beam_width, mbr_samples, neighbours)
     sections = [comparison.compare(version, decoding=decoding, store=store)]
     if settings.shadow:
         of_inbox = shadow.compare(
@@ -456,6 +472,7 @@ def gate(
     *,
     beam_width: BeamWidth = DEFAULT.beam_width,
     mbr_samples: MbrSamples = DEFAULT.mbr_samples,
+    neighbours: NeighbourCount = DEFAULT.neighbours,
     policy: PolicyName = "auto",
     approved: Annotated[
         bool | None, typer.Option("--promote/--keep", help="the decision of a person, for the policy approve")
@@ -471,7 +488,7 @@ def gate(
     record = promotion_gate.run_gate(
         version,
         run=run,
-        decoding=_decoding(beam_width, mbr_samples),
+        decoding=_decoding(beam_width, mbr_samples, neighbours),
         config=promotion_gate.GateConfig(policy=promotion_gate.Policy(policy), tolerance=tolerance, floor=floor),
         store=_store(),
         approval=None if approved is None else promotion_gate.Approval(promote=approved, by=by),
@@ -622,6 +639,7 @@ def caption(
     *,
     beam_width: BeamWidth = DEFAULT.beam_width,
     mbr_samples: MbrSamples = DEFAULT.mbr_samples,
+    neighbours: NeighbourCount = DEFAULT.neighbours,
     alternatives: Annotated[
         int,
         typer.Option(min=0, help="further captions of each picture, by the log probability per word"),
@@ -640,7 +658,7 @@ def caption(
         captioned = on_demand.caption(
             pictures,
             version=model,
-            decoding=_decoding(beam_width, mbr_samples),
+            decoding=_decoding(beam_width, mbr_samples, neighbours),
             alternatives=alternatives,
             store=_store(),
         )
@@ -992,9 +1010,10 @@ def _inbox() -> "Bucket":
     return open_bucket(read_settings().inbox)
 
 
-def _decoding(beam_width: int, mbr_samples: int) -> DecodingConfig:
+def _decoding(beam_width: int, mbr_samples: int, neighbours: int) -> DecodingConfig:
     """The decoding of these options, in the wording of the settings."""
-    return read_settings().decoding.model_copy(update={"beam_width": beam_width, "mbr_samples": mbr_samples})
+    options = {"beam_width": beam_width, "mbr_samples": mbr_samples, "neighbours": neighbours}
+    return DecodingConfig.model_validate(read_settings().decoding.model_dump() | options)
 
 
 def _store() -> "Bucket":

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from pipeline.errors import PipelineError
 
@@ -117,15 +117,31 @@ class DecodingConfig(BaseModel):
         title="MBR samples",
         description="Sampled captions by which minimum Bayes risk (MBR) decoding reranks the beam; 0 for none",
     )
+    neighbours: int = Field(
+        20,
+        ge=0,
+        le=200,
+        validate_default=True,
+        description="Training photographs most similar to a picture whose captions rerank the beam, as MBR samples do; "
+        "0 for none",
+    )
     forbidden_words: tuple[str, ...] = Field((), description="Words that are never written, in any order")
     neutral_wording: bool = Field(
         False, description="Whether captions say no gender where those of the beam disagree about it; for English"
     )
 
+    @field_validator("neighbours")
+    @classmethod
+    def _rank_only_a_beam(cls, neighbours: int, info: ValidationInfo) -> int:
+        """Greedy search finds one caption, so that there is nothing to rerank."""
+        return 0 if info.data.get("beam_width") == 1 else neighbours
+
     def __str__(self) -> str:
         parts = ["greedy" if self == self.greedy else f"beam {self.beam_width}"]
         if self.mbr_samples:
             parts.append(f"{self.mbr_samples} MBR samples")
+        if self.neighbours:
+            parts.append(f"{self.neighbours} neighbours")
         if self.forbidden_words:
             parts.append(f"without {', '.join(self.forbidden_words)}")
         if self.neutral_wording:
@@ -135,19 +151,21 @@ class DecodingConfig(BaseModel):
     @property
     def greedy(self) -> "DecodingConfig":
         """Greedy search with the same wording."""
-        return self.model_copy(update={"beam_width": 1, "mbr_samples": 0})
+        return self.model_copy(update={"beam_width": 1, "mbr_samples": 0, "neighbours": 0})
 
     @property
     def options(self) -> str:
         """The options of the command line for this decoding."""
-        return f"--beam-width {self.beam_width} --mbr-samples {self.mbr_samples}"
+        return f"--beam-width {self.beam_width} --mbr-samples {self.mbr_samples} --neighbours {self.neighbours}"
 
     @property
     def slug(self) -> str:
-        """A short name for keys in the store: ``greedy``, ``beam5``, ``beam5-mbr100-not-1a2b3c4d-neutral``."""
+        """A short name for keys in the store: ``greedy``, ``beam5``, ``beam5-mbr100-near20-not-1a2b3c4d-neutral``."""
         parts = ["greedy" if self.beam_width == 1 else f"beam{self.beam_width}"]
         if self.mbr_samples:
             parts.append(f"mbr{self.mbr_samples}")
+        if self.neighbours:
+            parts.append(f"near{self.neighbours}")
         if self.forbidden_words:
             words = hashlib.sha256(",".join(self.forbidden_words).encode()).hexdigest()
             parts.append(f"not-{words[:8]}")

@@ -82,6 +82,13 @@ class Settings(BaseSettings):
         le=1000,
         description="sampled captions for minimum Bayes risk decoding of the nightly captions; 0 for none",
     )
+    neighbours: int = Field(
+        20,
+        ge=0,
+        le=200,
+        description="training photographs most similar to a new one whose captions have a vote on which caption of the "
+        "beam is written; 0 for none",
+    )
     forbidden_words: str = Field(
         "",
         description="words that no caption is written with, separated by commas, such as `fat,ugly`; each form of a "
@@ -149,6 +156,7 @@ class Settings(BaseSettings):
         return DecodingConfig(
             beam_width=self.beam_width,
             mbr_samples=self.mbr_samples,
+            neighbours=self.neighbours,
             forbidden_words=tuple(sorted(words)),
             neutral_wording=self.neutral_wording,
         )

@@ -31,7 +31,10 @@ SETTINGS: dict[str, tuple[type[BaseModel], Sequence[str]]] = {
     "Store and inputs": (Settings, ["store", "inbox", "inbox_profile", "dataset", "encoder", "requester_pays"]),
     "Runs": (Settings, ["shard_size", "max_failed_fraction", "tracking_uri"]),
     "Listing of the inbox": (Settings, ["inbox_include", "inbox_exclude", "max_shrink_fraction"]),
-    "Nightly captions": (Settings, ["night_limit", "beam_width", "mbr_samples", "sidecars", "drift_limit"]),
+    "Nightly captions": (
+        Settings,
+        ["night_limit", "beam_width", "mbr_samples", "neighbours", "sidecars", "drift_limit"],
+    ),
     "Wording of all captions": (Settings, ["forbidden_words", "neutral_wording"]),
     "Retraining": (Settings, ["retrain_after_corrections", "retrain_after_drift", "shadow"]),
     "Schedule": (AirflowSettings, ["night_schedule", "retraining_schedule", "timezone", "scheduled_promotion"]),
@@ -235,7 +238,8 @@ def render_configuration() -> str:
         ("Training", "", TrainingConfig),
         (
             "Decoding of the evaluation",
-            "The nightly captions are decoded as `CAPTION_BEAM_WIDTH` and `CAPTION_MBR_SAMPLES` say.",
+            "The nightly captions are decoded as `CAPTION_BEAM_WIDTH`, `CAPTION_MBR_SAMPLES` and "
+            "`CAPTION_NEIGHBOURS` say.",
             DecodingConfig,
         ),
         ("Promotion gate", "In the form, `policy` is called *Promotion*.", GateConfig),

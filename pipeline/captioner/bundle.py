@@ -1,4 +1,4 @@
-"""The bundle of a captioner in the store: saving and loading of its models, vocabulary and metadata.
+"""The bundle of a captioner in the store: its models, vocabulary, index of training photographs, and metadata.
 
 Each model of the ensemble is stored in two forms: a Keras model, for GPUs, and OpenVINO networks, for CPUs.
 """
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.captioner.captioner import Captioner, Decoder
 from pipeline.captioner.keras_decoder import KerasDecoder
 from pipeline.captioner.metadata import ModelMetadata, load_metadata
+from pipeline.captioner.neighbours import Neighbours
 from pipeline.data.vocabulary import Vocabulary
 from pipeline.features import accelerator
 from pipeline.storage import Bucket, artifacts, json, keras_files, layout
@@ -24,9 +25,16 @@ log = logging.getLogger(__name__)
 VOCABULARY = "vocabulary.json"
 """The file of a bundle that holds the vocabulary."""
 
+NEIGHBOURS = "neighbours.npz"
+"""The file of a bundle that holds the training photographs."""
+
 
 def save(
-    models: Sequence["keras.Model"], vocabulary: Vocabulary, metadata: ModelMetadata, store: Bucket
+    models: Sequence["keras.Model"],
+    vocabulary: Vocabulary,
+    neighbours: Neighbours,
+    metadata: ModelMetadata,
+    store: Bucket,
 ) -> ModelMetadata:
     """Write the files of a model, then its metadata with their checksums, which it returns.
 
@@ -35,7 +43,7 @@ def save(
     """
     from pipeline.captioner.networks import export
 
-    files = {VOCABULARY: vocabulary.to_json().encode()}
+    files = {VOCABULARY: vocabulary.to_json().encode(), NEIGHBOURS: neighbours.to_bytes()}
     for number, model in zip(range(len(metadata.ensemble)), models, strict=True):
         files[model_name(number)] = keras_files.to_bytes(model)
         image, step = export(model)
@@ -53,7 +61,7 @@ def load(version: str, store: Bucket) -> tuple[Captioner, ModelMetadata]:
         PipelineError: there is no such model, or a file is missing or not the one that was saved; then none is parsed.
     """
     metadata = load_metadata(version, store)
-    [words] = _get([VOCABULARY], metadata, store)
+    words, photographs = _get([VOCABULARY, NEIGHBOURS], metadata, store)
     decoder: Decoder
     if accelerator.present():
         decoder = KerasDecoder(load_models(metadata, store))
@@ -63,7 +71,14 @@ def load(version: str, store: Bucket) -> tuple[Captioner, ModelMetadata]:
         decoder = NetworkDecoder(_load_networks(metadata, store), advice=_advice(version, store))
     vocabulary = _parse_vocabulary(words, metadata, store)
     log.info("model %s, %d words, encoder %s", version, len(vocabulary), metadata.encoder_id)
-    return Captioner(decoder, vocabulary, max_length=metadata.max_length, language=metadata.language), metadata
+    captioner = Captioner(
+        decoder,
+        vocabulary,
+        Neighbours.from_bytes(photographs),
+        max_length=metadata.max_length,
+        language=metadata.language,
+    )
+    return captioner, metadata
 
 
 def load_vocabulary(metadata: ModelMetadata, store: Bucket) -> Vocabulary:

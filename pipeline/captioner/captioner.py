@@ -10,7 +10,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.captioner.mbr import rerank
+from pipeline.captioner.mbr import Voters, rerank
+from pipeline.captioner.neighbours import Neighbours
 from pipeline.captioner.sentences import Decoded, Sentences
 from pipeline.config import ENGLISH, DecodingConfig
 from pipeline.data import wording
@@ -70,11 +71,20 @@ class Decoder(Protocol):
 
 
 class Captioner:
-    """A decoder with its vocabulary and its language."""
+    """A decoder with its vocabulary, its language and, once it is trained, the photographs that it learned from."""
 
-    def __init__(self, decoder: Decoder, vocabulary: Vocabulary, *, max_length: int, language: str = ENGLISH) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        vocabulary: Vocabulary,
+        neighbours: Neighbours | None = None,
+        *,
+        max_length: int,
+        language: str = ENGLISH,
+    ) -> None:
         self.decoder = decoder
         self.vocabulary = vocabulary
+        self.neighbours = neighbours
         self.max_length = max_length
         self.allow_repeats = allows_repeats(language)
         self._forbidden_ids = cache(self._find_forbidden_words)
@@ -161,8 +171,14 @@ class Captioner:
             allow_repeats=self.allow_repeats,
             forbidden_words=forbidden_words,
         )
+        start = 0
         for beam, samples in decoded:
-            yield beam if samples is None else rerank(beam, samples, self.vocabulary.information)
+            voters = [] if samples is None else [Voters.sampled(samples)]
+            if decoding.neighbours and self.neighbours is not None:
+                end = start + len(beam.ids)
+                voters.append(self.neighbours.voters(features.vectors[start:end], decoding.neighbours))
+                start = end
+            yield rerank(beam, voters, self.vocabulary.information) if voters else beam
 
     def _find_forbidden_words(self, texts: tuple[str, ...]) -> tuple[int, ...]:
         """The ids of forbidden words; the log names those that the vocabulary does not have."""

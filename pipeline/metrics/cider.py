@@ -61,9 +61,11 @@ class CiderD:
         value = self._weights[gram] * count
         self._norms = _norms(row, key, value, len(references), self._base)
         self._lengths = _lengths(references)
-        place = row * len(self._keys) + gram
-        order = np.argsort(place)
+        # By image and n-gram: what a caption's n-gram meets in all references of its image is then in adjacent places.
+        place = image[row] * len(self._keys) + gram
+        order = np.argsort(place, kind="stable")
         self._places, self._values = place[order], value[order]
+        self._numbers = row[order] - self._first[image[row[order]]]
 
     def __call__(self, captions: Ids, image: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
         """The scores (M,) float32, between 0 and 10, of captions (M, T), encoded like the references, by image (M,)."""
@@ -74,22 +76,27 @@ class CiderD:
         value = count * np.where(known, self._weights[gram], self._weigh_new(key))
         norms, lengths = _norms(row, key, value, len(captions), self._base), _lengths(captions)
         row, gram, order, value = row[known], gram[known], _order(key[known], self._base), value[known]
-        total = np.zeros(len(captions))
-        for number in range(self._count[image].max()):
-            reference = self._first[image] + number
-            present = number < self._count[image]
-            reference[~present] = 0
-            place = reference[row] * len(self._keys) + gram
-            found = np.searchsorted(self._places, place).clip(max=len(self._places) - 1)
-            theirs = np.where(self._places[found] == place, self._values[found], 0.0)
-            product = np.bincount(
-                row * ORDERS + order, np.minimum(value, theirs) * theirs, minlength=len(captions) * ORDERS
-            ).reshape(-1, ORDERS)
-            scale = norms * self._norms[reference]
-            similarity = np.divide(product, scale, out=np.zeros(product.shape), where=scale > 0).mean(axis=1)
-            difference = lengths - self._lengths[reference]
-            total += np.where(present, similarity * np.exp(-(difference**2) / (2 * SIGMA**2)), 0.0)
-        return (10 * total / self._count[image]).astype(np.float32)
+        place = image[row] * len(self._keys) + gram
+        start, end = (np.searchsorted(self._places, place, side=side) for side in ("left", "right"))
+        mine = np.repeat(np.arange(len(place)), end - start)
+        met = np.arange(len(mine)) + np.repeat(start - np.cumsum(end - start) + (end - start), end - start)
+        theirs = self._values[met]
+        count = self._count[image]
+        shape = (len(captions), count.max(), ORDERS)
+        product = np.bincount(
+            np.ravel_multi_index((row[mine], self._numbers[met], order[mine]), shape),
+            np.minimum(value[mine], theirs) * theirs,
+            minlength=math.prod(shape),
+        ).reshape(shape)
+        reference = self._first[image][:, None] + np.arange(shape[1])
+        present = np.arange(shape[1]) < count[:, None]
+        reference[~present] = 0
+        scale = norms[:, None] * self._norms[reference]
+        similarity = np.divide(product, scale, out=np.zeros(shape), where=scale > 0).mean(axis=2)
+        difference = lengths[:, None] - self._lengths[reference]
+        alike = np.where(present, similarity * np.exp(-(difference**2) / (2 * SIGMA**2)), 0.0)
+        scores: npt.NDArray[np.float64] = 10 * alike.sum(axis=1) / count
+        return scores.astype(np.float32)
 
 
 def _n_grams(ids: Ids, base: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64], npt.NDArray[np.int64]]:

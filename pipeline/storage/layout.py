@@ -67,7 +67,8 @@ FOLDERS = {
     ),
     MODELS: (
         "The trained captioners: the models of the ensemble, each as a Keras model for GPUs and as OpenVINO networks "
-        "for CPUs, the vocabulary and the metadata of each captioner, its evaluations, and a card that sums them up. "
+        "for CPUs, the vocabulary, the training photographs in a short form with their captions (`neighbours.npz`), "
+        "and the metadata of each captioner, its evaluations, and a card that sums them up. "
         f"`{CHAMPION}` names the champion, which is the model that captions the nights, and holds the "
         "history of promotions."
     ),

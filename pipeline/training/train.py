@@ -12,11 +12,13 @@ from pipeline import __version__
 from pipeline.captioner.bundle import save
 from pipeline.captioner.merge_model import build
 from pipeline.captioner.metadata import EnsembleMember, Epoch, ModelMetadata, load_metadata
+from pipeline.captioner.neighbours import Neighbours
 from pipeline.config import TrainingConfig
 from pipeline.data.text import is_english
 from pipeline.data.vocabulary import embedding_matrix
 from pipeline.evaluation import card
 from pipeline.features import encoder as encoders
+from pipeline.features.crops import mean_crop
 from pipeline.storage import ABSENT, Bucket, DamagedObjectError, ObjectChangedError, layout
 from pipeline.training import loop, scst
 from pipeline.training import mlflow as tracking
@@ -96,7 +98,9 @@ def train_captioner(
         config=config,
         ensemble=ensemble,
     )
-    metadata = save(models, data.vocabulary, metadata, store)
+    captions = data.train_captions
+    neighbours = Neighbours.build(mean_crop(captions.features).vectors, captions.ids, captions.image)
+    metadata = save(models, data.vocabulary, neighbours, metadata, store)
     run.card(card.write(metadata, store))
     log.info("model %s is in %s", version, store.url(layout.model_folder(version)))
     return metadata

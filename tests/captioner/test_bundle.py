@@ -14,7 +14,7 @@ from pipeline.config import DecodingConfig
 from pipeline.errors import PipelineError
 from pipeline.features import accelerator
 from pipeline.storage import artifacts, layout
-from tests.support.small_captioner import CONFIG, FEATURES, VOCABULARY
+from tests.support.small_captioner import CONFIG, FEATURES, NEIGHBOURS, VOCABULARY
 
 NETWORKS = ("image.xml", "image.bin", "step.xml", "step.bin")
 """The files of a model's networks, without its number."""
@@ -42,7 +42,7 @@ def metadata_of(version, ensemble_size=1):
 @pytest.fixture
 def bundle(bucket, model):
     """A store with a model, and its metadata."""
-    return bucket, save([model], VOCABULARY, metadata_of("v1"), bucket)
+    return bucket, save([model], VOCABULARY, NEIGHBOURS, metadata_of("v1"), bucket)
 
 
 @pytest.fixture(params=["cpu", "gpu"])
@@ -54,17 +54,19 @@ def device(request, monkeypatch):
 
 def test_a_loaded_captioner_captions_as_before(bucket, model, other_model, device):
     """Saved models, loaded by nothing but their version, write the same captions in the same order."""
-    saved = save([model, other_model], VOCABULARY, metadata_of("v1", ensemble_size=2), bucket)
+    saved = save([model, other_model], VOCABULARY, NEIGHBOURS, metadata_of("v1", ensemble_size=2), bucket)
     loaded, metadata = load("v1", bucket)
     assert metadata == saved
     beam = DecodingConfig(beam_width=3)
-    before = Captioner(KerasDecoder([model, other_model]), VOCABULARY, max_length=6).alternatives(FEATURES, beam)
+    before = Captioner(KerasDecoder([model, other_model]), VOCABULARY, NEIGHBOURS, max_length=6).alternatives(
+        FEATURES, beam
+    )
     after = loaded.alternatives(FEATURES, beam)
     assert [[caption.text for caption in found] for found in after] == [[c.text for c in found] for found in before]
     for ours, theirs in zip(after, before, strict=True):
         np.testing.assert_allclose([c.log_prob for c in ours], [c.log_prob for c in theirs], atol=1e-4)
     assert [found.version for found in list_models(bucket)] == ["v1"]
-    names = ["vocabulary.json"]
+    names = ["vocabulary.json", "neighbours.npz"]
     for number in (0, 1):
         names += [name.replace(".", f"-{number}.") for name in ("model.keras", *NETWORKS)]
     assert sorted(saved.files) == sorted(names)
@@ -94,7 +96,7 @@ def test_a_network_that_cannot_be_read(bundle, structure):
 def test_a_model_without_networks(bundle):
     """One that was trained before there were any is to be trained again."""
     store, metadata = bundle
-    files = {name: found for name, found in metadata.files.items() if name in ("model-0.keras", "vocabulary.json")}
+    files = {name: found for name, found in metadata.files.items() if not name.endswith((".xml", ".bin"))}
     store.put(layout.model_metadata("v1"), metadata.model_copy(update={"files": files}).model_dump_json().encode())
     with pytest.raises(PipelineError, match=r"models/v1 has no checksum of its image-0\.xml.*train again"):
         load("v1", store)
@@ -103,7 +105,7 @@ def test_a_model_without_networks(bundle):
 def test_the_metadata_must_describe_all_models(bucket, model):
     """A bundle whose metadata lists another number of models is not written."""
     with pytest.raises(ValueError, match="zip"):
-        save([model], VOCABULARY, metadata_of("v1", ensemble_size=2), bucket)
+        save([model], VOCABULARY, NEIGHBOURS, metadata_of("v1", ensemble_size=2), bucket)
     assert list_models(bucket) == []
 
 
@@ -153,7 +155,7 @@ def test_metadata_without_checksums_loads_no_file(bundle):
 
 def test_a_bundle_saved_by_two_processes_is_whole(bucket, model, other_model, monkeypatch):
     """Of two that save the same version, a model loads as soon as the first has ended, whatever the other writes."""
-    first = save([model], VOCABULARY, metadata_of("v1"), bucket)
+    first = save([model], VOCABULARY, NEIGHBOURS, metadata_of("v1"), bucket)
     put, found = bucket.put, []
 
     def put_and_load(key, data, **options):
@@ -162,7 +164,7 @@ def test_a_bundle_saved_by_two_processes_is_whole(bucket, model, other_model, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(bucket, "put", put_and_load)
-        second = save([other_model], VOCABULARY, metadata_of("v1"), bucket)
+        second = save([other_model], VOCABULARY, NEIGHBOURS, metadata_of("v1"), bucket)
     assert first.files["model-0.keras"] != second.files["model-0.keras"]
     assert found == [first.files] * len(second.files) + [second.files]
     # The last write of the first may arrive late.

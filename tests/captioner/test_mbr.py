@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.captioner.mbr import rerank, stratified_uniforms
+from pipeline.captioner.mbr import Voters, rerank, stratified_uniforms
 from pipeline.captioner.sentences import Sentences
 from tests.support.encoded_captions import encoded
 
@@ -27,7 +27,7 @@ def test_the_caption_of_most_samples_comes_first():
     """A caption that resembles most samples wins over one that is a little more probable."""
     found = beam([4, 5, 6], [7, 8, 9], log_probs=[-4.0, -4.4])
     samples = encoded([[7, 8, 9], [7, 8], [8, 9], [4, 5, 6]])[None]
-    ranked = rerank(found, samples, INFORMATION)
+    ranked = rerank(found, [Voters.sampled(samples)], INFORMATION)
     assert first(ranked) == [7, 8, 9]
     np.testing.assert_allclose(ranked.log_probs, [[-4.4, -4.0]])
 
@@ -35,14 +35,25 @@ def test_the_caption_of_most_samples_comes_first():
 def test_without_a_majority_probability_decides():
     """Of captions that are equally similar to the samples, the more probable comes first; empty places come last."""
     found = beam([4, 5], [], [8, 9], log_probs=[-4.0, -np.inf, -3.0])
-    ranked = rerank(found, encoded([[6, 7], [6]])[None], INFORMATION)
+    ranked = rerank(found, [Voters.sampled(encoded([[6, 7], [6]])[None])], INFORMATION)
     np.testing.assert_allclose(ranked.log_probs, [[-3.0, -4.0, -np.inf]])
 
 
 def test_rare_words_decide():
     """Of two captions that share one word with the samples, the one that shares the rarer word wins."""
     found = beam([4, 5], [8, 5], log_probs=[-4.0, -4.0])
-    assert first(rerank(found, encoded([[4, 7], [8, 7]])[None], INFORMATION)) == [8, 5]
+    assert first(rerank(found, [Voters.sampled(encoded([[4, 7], [8, 7]])[None])], INFORMATION)) == [8, 5]
+
+
+def test_groups_of_voters_count_alike():
+    """Two captions of one group count as much as four of another, and images may have different numbers of voters."""
+    found = beam([4, 5, 6], [7, 8, 9], log_probs=[-4.0, -4.0])
+    few, many = encoded([[7, 8, 9], [7, 8, 9]]), encoded([[4, 5]] * 4)
+    groups = [Voters(few, np.zeros(2, int)), Voters(many, np.zeros(4, int))]
+    assert first(rerank(found, groups, INFORMATION)) == [7, 8, 9]
+    two = Sentences(*(np.concatenate([part, part]) for part in found))
+    ranked = rerank(two, [Voters(np.concatenate([few, many]), np.array([0, 0, 1, 1, 1, 1]))], INFORMATION)
+    assert ranked.ids[:, 0, 0].tolist() == [7, 4]
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 5), st.integers(1, 6))
@@ -53,10 +64,12 @@ def test_images_do_not_affect_each_other(seed, images, width, samples):
     ids = ids.reshape(images, width + samples, -1)
     lengths = (ids[:, :width] != 0).sum(axis=-1)
     found = Sentences(ids[:, :width], lengths, rng.normal(-9, 1, (images, width)).astype(np.float32))
-    together = rerank(found, ids[:, width:], INFORMATION)
+    together = rerank(found, [Voters.sampled(ids[:, width:])], INFORMATION)
     for image in range(images):
         alone = rerank(
-            Sentences(*(part[image : image + 1] for part in found)), ids[image : image + 1, width:], INFORMATION
+            Sentences(*(part[image : image + 1] for part in found)),
+            [Voters.sampled(ids[image : image + 1, width:])],
+            INFORMATION,
         )
         for one, other in zip(alone, together, strict=True):
             np.testing.assert_array_equal(one[0], other[image])

@@ -389,7 +389,7 @@ def test_an_ensemble_on_several_crops(made, trained, toy_encoder):
     captioner, metadata = bundle.load(trained.model.version, staging)
     changes = {"version": "v2", "encoder_id": encoder_id, "ensemble": [*metadata.ensemble, *metadata.ensemble]}
     two = bundle.load_models(metadata, staging) * 2
-    saved = bundle.save(two, captioner.vocabulary, metadata.model_copy(update=changes), staging)
+    saved = bundle.save(two, captioner.vocabulary, captioner.neighbours, metadata.model_copy(update=changes), staging)
     move(staging, production, "v2")
     loaded, _ = bundle.load("v2", production)
     assert len(bundle.load_models(saved, production)) == 2

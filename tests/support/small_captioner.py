@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.captioner.merge_model import build
+from pipeline.captioner.neighbours import Neighbours
 from pipeline.config import TrainingConfig
 from pipeline.data.vocabulary import Vocabulary
 from pipeline.features.store import Features
@@ -25,6 +26,9 @@ REGIONS = Features(FEATURES.vectors, np.random.default_rng(1).normal(size=(3, 6,
 
 CAPTIONS = EncodedCaptions(FEATURES, np.array([0, 0, 1, 2, 2]), [VOCABULARY.encode(text) for text in SENTENCES])
 """The sentences as captions of the images."""
+
+NEIGHBOURS = Neighbours.build(FEATURES.vectors, CAPTIONS.ids, CAPTIONS.image)
+"""The images as training photographs."""
 
 
 def build_model(features: Features = FEATURES, **changes: Any) -> Any:
