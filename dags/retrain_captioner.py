@@ -151,6 +151,14 @@ with DAG(
             "number, at least 1)",
             section="Data",
         ),
+        "neutral_wording": Param(
+            False,
+            type="boolean",
+            title="Neutral wording",
+            description="Learn person and child in place of man, woman, boy and girl, where the captions of a "
+            "photograph disagree about the gender; for English",
+            section="Data",
+        ),
         "encoder": Param(
             "",
             type=["string", "null"],
@@ -246,7 +254,12 @@ with DAG(
     vocabulary = PipelineOperator(
         task_id="vocabulary",
         doc_md="Collect the words of the training captions that occur often enough.",
-        arguments=["vocabulary", ingest.result("dataset"), "--min-count={{ params.min_count }}"],
+        arguments=[
+            "vocabulary",
+            ingest.result("dataset"),
+            "--min-count={{ params.min_count }}",
+            "{{ '--neutral-wording' if params.neutral_wording else '--no-neutral-wording' }}",
+        ],
     )
     register_encoder = PipelineOperator(
         task_id="register_encoder",

@@ -227,11 +227,18 @@ def datasets(limit: Annotated[int, typer.Option(min=1, help="maximum number of d
 def vocabulary(
     dataset_id: DatasetId,
     min_count: Annotated[int, typer.Option(min=1, help="minimum count of a word in the training captions")] = 10,
+    neutral_wording: Annotated[
+        bool,
+        typer.Option(
+            help="person and child in place of man, woman, boy and girl, where the captions of a picture disagree "
+            "about the gender; for English; a training with this vocabulary learns these captions"
+        ),
+    ] = False,
 ) -> None:
     """Build the vocabulary: number the words that occur often enough in the training captions."""
     from pipeline.data import dataset
 
-    key, words = dataset.build_vocabulary(dataset_id, _store(), min_count=min_count)
+    key, words = dataset.build_vocabulary(dataset_id, _store(), min_count=min_count, neutral_wording=neutral_wording)
     _print({"vocabulary": key, "words": len(words), "summary": f"{len(words):,} words"})
 
 

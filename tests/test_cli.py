@@ -41,7 +41,7 @@ COMMANDS = {
         *("--max-dropped-fraction", "--corrections", "--no-corrections"),
     },
     "datasets": {"--limit"},
-    "vocabulary": {"dataset_id", "--min-count"},
+    "vocabulary": {"dataset_id", "--min-count", "--neutral-wording", "--no-neutral-wording"},
     "register-encoder": {"spec", "--crops", "--no-crops", "--regions", "--int8"},
     "plan-extraction": {"dataset_id", "encoder_id", "--run"},
     "extract": {"shard"},

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.config import ENGLISH
+from pipeline.data import wording
 from pipeline.data.annotations import SPLITS
+from pipeline.data.text import is_english
 from pipeline.errors import PipelineError
 from pipeline.storage import Bucket, ObjectNotFoundError, layout, names, open_source
 
@@ -98,20 +100,46 @@ def list_datasets(store: Bucket, *, limit: int) -> list[str]:
     return [dataset_id for _, dataset_id in sorted(found, reverse=True)[:limit]]
 
 
-def build_vocabulary(dataset_id: str, store: Bucket, *, min_count: int) -> "tuple[str, Vocabulary]":
+def captions_to_learn(table: "pa.Table", *, neutral_wording: bool) -> list[list[str]]:
+    """The captions of a dataset's rows as a captioner learns them: raw, or ``wording.neutral``."""
+    captions = table["captions"].to_pylist()
+    return [wording.neutral(of_image) for of_image in captions] if neutral_wording else captions
+
+
+def build_vocabulary(
+    dataset_id: str, store: Bucket, *, min_count: int, neutral_wording: bool = False
+) -> "tuple[str, Vocabulary]":
     """Number the words that occur at least ``min_count`` times in the training captions, and store the vocabulary.
+
+    Args:
+        dataset_id: of the dataset.
+        store: the store.
+        min_count: minimum count of a word.
+        neutral_wording: whether to replace words that name a gender in the captions of a picture that disagree about
+            it. A captioner with this vocabulary learns the same captions.
 
     Returns:
         The key of the vocabulary, and the vocabulary.
 
     Raises:
-        PipelineError: there is no such dataset, or no word occurs that often.
+        PipelineError: there is no such dataset, no word occurs that often, or the captions to be made neutral are not
+            English.
     """
     from pipeline.data.vocabulary import Vocabulary
 
     data = load(dataset_id, store)
-    captions = (caption for captions in data.split("train")["captions"].to_pylist() for caption in captions)
-    vocabulary = Vocabulary.build(captions, min_count=min_count, language=data.language)
-    key = layout.vocabulary(dataset_id, min_count)
+    if neutral_wording and not is_english(data.language):
+        raise PipelineError(
+            f"Neutral wording is for captions in English, but the language of {dataset_id} is {data.language}: train "
+            "without neutral wording."
+        )
+    captions = captions_to_learn(data.split("train"), neutral_wording=neutral_wording)
+    vocabulary = Vocabulary.build(
+        (caption for of_image in captions for caption in of_image),
+        min_count=min_count,
+        language=data.language,
+        neutral_wording=neutral_wording,
+    )
+    key = layout.vocabulary(dataset_id, min_count, neutral_wording=neutral_wording)
     store.put(key, vocabulary.to_json().encode())
     return key, vocabulary

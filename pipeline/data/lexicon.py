@@ -101,6 +101,9 @@ GENDERS = _by_word(
 )
 """The gender of a person, by the singular noun."""
 
+CHILDREN = frozenset(["boy", "girl", "son", "daughter"])
+"""Those of ``GENDERS`` that are children."""
+
 PRONOUNS = _by_word({"male": "he him his himself", "female": "she her hers herself"})
 """The gender, by pronoun."""
 

@@ -33,12 +33,15 @@ class Vocabulary:
         counts: how often each word occurs in the training captions (0 for the special words).
         min_count: the minimum count of a word.
         language: of the captions, as a BCP 47 code.
+        neutral_wording: whether the captions, of which a captioner must learn the same, name no gender where those of a
+            picture disagree about it.
     """
 
     words: tuple[str, ...]
     counts: tuple[int, ...]
     min_count: int
     language: str = ENGLISH
+    neutral_wording: bool = False
     _ids: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -47,7 +50,9 @@ class Vocabulary:
             raise PipelineError("Not a vocabulary: the special words must come first, and no word may occur twice.")
 
     @classmethod
-    def build(cls, captions: Iterable[str], *, min_count: int = 10, language: str = ENGLISH) -> "Vocabulary":
+    def build(
+        cls, captions: Iterable[str], *, min_count: int = 10, language: str = ENGLISH, neutral_wording: bool = False
+    ) -> "Vocabulary":
         """The words seen at least ``min_count`` times in ``captions``, which must be the training split's only.
 
         Raises:
@@ -61,7 +66,7 @@ class Vocabulary:
                 "lower the minimum count, or ingest more captions."
             )
         counts = (*([0] * len(SPECIAL_WORDS)), *(seen[word] for word in kept))
-        return cls((*SPECIAL_WORDS, *kept), counts, min_count, language)
+        return cls((*SPECIAL_WORDS, *kept), counts, min_count, language, neutral_wording)
 
     def __len__(self) -> int:
         return len(self.words)
@@ -92,14 +97,15 @@ class Vocabulary:
 
     def to_json(self) -> str:
         """Readable JSON: one line per word, with its id and count."""
+        facts = {"min_count": self.min_count, "language": self.language, "neutral_wording": self.neutral_wording}
         rows = zip(self.words, range(len(self)), self.counts, strict=True)
         lines = (
             f"    {json.dumps(word, ensure_ascii=False)}: {json.dumps({'id': i, 'count': count})}"
             for word, i, count in rows
         )
+        head = "".join(f'  "{name}": {json.dumps(fact)},\n' for name, fact in facts.items())
         body = ",\n".join(lines)
-        language = json.dumps(self.language)
-        return f'{{\n  "min_count": {self.min_count},\n  "language": {language},\n  "words": {{\n{body}\n  }}\n}}\n'
+        return f'{{\n{head}  "words": {{\n{body}\n  }}\n}}\n'
 
     @classmethod
     def from_json(cls, text: str | bytes, *, origin: str) -> "Vocabulary":
@@ -110,7 +116,8 @@ class Vocabulary:
             if [row["id"] for _, row in rows] != list(range(len(rows))):
                 raise ValueError("the ids are not 0, 1, 2, …")
             words, counts = tuple(word for word, _ in rows), tuple(row["count"] for _, row in rows)
-            return cls(words, counts, document["min_count"], document["language"])
+            neutral_wording = document.get("neutral_wording", False)
+            return cls(words, counts, document["min_count"], document["language"], neutral_wording)
         except (ValueError, KeyError, TypeError) as error:
             raise PipelineError(
                 f"{origin} is not a vocabulary ({error!r}): run `captioning vocabulary` again to write it."

@@ -68,7 +68,7 @@ def render(
     sections = [
         [f"# Model {escape(model.version)}", "", PURPOSE],
         ["## Data", "", *_facts(_data(model, ingested))],
-        ["## Training", "", *_training(model)],
+        ["## Training", "", *_training(model, vocabulary)],
         ["## Scores", "", *_scores(evaluations)],
         *([["## Errors", "", *_errors(main)]] if main and main.errors else []),
         ["## Limits", "", *(f"- {limit}" for limit in _limits(model, vocabulary, ingested, main))],
@@ -96,13 +96,18 @@ def _data(model: ModelMetadata, ingested: IngestReport | None) -> dict[str, str]
     }
 
 
-def _training(model: ModelMetadata) -> list[str]:
+def _training(model: ModelMetadata, vocabulary: Vocabulary) -> list[str]:
     changed = model.config.model_dump(exclude_defaults=True)
     facts = {
         "Encoder": model.encoder_id,
         "Trained": f"{model.created_at:%Y-%m-%d %H:%M} UTC",
         "Configuration": ", ".join(f"{name} {value}" for name, value in changed.items()) or "the defaults",
     }
+    if vocabulary.neutral_wording:
+        facts["Wording"] = (
+            "person and child in place of man, woman, boy and girl, where the captions of a photograph disagree about "
+            "the gender"
+        )
     names = ["seed", "best epoch", "epochs", "minutes", "CIDEr on dev"]
     rows = [
         [

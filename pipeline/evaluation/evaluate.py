@@ -100,7 +100,8 @@ def evaluate_model(
     failed = len(dataset.split("test")) - len(captions)
     profile = Profile.of(captioner.standardized(test.features), captions, failed=failed, decoding=decoding)
     vocabulary = captioner.vocabulary.words[len(SPECIAL_WORDS) :]
-    training = [caption for captions in dataset.split("train")["captions"].to_pylist() for caption in captions]
+    learned = datasets.captions_to_learn(dataset.split("train"), neutral_wording=captioner.vocabulary.neutral_wording)
+    training = [caption for captions in learned for caption in captions]
     # As many captions of humans as of the captioner: the first reference of an image, the second of the next, …
     human = [captions[row % len(captions)] for row, captions in enumerate(references.values())]
     texts = {name: list(captions.values()) for name, captions in written.items()} | {"human": human}

@@ -157,9 +157,10 @@ def ingest_report(dataset_id: str) -> str:
     return f"{dataset_folder(dataset_id)}/ingest.json"
 
 
-def vocabulary(dataset_id: str, min_count: int) -> str:
-    """The words seen at least ``min_count`` times in the training captions of a dataset."""
-    return f"{dataset_folder(dataset_id)}/vocabulary-{min_count}.json"
+def vocabulary(dataset_id: str, min_count: int, *, neutral_wording: bool = False) -> str:
+    """The words seen at least ``min_count`` times in the training captions of a dataset; ``-neutral`` is added for
+    captions in neutral wording."""
+    return f"{dataset_folder(dataset_id)}/vocabulary-{min_count}{'-neutral' if neutral_wording else ''}.json"
 
 
 def human_baseline(dataset_id: str, tokenizer: str) -> str:

@@ -63,7 +63,7 @@ DATASET_ID = NameKind(
 
 VOCABULARY = NameKind(
     "the key of a vocabulary",
-    re.compile(rf"{layout.DATASETS}{_DATASET_ID}/vocabulary-[0-9]+\.json", re.ASCII),
+    re.compile(rf"{layout.DATASETS}{_DATASET_ID}/vocabulary-[0-9]+(?:-neutral)?\.json", re.ASCII),
     f"{layout.DATASETS}name/fingerprint/vocabulary-N.json",
     "`captioning vocabulary` builds a vocabulary and prints its key.",
 )

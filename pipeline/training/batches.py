@@ -136,13 +136,14 @@ def pad_length(words: float) -> int:
 def encode_captions(
     split: SplitFeatures, vocabulary: Vocabulary, max_length: int | None = None
 ) -> tuple[EncodedCaptions, int]:
-    """Encode the captions of a split, cut to ``max_length`` words.
+    """Encode the captions of a split, cut to ``max_length`` words, in neutral wording if the vocabulary is.
 
     Returns:
         The captions, and ``max_length``; by default it is the percentile ``MAX_LENGTH_PERCENTILE`` of their lengths.
     """
+    captions_by_image = datasets.captions_to_learn(split.table, neutral_wording=vocabulary.neutral_wording)
     ids, image = [], []
-    for row, captions in enumerate(split.table["captions"].to_pylist()):
+    for row, captions in enumerate(captions_by_image):
         ids += [vocabulary.encode(caption) for caption in captions]
         image += [row] * len(captions)
     if max_length is None:

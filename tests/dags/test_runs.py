@@ -94,7 +94,7 @@ def runs(airflow_home, monkeypatch):
 
 def test_a_retraining_succeeds(runs):
     """Each command gets the results of those before it, and the teardown no error."""
-    state, tasks = runs.run("retrain_captioner", {"dataset": None, "seed": 7})
+    state, tasks = runs.run("retrain_captioner", {"dataset": None, "neutral_wording": True, "seed": 7})
     assert state == "success"
     skipped = {task_id for task_id, found in tasks.items() if found == "skipped"}
     assert skipped == {"compare", "approval"}
@@ -103,6 +103,7 @@ def test_a_retraining_succeeds(runs):
     decoding = ["--beam-width=5", "--mbr-samples=0"]
     assert commands["resolve-inputs"][1:] == ["--dataset=", "--encoder=", "--cause="]
     assert commands["ingest"] == ["photos", "s3://more/a b", "--language=", "--licence=", "--corrections"]
+    assert commands["vocabulary"] == [dataset, "--min-count=10", "--neutral-wording"]
     assert commands["register-encoder"] == ["random", "--no-crops", "--regions=", "--int8="]
     assert commands["plan-extraction"][:2] == [dataset, "resnet50-1"]
     assert commands["train"][:3] == [dataset, RESULTS["vocabulary"]["vocabulary"], "resnet50-1"]

@@ -764,6 +764,23 @@ def test_the_language_belongs_to_the_dataset(tmp_path: Path) -> None:
     assert languages == ["en", "de"]
 
 
+def test_a_vocabulary_of_neutral_captions(source: LocalBucket, store: LocalBucket) -> None:
+    """It has the neutral words, beside the vocabulary of the raw captions; in another language it is refused."""
+    texts = {"a.jpg": ["A man .", "A woman ."], "b.jpg": ["A girl .", "His girl ."]}
+    rows = [[image, text, "train"] for image in texts for text in texts[image]]
+    table = put_csv(source, [*rows, *(row for row in table_rows() if row[0] not in texts)])
+    dataset_id = ingest([table], store, name="photos").dataset
+    raw, neutral = (build_vocabulary(dataset_id, store, min_count=1, neutral_wording=each) for each in (False, True))
+    assert raw[0] == f"datasets/{dataset_id}/vocabulary-1.json"
+    assert neutral[0] == f"datasets/{dataset_id}/vocabulary-1-neutral.json"
+    assert {*raw[1].words} - {*neutral[1].words} == {"man", "woman"}
+    assert {*neutral[1].words} - {*raw[1].words} == {"person"}
+    assert (raw[1].neutral_wording, neutral[1].neutral_wording) == (False, True)
+    german = ingest([table], store, name="photos", language="de").dataset
+    with pytest.raises(PipelineError, match=rf"captions in English, but the language of {german} is de: train without"):
+        build_vocabulary(german, store, min_count=1, neutral_wording=True)
+
+
 def test_the_licence_is_in_the_report(tmp_path: Path) -> None:
     """On one line; stated later or anew, it replaces the one in the report, and nothing else changes."""
     store, table = LocalBucket(tmp_path / "store"), toy.draw(LocalBucket(tmp_path / "source"))

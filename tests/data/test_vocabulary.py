@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -52,6 +53,8 @@ def test_json_is_readable_and_complete():
     document = json.loads(vocabulary.to_json())
     assert document["words"]["a"] == {"id": 4, "count": 2}
     assert Vocabulary.from_json(vocabulary.to_json(), origin="here") == vocabulary
+    neutral = replace(vocabulary, neutral_wording=True)
+    assert Vocabulary.from_json(neutral.to_json(), origin="here") == neutral != vocabulary
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The model card: exact for the toy model, in every state, whatever the names in it."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from markdown_it import MarkdownIt
@@ -247,6 +248,18 @@ def test_heat_maps_prove_nothing(bucket):
     assert "heat maps" not in without and "- Configuration: attention\\_heads 0" in without.splitlines()
     assert "- Configuration: the defaults" in text.splitlines()
     assert section(text, "Training")[-2:] == ["| 2 | 2 | 3 | 4.5 | 0.200 |", "| 3 | 3 | 3 | 4.5 | 0.300 |"]
+
+
+def test_neutral_wording_is_said(bucket):
+    """The card of a model that learned neutral captions says so."""
+    model = write_model("v1", bucket)
+    neutral = replace(VOCABULARY, neutral_wording=True)
+    facts = card.render(model, vocabulary=neutral, ingested=None, evaluations=[]).splitlines()
+    assert (
+        "- Wording: person and child in place of man, woman, boy and girl, where the captions of a photograph disagree "
+        "about the gender" in facts
+    )
+    assert "Wording" not in render(model)
 
 
 @pytest.mark.parametrize("field", ["encoder_id", "dataset", "language", "licence", "source", "embedding", "word"])

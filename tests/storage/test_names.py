@@ -36,11 +36,12 @@ KINDS = {name: kind for name, kind in vars(names).items() if isinstance(kind, Na
         ("DATASET_ID", [f"flickr8k/{HASH}"], ["flickr8k", HASH, f"/{HASH}", f"../{HASH}", f"a/{HASH}/", f"a/{HASH}0"]),
         (
             "VOCABULARY",
-            [f"datasets/a/{HASH}/vocabulary-10.json"],
+            [f"datasets/a/{HASH}/vocabulary-10.json", f"datasets/a/{HASH}/vocabulary-10-neutral.json"],
             [
                 "",
                 f"a/{HASH}/vocabulary-10.json",
                 f"datasets/a/{HASH}/vocabulary-.json",
+                f"datasets/a/{HASH}/vocabulary-10-other.json",
                 f"datasets/a/{HASH}/ingest.json",
             ],
         ),

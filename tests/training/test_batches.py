@@ -1,5 +1,7 @@
 """Batches of training data: every caption once, in order or shuffled, and long captions cut."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -80,3 +82,16 @@ def test_long_captions_are_cut():
     assert [ids for ids in encoded.ids if ids[0] != START or (ids[-1] != END and len(ids) != 4)] == []
     shorter, limit = encode_captions(split, vocabulary, 2)
     assert (limit, max(len(ids) for ids in shorter.ids)) == (2, 3)
+
+
+def test_captions_are_as_neutral_as_the_vocabulary():
+    """A vocabulary of neutral captions makes a captioner learn these; the references stay as they are."""
+    captions = [["A man runs .", "A woman runs ."], ["A man runs ."]]
+    vocabulary = Vocabulary.build(["a man woman person runs"], min_count=1)
+    split = SplitFeatures(
+        pa.table({"image_id": ["a", "b"], "captions": captions}), Features(np.zeros((2, 3), np.float32))
+    )
+    for neutral, expected in ((False, ["a man runs", "a woman runs"]), (True, ["a person runs"] * 2)):
+        encoded, _ = encode_captions(split, replace(vocabulary, neutral_wording=neutral))
+        assert [vocabulary.decode(ids[1:]) for ids in encoded.ids] == [*expected, "a man runs"]
+    assert split.references == dict(zip("ab", captions, strict=True))
