@@ -101,16 +101,16 @@ def test_the_model_sees_only_unfinished_sentences(beam_width):
 
 @settings(max_examples=random_inputs(100))
 @given(
-    st.integers(1, 40).flatmap(
-        lambda size: st.lists(st.lists(st.integers(-3, 3), min_size=size, max_size=size), min_size=1, max_size=5)
-    ),
-    st.integers(1, 40),
+    seed=st.integers(0, 2**32 - 1),
+    size=st.integers(1, 40) | st.integers(search.GROUPS - 1, 3 * search.GROUPS + 1),
+    count=st.integers(1, 40) | st.integers(search.GROUPS - 1, search.GROUPS + 1),
+    largest=st.sampled_from([3, 1000]),
 )
-def test_top_k(values, count):
-    """The result is that of sorting each row; of equal values the first wins."""
-    values = np.array(values, np.float32)
+def test_top_k(seed, size, count, largest):
+    """The result is that of sorting each row; of equal values the first wins. Some values, or nearly all, are equal."""
+    values = np.random.default_rng(seed).integers(-3, largest, (4, size)).astype(np.float32)
     values[values == -3] = -np.inf
-    count = min(count, values.shape[1])
+    count = min(count, size)
     found, columns = search._top_k(values, count)
     expected = np.argsort(-values, axis=1, kind="stable")[:, :count]
     np.testing.assert_array_equal(columns, expected)
