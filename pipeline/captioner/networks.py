@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 BATCH_FLOATS = 1 << 19
 """Log probabilities, (captions × vocabulary), that a thread computes at once, about: they fit its cache."""
 
+BATCH_IMAGES = 16
+"""Images that a thread encodes at once: OpenVINO keeps ten times the memory of their regions, for each thread."""
+
 MAX_THREADS = 8
 """More threads would wait for memory."""
 
@@ -92,14 +95,20 @@ class _CompiledModel:
 
     def encode(self, features: Features) -> list[Floats]:
         """The standardized vectors, and the image as the step takes it."""
-        inputs = features.arrays if self.attends else [features.vectors]
-        return self._encode(*(np.asarray(array, np.float32) for array in inputs))
+        return self._encode_batches(features.arrays if self.attends else [features.vectors])
 
     def standardize(self, vectors: npt.NDArray[np.floating]) -> Floats:
         """The standardized vectors alone."""
         # The rows of vectors and regions are independent in the network: there may be none of these.
         regions = [np.zeros((0, *shape), np.float32) for shape in self._encode.input_shapes[1:]]
-        return self._encode(np.asarray(vectors, np.float32), *regions)[0]
+        return self._encode_batches([vectors, *regions])[0]
+
+    def _encode_batches(self, inputs: Sequence[npt.NDArray[np.floating]]) -> list[Floats]:
+        batches = [
+            self._encode(*(np.asarray(array[start : start + BATCH_IMAGES], np.float32) for array in inputs))
+            for start in range(0, max(1, len(inputs[0])), BATCH_IMAGES)
+        ]
+        return [np.concatenate(arrays) for arrays in zip(*batches, strict=True)]
 
     def step(self, image: Sequence[Floats], words: Ids, state: State, rows: Rows) -> list[Floats]:
         """Log probabilities, the next state (two arrays), and with attention its weights."""

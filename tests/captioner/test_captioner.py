@@ -71,12 +71,18 @@ def test_alternatives_come_best_first(model, captioner_of):
 
 
 def test_the_batch_size_does_not_change_captions(ensemble, monkeypatch, captioner_of):
-    """The captions are the same for any number of images per batch, with a last batch that is not full."""
+    """The captions are the same for any number of images per batch, with a last batch that is not full.
+
+    So are the standardized vectors.
+    """
     [model, _], features = ensemble
     captioner = captioner_of(model)
     together = captioner.caption(features, DecodingConfig(beam_width=2))
+    standardized = captioner.standardized(features)
     monkeypatch.setattr(keras_decoder, "BATCH_SIZE", 2)
     monkeypatch.setattr(networks, "BATCH_FLOATS", 4 * len(VOCABULARY))
+    monkeypatch.setattr(networks, "BATCH_IMAGES", 2)
+    np.testing.assert_allclose(captioner.standardized(features), standardized, rtol=1e-5)
     apart = captioner.caption(features, DecodingConfig(beam_width=2))
     assert [caption.text for caption in apart] == [caption.text for caption in together]
     np.testing.assert_allclose([c.log_prob for c in apart], [c.log_prob for c in together], rtol=1e-5)
