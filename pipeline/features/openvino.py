@@ -148,6 +148,11 @@ def read(network: Network, advice: str) -> ov.Model:
 
 
 def _save(network: ov.Model, path: Path) -> Network:
+    """The network as bytes, equal for equal networks: OpenVINO names operations by counters of its process."""
+    for number, operation in enumerate(network.get_ordered_ops()):
+        operation.set_friendly_name(f"{operation.get_type_name()}_{number}")
+        for output in operation.outputs():
+            output.get_tensor().set_names(set())
     ov.save_model(network, path, compress_to_fp16=False)
     return _files(path)
 

@@ -89,6 +89,12 @@ def test_the_outputs_of_a_network_are_those_of_its_keras_model():
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
 
 
+def test_equal_models_are_equal_networks():
+    """To the byte, whatever a process has converted before."""
+    first, second = (openvino.convert(convolutions()) for _ in range(2))
+    assert first == second
+
+
 def test_the_real_encoder_and_its_captions_are_those_of_keras(photographs, real_encoder):
     """Real photographs have Keras's features, cosine .9999 and more, and the same captions in 99 of 100 cases."""
     pictures, texts = photographs

@@ -520,8 +520,7 @@ def _read(key: str, data: bytes) -> Any:  # noqa: PLR0911 - one for each kind of
             return data.decode()
         case "xml":
             assert data.rstrip().endswith(b"</net>")
-            # OpenVINO numbers the nodes of all networks that a process has converted.
-            return re.sub(r' (?:output_)?names?="[^"]*"', "", data.decode())
+            return data.decode()
         case _:
             assert data
             return data.decode(errors="replace")
