@@ -410,8 +410,9 @@ def evaluate_champion(
     floor: Floor = 0.1,
 ) -> None:
     """Evaluate the champion on the test split of a candidate's dataset, if the decision on the candidate needs it."""
+    from pipeline.captioner.metadata import load_metadata
     from pipeline.captioner.registry import find_champion
-    from pipeline.evaluation import promotion_gate
+    from pipeline.evaluation import card, promotion_gate
     from pipeline.evaluation.evaluate import evaluate_model
     from pipeline.evaluation.results import candidate_metrics, comparable_metrics, format_scores
 
@@ -426,13 +427,18 @@ def evaluate_champion(
     if decision is not None:
         _print({"champion": champion.version, "summary": f"not needed: {decision.reason}"})
         return
-    metrics = comparable_metrics(champion.version, candidate, store) or evaluate_model(
-        champion.version,
-        store=store,
-        decoding=decoding,
-        max_failed_fraction=read_settings().max_failed_fraction,
-        dataset_id=candidate.dataset,
-    )
+    metrics = comparable_metrics(champion.version, candidate, store)
+    if metrics is not None:
+        # The evaluation may have been interrupted before it wrote the card.
+        card.write(load_metadata(champion.version, store), store)
+    else:
+        metrics = evaluate_model(
+            champion.version,
+            store=store,
+            decoding=decoding,
+            max_failed_fraction=read_settings().max_failed_fraction,
+            dataset_id=candidate.dataset,
+        )
     summary = f"{champion.version}: {format_scores(metrics.summary)}"
     _print({"champion": champion.version, **metrics.summary, "summary": summary})
 

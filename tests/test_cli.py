@@ -567,7 +567,10 @@ def test_inputs_as_the_champion(store, result, trained):
 
 
 def test_the_champion_is_evaluated_once(store, result, trained, monkeypatch):
-    """On the dataset and with the decoding of the candidate, unless that was done before."""
+    """On the dataset and with the decoding of the candidate, unless that was done before.
+
+    The card is written again, in case the evaluation was interrupted before.
+    """
     from pipeline.evaluation import evaluate
 
     toy.copy(trained.store, store, "")
@@ -581,7 +584,10 @@ def test_the_champion_is_evaluated_once(store, result, trained, monkeypatch):
     keys = layout.evaluation(version, dataset, DecodingConfig(beam_width=1))
     assert store.exists(keys.metrics)
     monkeypatch.setattr(evaluate, "evaluate_model", lambda *_, **__: pytest.fail("evaluated again"))
+    card = store.get(layout.model_card(version))
+    store.put(layout.model_card(version), trained.store.get(layout.model_card(version)))
     assert result("evaluate-champion", "candidate", "--beam-width", "1") == first
+    assert store.get(layout.model_card(version)) == card
 
 
 @pytest.mark.parametrize(
