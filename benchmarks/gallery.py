@@ -40,6 +40,9 @@ SHARD_SIZE = 10_000
 FAILED = 100
 """One picture in so many could not be read."""
 
+NOVEL, UNSURE = 0.05, 0.5
+"""The share of novel pictures, and the confidence below which a caption is marked for review."""
+
 OLD, NEW = "20260101T020000-aaaaaaaa", "20260531T020000-bbbbbbbb"
 """The champion of the first half of the nights, and that of the second."""
 
@@ -94,13 +97,14 @@ def prepare(store: Bucket, size: int) -> None:
     attempts = captions.read(results, store, columns=current.ATTEMPT)
     listing = attempts.select(IDENTITY).append_column("bytes", pa.nulls(len(attempts), pa.int64()))
     facts = {"inbox": source_name(store, store), "language": "en", "listed_at": datetime.now(UTC).isoformat()}
-    current.refresh(listing, attempts, night=facts, store=store, place="none", damaged=[])
+    current.refresh(listing, attempts, night=facts, store=store, place="none", damaged=[], review_below=UNSURE)
 
 
 def write(store: Bucket, pictures: npt.NDArray[np.int64], number: int, version: str, rng: np.random.Generator) -> None:
     """Write a shard: what a model says of these pictures in a night."""
     night = FIRST_NIGHT + timedelta(number)
     failed = pictures % FAILED == FAILED - 1
+    confidence, novel = rng.random(len(pictures)), rng.random(len(pictures)) < NOVEL
     words = zip(*(rng.choice(part, len(pictures)) for part in (SUBJECTS, DOES, PLACES)), strict=True)
     said = [
         f"{' '.join(each)}{f' by a {RARE}' if picture == 0 and version == OLD else ''}"
@@ -112,6 +116,9 @@ def write(store: Bucket, pictures: npt.NDArray[np.int64], number: int, version: 
             [hashlib.md5(b"%d" % picture, usedforsecurity=False).hexdigest() for picture in pictures.tolist()],
             pa.array(said, pa.string(), mask=failed),
             pa.array(rng.normal(-0.9, 0.3, len(pictures)).clip(max=0), pa.float32(), mask=failed),
+            pa.array(confidence, pa.float32(), mask=failed),
+            pa.array(novel, mask=failed),
+            pa.array(novel | (confidence < UNSURE), mask=failed),
             np.where(failed, "failed", "ok"),
             pa.array(["the image is truncated"] * len(pictures), pa.string(), mask=~failed),
             pa.array([640] * len(pictures), pa.int32(), mask=failed),

@@ -10,7 +10,7 @@ The captions are Parquet files under `captions/` in the store. `reconcile` retur
 under `runs/`. A run can be repeated, or interrupted and cleared: finished work is not done twice.
 
 The trigger form selects what a night captions: the whole archive or only new images, with or without the images that
-failed before, and some images again.
+failed before, some images again, and the confidence below which a person should look at a caption.
 
 If people have corrected enough captions, or drift has been noticed in enough nights in a row, the last task starts a
 retraining: the settings `CAPTION_RETRAIN_AFTER_CORRECTIONS` and `CAPTION_RETRAIN_AFTER_DRIFT` say how many.
@@ -41,6 +41,8 @@ with matching_plugin(__file__):
     from captioning.settings import read_settings
 
 settings = read_settings()
+
+REVIEW_BELOW = "--review-below={{ '' if params.review_below is none else params.review_below }}"
 
 with DAG(
     dag_id=settings.night_dag,
@@ -80,6 +82,15 @@ with DAG(
             description="Keys of images that are captioned again, captioned or failed, separated by commas; or "
             "patterns, such as 2026/* for a folder",
         ),
+        "review_below": Param(
+            None,
+            type=["number", "null"],
+            minimum=0,
+            maximum=1,
+            title="Review below",
+            description="Captions with a lower confidence are marked for review, like those of novel photographs. "
+            "Empty: CAPTION_REVIEW_BELOW (at least 0, at most 1)",
+        ),
         "accept_smaller_inbox": Param(
             False,
             type="boolean",
@@ -115,7 +126,7 @@ with DAG(
         PipelineOperator.partial(
             task_id="caption",
             doc_md="Caption the photographs of a shard from their features, into one Parquet file.",
-            arguments=["night", "caption"],
+            arguments=["night", "caption", REVIEW_BELOW],
             map_index_template=MAP_INDEX_TEMPLATE,
             **settings.accelerator,
         ).expand(shard=plan_captions.output)
@@ -124,7 +135,13 @@ with DAG(
         doc_md="Count the photographs: each is captioned, or failed with the reason. Write the night's record and the "
         "table of current captions, and check for drift. Fails if a photograph is unaccounted for.",
         # Where no report can start a night, what has arrived since the listing waits for the clock.
-        arguments=["night", "reconcile", "{{ run_id }}", *(["--look-again"] if settings.arrival_delay else [])],
+        arguments=[
+            "night",
+            "reconcile",
+            "{{ run_id }}",
+            REVIEW_BELOW,
+            *(["--look-again"] if settings.arrival_delay else []),
+        ],
         trigger_rule="none_failed",
         inlets=[CHAMPION, FEATURES],
         outlets=[CAPTIONS],

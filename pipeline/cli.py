@@ -62,6 +62,19 @@ def _path(value: str) -> Path:
     return Path(value)
 
 
+def _review_below(value: str) -> float:
+    """A confidence, by default that of the settings."""
+    if not value:
+        return read_settings().review_below
+    try:
+        confidence = float(value)
+    except ValueError:
+        confidence = -1
+    if not 0 <= confidence <= 1:
+        raise typer.BadParameter(f"Expected a number from 0 to 1. Received: {value!r}")
+    return confidence
+
+
 DatasetId = Annotated[
     str,
     typer.Argument(
@@ -896,18 +909,31 @@ def night_plan_captions(
     _print(nightly.plan_captions(run, store=_store(), date=day, shard_size=read_settings().shard_size))
 
 
+ReviewBelow = Annotated[
+    float,
+    typer.Option(
+        metavar="CONFIDENCE",
+        parser=_review_below,
+        default_factory=lambda: "",
+        help="confidence below which a caption is marked for review; by default CAPTION_REVIEW_BELOW",
+        show_default=False,
+    ),
+]
+
+
 @night.command("caption")
-def night_caption(shard: ShardName) -> None:
+def night_caption(shard: ShardName, *, review_below: ReviewBelow) -> None:
     """Write the captions of a shard."""
     from pipeline.nightly import captions
 
-    _print(captions.caption_shard(shard, store=_store(), decoding=read_settings().decoding))
+    _print(captions.caption_shard(shard, store=_store(), decoding=read_settings().decoding, review_below=review_below))
 
 
 @night.command("reconcile")
 def night_reconcile(
     run: RunName,
     *,
+    review_below: ReviewBelow,
     look_again: Annotated[
         bool,
         typer.Option(
@@ -928,6 +954,7 @@ def night_reconcile(
         max_failed_fraction=settings.max_failed_fraction,
         max_shrink_fraction=settings.max_shrink_fraction,
         drift_limit=settings.drift_limit,
+        review_below=review_below,
         sidecars=settings.sidecars,
     )
     due = retraining_due(

@@ -119,6 +119,13 @@ class Settings(BaseSettings):
     night_limit: int = Field(
         0, ge=0, description="maximum images that a night captions, the newest first; 0 for no maximum"
     )
+    review_below: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="confidence below which a night marks a caption for review by a person; see "
+        "[confidence](confidence.md)",
+    )
     drift_limit: float = Field(
         0.5,
         gt=0,

@@ -33,7 +33,7 @@ SETTINGS: dict[str, tuple[type[BaseModel], Sequence[str]]] = {
     "Listing of the inbox": (Settings, ["inbox_include", "inbox_exclude", "max_shrink_fraction"]),
     "Nightly captions": (
         Settings,
-        ["night_limit", "beam_width", "mbr_samples", "neighbours", "sidecars", "drift_limit"],
+        ["night_limit", "beam_width", "mbr_samples", "neighbours", "review_below", "sidecars", "drift_limit"],
     ),
     "Wording of all captions": (Settings, ["forbidden_words", "neutral_wording"]),
     "Retraining": (Settings, ["retrain_after_corrections", "retrain_after_drift", "shadow"]),
@@ -168,8 +168,16 @@ TABLES = (
 
 
 TIME = pa.timestamp("us", tz="UTC")
-ATHENA = {pa.string(): "string", pa.float32(): "float", pa.int32(): "int", pa.int64(): "bigint", TIME: "timestamp"}
+ATHENA = {
+    pa.bool_(): "boolean",
+    pa.string(): "string",
+    pa.float32(): "float",
+    pa.int32(): "int",
+    pa.int64(): "bigint",
+    TIME: "timestamp",
+}
 TRINO = {
+    pa.bool_(): "boolean",
     pa.string(): "varchar",
     pa.float32(): "real",
     pa.int32(): "integer",

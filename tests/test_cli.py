@@ -90,8 +90,8 @@ COMMANDS = {
     },
     "night plan-extraction": {"run"},
     "night plan-captions": {"run", "--date"},
-    "night caption": {"shard"},
-    "night reconcile": {"run", "--look-again", "--no-look-again"},
+    "night caption": {"shard", "--review-below"},
+    "night reconcile": {"run", "--review-below", "--look-again", "--no-look-again"},
 }
 """Every command with its arguments and options."""
 
@@ -336,8 +336,8 @@ def test_a_night(store, result, command, trained):
         assert result("extract", shard)["failed"] == 0
     for shard in result("night", "plan-captions", "n1", "--date", "2026-01-02"):
         captioned = {"shard": shard, "images": 3, "captioned": 3, "failed": 0, "summary": "3 images"}
-        assert result("night", "caption", shard) == captioned
-    reconciled = result("night", "reconcile", "n1")
+        assert result("night", "caption", shard, "--review-below=") == captioned
+    reconciled = result("night", "reconcile", "n1", "--review-below=0.9")
     assert (reconciled["captioned"], reconciled["status"]) == (3, "succeeded")
     assert reconciled["summary"].startswith("3 images listed = 3 captioned + 0 failed + 0 done before")
     assert (reconciled["retraining_due"], reconciled["arrived"]) == ("", 0)
@@ -800,6 +800,8 @@ def test_a_missing_package_is_named(environment, store, trained, monkeypatch):
         (["end-run", "day", "n9"], "day"),
         (["night", "plan-captions", "n9", "--date", "tomorrow"], "tomorrow"),
         (["evaluate", "v9", "--beam-width", "0"], "--beam-width"),
+        (["night", "reconcile", "n1", "--review-below=1.5"], "Expected a number from 0 to 1"),
+        (["night", "caption", "0" * 16, "--review-below=low"], "Expected a number from 0 to 1"),
         (["evaluate", "v9", "--mbr-samples", "1001"], "--mbr-samples"),
         (["prune", "--older-than", "inf"], "--older-than"),
     ],

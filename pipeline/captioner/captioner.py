@@ -27,11 +27,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption, the mean log probability of its words (its end among them), and the probability of the whole."""
+    """A caption.
+
+    Attributes:
+        text: its words.
+        log_prob: mean log probability of the words, the end of the caption among them.
+        probability: of the whole caption.
+        confidence: probability that a person would accept it; None if the model has no calibration.
+        novel: whether its photograph is unlike all training photographs; None likewise.
+    """
 
     text: str
     log_prob: float
     probability: float
+    confidence: float | None = None
+    novel: bool | None = None
 
 
 class Decoder(Protocol):

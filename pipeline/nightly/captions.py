@@ -22,11 +22,31 @@ from pipeline.work.outcomes import IDENTITY
 
 log = logging.getLogger(__name__)
 
+JUDGEMENT = pa.schema(
+    [
+        column(
+            "confidence",
+            pa.float32(),
+            "probability that a person would accept the caption; null if there is none by a model, or the model has no "
+            "calibration",
+        ),
+        column("novel", pa.bool_(), "whether the photograph is unlike all training photographs; null likewise"),
+        column(
+            "review",
+            pa.bool_(),
+            "whether a person should look at the caption: it is not a person's own, and the photograph is novel or the "
+            "confidence low; null if there is no caption",
+        ),
+    ]
+)
+"""How far a caption can be trusted."""
+
 SCHEMA = pa.schema(
     [
         *IMAGES,
         column("caption", pa.string(), "the caption; null if the image failed"),
         column("log_prob", pa.float32(), "mean natural log probability of the words; null if the image failed"),
+        *JUDGEMENT,
         column("status", pa.string(), "ok or failed"),
         column("error", pa.string(), "why the image failed; null if it did not"),
         *feature_store.SIZE,
@@ -47,8 +67,14 @@ class CaptionStats(shards.ShardStats):
     profile: Profile | None = None
 
 
-def caption_shard(name: str, *, store: Bucket, decoding: DecodingConfig) -> dict[str, Any]:
+def caption_shard(name: str, *, store: Bucket, decoding: DecodingConfig, review_below: float) -> dict[str, Any]:
     """Write the captions of a shard, unless they are written already.
+
+    Args:
+        name: of the shard.
+        store: the store.
+        decoding: how the captions are decoded.
+        review_below: confidence below which a person should look at a caption.
 
     Returns:
         The name of the ``shard``, how many ``images`` it has, and a ``summary``.
@@ -75,7 +101,7 @@ def caption_shard(name: str, *, store: Bucket, decoding: DecodingConfig) -> dict
             profiles.append(Profile.of(captioner.standardized(features), found, failed=0, decoding=decoding))
         del features
         captions |= zip(part["image_key"].to_pylist(), found, strict=True)
-    table = _table(shard, captions)
+    table = _table(shard, captions, review_below)
     table = tombstones.read(store).drop(table)  # as late as possible: images may be forgotten meanwhile
     with stopwatch.section("write"):
         parquet.write(table, shard.result_key, store)
@@ -99,7 +125,7 @@ def _by_file(images: pa.Table) -> Iterator[pa.Table]:
         yield images.filter(pc.field("shard") == file)
 
 
-def _table(shard: shards.Shard, captions: dict[str, Caption]) -> pa.Table:
+def _table(shard: shards.Shard, captions: dict[str, Caption], review_below: float) -> pa.Table:
     """The rows of a shard, with the captions of the images that have one."""
     now = datetime.now(UTC)
     rows = []
@@ -109,13 +135,21 @@ def _table(shard: shards.Shard, captions: dict[str, Caption]) -> pa.Table:
             {
                 **{name: image[name] for name in (*IDENTITY, "status", "error", *feature_store.SIZE.names)},
                 "caption": caption and caption.text,
-                "log_prob": caption and caption.log_prob,
+                **{name: caption and getattr(caption, name) for name in ("log_prob", "confidence", "novel")},
                 "model_version": shard.spec["version"],
                 "encoder_id": shard.spec["encoder_id"],
                 "captioned_at": now,
             }
         )
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    place = table.column_names.index("review")
+    return table.set_column(place, SCHEMA.field(place), needs_review(table, review_below))
+
+
+def needs_review(captions: pa.Table, below: float) -> pa.ChunkedArray:
+    """The column ``review`` of captions by models, from their columns ``caption``, ``confidence`` and ``novel``."""
+    unsure = pc.fill_null(pc.less(captions["confidence"], pa.scalar(below, pa.float32())), False)
+    return pc.if_else(captions["caption"].is_valid(), pc.or_(unsure, pc.fill_null(captions["novel"], False)), None)
 
 
 def read(

@@ -50,8 +50,7 @@ SCHEMA = pa.schema(
         column("alt_text", pa.string(), "the caption as a sentence of at most 125 characters"),
         column("source", pa.string(), "model, or person if a person wrote or confirmed the caption"),
         column("model_version", pa.string(), "model that wrote the caption; null if a person wrote it"),
-        column("confidence", pa.float32(), "null: not computed yet"),
-        column("review", pa.string(), "null: not used yet"),
+        *captions.JUDGEMENT,
         column("width", pa.int32(), "width of the upright image in pixels; null if it was never decoded"),
         column("height", pa.int32(), "height of the upright image in pixels; null if it was never decoded"),
         column("bytes", pa.int64(), "size of the image's object in bytes"),
@@ -69,6 +68,8 @@ ATTEMPT = pa.schema(
             "status",
             "error",
             "caption",
+            "confidence",
+            "novel",
             "model_version",
             "width",
             "height",
@@ -195,6 +196,7 @@ def refresh(
     store: Bucket,
     place: SidecarPlace,
     damaged: list[str],
+    review_below: float,
 ) -> bool:
     """Replace the table at the end of a night.
 
@@ -206,6 +208,7 @@ def refresh(
         store: the store.
         place: where the sidecars of the images are. Those whose caption has changed are written first.
         damaged: gets the messages of damaged objects.
+        review_below: confidence below which a person should look at a caption.
 
     Returns:
         Whether it was replaced; not if it is that of a later night.
@@ -216,7 +219,7 @@ def refresh(
         if datetime.fromisoformat(last) > datetime.fromisoformat(night["listed_at"]):
             log.warning("the current captions are those of a later night, and stay as they are")
             return None
-        chosen = _choose(listing, attempts, old, store, damaged)
+        chosen = _complete(_choose(listing, attempts, old, store, damaged), review_below)
         return overlay(chosen, corrections.fold(store, damaged=damaged)), night
 
     return _replace(store, place, renew)
@@ -308,7 +311,7 @@ def _write_sidecars(
 
 
 def _choose(listing: pa.Table, attempts: pa.Table, old: pa.Table, store: Bucket, damaged: list[str]) -> pa.Table:
-    """The row of each listed image: its newest caption among the attempts, or else the one that it had before."""
+    """Each listed image with its newest caption among the attempts, or else with the one that it had before."""
     images = listing.select([*IDENTITY, "bytes"])
     tried = latest_outcome(attempts, by="captioned_at").join(images.select(IDENTITY), keys=IDENTITY, join_type="inner")
     gone = tried.filter((pc.field("error") == GONE) & (pc.field("status") == "failed")).select(IDENTITY)
@@ -318,7 +321,7 @@ def _choose(listing: pa.Table, attempts: pa.Table, old: pa.Table, store: Bucket,
     before = _before(lacking, failed, old, store, damaged)
     failed = failed.join(before.select(IDENTITY), keys=IDENTITY, join_type="left anti")
     found = pa.concat_tables([table.select(ATTEMPT.names) for table in (captioned, before, failed)])
-    return _complete(images.join(found, keys=IDENTITY, join_type="left outer"))
+    return images.join(found, keys=IDENTITY, join_type="left outer")
 
 
 def _before(lacking: pa.Table, failed: pa.Table, old: pa.Table, store: Bucket, damaged: list[str]) -> pa.Table:
@@ -341,7 +344,7 @@ def _before(lacking: pa.Table, failed: pa.Table, old: pa.Table, store: Bucket, d
     )
 
 
-def _complete(found: pa.Table) -> pa.Table:
+def _complete(found: pa.Table, review_below: float) -> pa.Table:
     """Rows of schema ``SCHEMA``, by key, from images with their attempts."""
     found = found.sort_by("image_key").combine_chunks()
     captioned = found["caption"].is_valid()
@@ -349,14 +352,12 @@ def _complete(found: pa.Table) -> pa.Table:
     def where_captioned(values: pa.ChunkedArray | str) -> pa.ChunkedArray:
         return pc.if_else(captioned, values, None)
 
-    none = pa.nulls(len(found))
     columns = {
-        **{name: found[name] for name in (*IDENTITY, "caption", "width", "height", "bytes")},
+        **{name: found[name] for name in (*IDENTITY, "caption", "confidence", "novel", "width", "height", "bytes")},
         "alt_text": _alt_texts(found["caption"]),
         "source": where_captioned(MODEL),
         "model_version": where_captioned(found["model_version"]),
-        "confidence": none,
-        "review": none,
+        "review": captions.needs_review(found, review_below),
         "captioned_at": where_captioned(found["captioned_at"]),
         "error": pc.if_else(captioned, None, found["error"]),
     }
@@ -378,7 +379,8 @@ def _words(said: Correction) -> dict[str, object]:
         "source": PERSON,
         "model_version": said.model_version if said.action == "confirmed" else None,
         "confidence": None,
-        "review": None,
+        "novel": None,
+        "review": False,
         "captioned_at": said.corrected_at,
         "error": None,
     }
@@ -392,7 +394,8 @@ def _without_words(withdrawn: Correction | None) -> dict[str, object]:
         "alt_text": caption and alt_text(caption),
         "source": caption and MODEL,
         "model_version": caption and withdrawn and withdrawn.model_version,
-        # Not known here; the next night knows.
+        "review": caption and False,
+        # Not known here; the next night knows. Confidence and novelty, too, are still null, as they were a person's.
         "captioned_at": None,
     }
 

@@ -39,6 +39,7 @@ def reconcile(
     max_failed_fraction: float,
     max_shrink_fraction: float,
     drift_limit: float,
+    review_below: float,
     sidecars: SidecarPlace = "none",
 ) -> NightRecord:
     """Count the images of a night and write its record, which it returns.
@@ -50,6 +51,7 @@ def reconcile(
         max_shrink_fraction: share of the images that may have been removed or replaced since the listing.
         drift_limit: standard deviations by which the night may differ from the model's test and from earlier nights
             without a warning.
+        review_below: confidence below which a person should look at a caption.
         sidecars: where the captions are also written as sidecars.
 
     Raises:
@@ -112,6 +114,7 @@ def reconcile(
             store=store,
             place=sidecars,
             damaged=damaged,
+            review_below=review_below,
         )
         record = record.model_copy(update={"warnings": [*warnings, *damaged]})
         bad = [(key, error) for key, error in failures if error != ARCHIVED]

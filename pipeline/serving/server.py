@@ -46,13 +46,15 @@ class Kind(StrEnum):
 
 
 class ScoredCaption(BaseModel):
-    """A caption, the mean log probability of its words (its end among them), and the probability of the whole."""
+    """A caption; the fields are those of ``captioner.Caption``."""
 
     model_config = ConfigDict(frozen=True)
 
     caption: str
     log_prob: float
     probability: float
+    confidence: float | None = None
+    novel: bool | None = None
 
 
 class Answer(BaseModel):
@@ -142,7 +144,13 @@ class _Champion:
         if captioned.error is not None:
             return Kind.BAD_PICTURE, captioned.error
         captions = [
-            ScoredCaption(caption=caption.text, log_prob=caption.log_prob, probability=caption.probability)
+            ScoredCaption(
+                caption=caption.text,
+                log_prob=caption.log_prob,
+                probability=caption.probability,
+                confidence=caption.confidence,
+                novel=caption.novel,
+            )
             for caption in captioned.captions
         ]
         return Kind.ANSWER, Answer(version=model.version, captions=captions).model_dump_json()

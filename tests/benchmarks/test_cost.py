@@ -57,8 +57,10 @@ def work(run, store, inbox, shard_size, patch):
     for shard in shards:
         extraction.extract(shard, store=store)
     for shard in night.plan_captions(run, store=store, date="2026-01-01", shard_size=shard_size):
-        captions.caption_shard(shard, store=store, decoding=DecodingConfig())
-    reconcile.reconcile(run, store=store, max_failed_fraction=0, max_shrink_fraction=0, drift_limit=99)
+        captions.caption_shard(shard, store=store, decoding=DecodingConfig(), review_below=0.5)
+    reconcile.reconcile(
+        run, store=store, max_failed_fraction=0, max_shrink_fraction=0, drift_limit=99, review_below=0.5
+    )
     runs.end_run(runs.NIGHT, run, None, store)
     return len(shards)
 

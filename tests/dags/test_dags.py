@@ -287,10 +287,24 @@ def test_the_form_of_a_night(dag, chosen, options):
     params = {**dag.params.dump(), **chosen}
     templates = map(dag.get_template_env().from_string, dag.task_dict["list_inbox"].arguments[-4:])
     assert [template.render(params=params) for template in templates] == options
-    for name, wrong in {"archive": "old", "retry_failed": "maybe", "recaption": 1, "accept_smaller_inbox": 3}.items():
+    bad = {"archive": "old", "retry_failed": "maybe", "recaption": 1, "review_below": 1.5, "accept_smaller_inbox": 3}
+    for name, wrong in bad.items():
         assert dag.params.get_param(name).description
         with pytest.raises(ParamValidationError):
             dag.params.get_param(name).resolve(wrong)
+
+
+@pytest.mark.parametrize("dag", ["caption_new_images"], indirect=True)
+@pytest.mark.parametrize(("chosen", "option"), [({}, ""), ({"review_below": 0}, "0"), ({"review_below": 0.25}, "0.25")])
+def test_the_form_of_a_night_has_the_limit_of_reviews(dag, chosen, option):
+    """For the captions and for the current ones; empty is the setting, and 0 is not."""
+    params = {**dag.params.dump(), **chosen}
+    for name in ("caption", "reconcile"):
+        arguments = (
+            dag.task_dict[name].partial_kwargs["arguments"] if name == "caption" else dag.task_dict[name].arguments
+        )
+        [template] = [argument for argument in arguments if "review" in argument]
+        assert dag.get_template_env().from_string(template).render(params=params) == f"--review-below={option}"
 
 
 @pytest.mark.parametrize("dag", ["retrain_captioner"], indirect=True)

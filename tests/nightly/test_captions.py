@@ -55,12 +55,12 @@ def test_a_crash_before_the_shard_is_written_leaves_no_row(inbox, store, trained
     with monkeypatch.context() as patch:
         patch.setattr(parquet, "write", fail)
         with pytest.raises(OSError, match="disk full"):
-            captions.caption_shard(shard, store=store, decoding=BEAM)
+            captions.caption_shard(shard, store=store, decoding=BEAM, review_below=0.5)
     assert rows_in(store) == []
     with pytest.raises(PipelineError, match="only 0 are accounted for"):
         reconciled("n1", store)
     assert runs.read_record(runs.NIGHT, "n1", store).status == "failed"
-    done = captions.caption_shard(shard, store=store, decoding=BEAM)
+    done = captions.caption_shard(shard, store=store, decoding=BEAM, review_below=0.5)
     assert done == {"shard": shard, "images": 7, "captioned": 6, "failed": 1, "summary": "7 images, 1 failed"}
     assert identities(rows_in(store)) == photographs(inbox, trained.model.version)
 
@@ -71,7 +71,7 @@ def test_a_night_never_writes_forbidden_words(inbox, store):
     extract("n1", store)
     for shard in nights.plan_captions("n1", store=store, date=DATE, shard_size=10):
         decoding = BEAM.model_copy(update={"forbidden_words": ("red", "blue")})
-        captions.caption_shard(shard, store=store, decoding=decoding)
+        captions.caption_shard(shard, store=store, decoding=decoding, review_below=0.5)
     written = [row["caption"] for row in rows_in(store) if row["caption"] is not None]
     assert len(written) == 6
     assert not {"red", "blue"} & {word for caption in written for word in caption.split()}

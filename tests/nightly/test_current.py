@@ -40,9 +40,11 @@ def facts(hours=0, version="m1"):
     }
 
 
-def refresh(store, images, tried, hours=0, place="none"):
+def refresh(store, images, tried, hours=0, *, place="none", review_below=0.5):
     """Refresh the table at the end of a night; whether it was replaced."""
-    return current.refresh(images, tried, night=facts(hours), store=store, place=place, damaged=[])
+    return current.refresh(
+        images, tried, night=facts(hours), store=store, place=place, damaged=[], review_below=review_below
+    )
 
 
 def rows(store):
@@ -94,7 +96,8 @@ def test_each_image_has_one_row(bucket):
             "source": "model",
             "model_version": "m1",
             "confidence": None,
-            "review": None,
+            "novel": None,
+            "review": False,
             "width": 640,
             "height": 480,
             "bytes": 100,
@@ -104,6 +107,37 @@ def test_each_image_has_one_row(bucket):
         {**dict.fromkeys(current.SCHEMA.names), "image_key": "waits.jpg", "image_etag": "e", "bytes": 100},
     ]
     assert parquet.metadata(parquet.read(layout.CURRENT_CAPTIONS, bucket)) == {**facts(), "sidecars": "none"}
+
+
+def test_what_a_person_should_look_at(bucket):
+    """Captions of low confidence and of novel photographs, but none by a person; a night goes by its own limit."""
+    judged = {"sure": (0.75, False), "unsure": (0.25, False), "novel": (0.75, True), "unknown": (None, None)}
+    tried = attempts(
+        *(
+            caption_tables.row(key, confidence=confidence, novel=novel)
+            for key, (confidence, novel) in {**judged, "told": (0.25, True)}.items()
+        ),
+        caption_tables.row("fails", error="cannot be decoded"),
+    )
+    images = listing(*judged, "told", "fails")
+    correct(bucket, "told")
+
+    def columns():
+        return {key: (row["confidence"], row["novel"], row["review"]) for key, row in rows(bucket).items()}
+
+    refresh(bucket, images, tried)
+    expected = {
+        "sure": (0.75, False, False),
+        "unsure": (0.25, False, True),
+        "novel": (0.75, True, True),
+        "unknown": (None, None, False),
+        "told": (None, None, False),
+        "fails": (None, None, None),
+    }
+    assert columns() == expected
+    # Captions of an earlier model, which the table knows, are judged by the new limit, too.
+    refresh(bucket, images, attempts(), hours=24, review_below=0.9)
+    assert columns() == {**expected, "sure": (0.75, False, True)}
 
 
 @pytest.mark.all_buckets
@@ -282,7 +316,7 @@ def test_all_sidecars_are_written_when_the_setting_changes(new_bucket):
     inbox.put("a.jpg", b"")
     tried = attempts(caption_tables.row("a.jpg"))
     night = {**facts(), "inbox": inbox.uri}
-    refreshed = {"night": night, "store": store, "damaged": []}
+    refreshed = {"night": night, "store": store, "damaged": [], "review_below": 0.5}
     current.refresh(listing("a.jpg"), tried, place="none", **refreshed)
     current.refresh(listing("a.jpg"), tried, place="inbox", **refreshed)
     assert descriptions(store, inbox, "") == {"a.jpg": "a dog"}
@@ -322,7 +356,7 @@ def test_a_read_only_inbox_does_not_keep_the_table_old(new_bucket, monkeypatch):
     store, inbox = new_bucket(), new_bucket()
     inbox.put("a.jpg", b"")
     night = {**facts(), "inbox": inbox.uri}
-    refreshed = {"night": night, "store": store, "place": "inbox", "damaged": []}
+    refreshed = {"night": night, "store": store, "place": "inbox", "damaged": [], "review_below": 0.5}
     put = type(inbox).put
 
     def refuse(self, key, data, **options):

@@ -342,7 +342,7 @@ def test_a_repeated_step_changes_nothing(inbox, store):
         assert extraction.extract(shard, store=store).images == 0
     shards = runs.recorded_shards("n1", runs.CAPTIONS, store)
     for shard in shards:
-        assert captions.caption_shard(shard, store=store, decoding=BEAM) == {
+        assert captions.caption_shard(shard, store=store, decoding=BEAM, review_below=0.5) == {
             "shard": shard,
             "images": 0,
             "summary": "done before",
@@ -380,7 +380,7 @@ def interrupted(run, inbox, store, last):
     if "captions planned" in reached:
         shards = nights.plan_captions(run, store=store, date=DATE, shard_size=3)
         if "partly captioned" in reached:
-            captions.caption_shard(shards[1], store=store, decoding=BEAM)
+            captions.caption_shard(shards[1], store=store, decoding=BEAM, review_below=0.5)
 
 
 @pytest.mark.parametrize("new_bucket", ["file"], indirect=True)

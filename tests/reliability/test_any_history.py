@@ -209,13 +209,15 @@ class Nights(RuleBasedStateMachine):
             nights.plan_captions(run, store=self.store, date=f"2026-01-0{size}", shard_size=size)
         elif step == "caption":
             for shard in runs.recorded_shards(run, runs.CAPTIONS, self.store):
-                captions.caption_shard(shard, store=self.store, decoding=DECODING)
+                captions.caption_shard(shard, store=self.store, decoding=DECODING, review_below=0.5)
         else:
             self.reconcile(run)
 
     def reconcile(self, run):
         """The last step of a night."""
-        return reconcile.reconcile(run, store=self.store, max_failed_fraction=1, max_shrink_fraction=1, drift_limit=0.5)
+        return reconcile.reconcile(
+            run, store=self.store, max_failed_fraction=1, max_shrink_fraction=1, drift_limit=0.5, review_below=0.5
+        )
 
     def crashing(self, step, crash):
         """Do it, and die at a write where ``crash`` says so; whether it came to its end."""

@@ -9,13 +9,15 @@ from pipeline.nightly import captions
 from pipeline.storage import layout, parquet
 
 
-def row(key, caption="a dog", *, log_prob=-1.0, error=None, version="m1"):
+def row(key, caption="a dog", *, log_prob=-1.0, confidence=None, novel=None, error=None, version="m1"):
     """A row of captions."""
     return {
         "image_key": key,
         "image_etag": "e",
         "caption": None if error else caption,
         "log_prob": None if error else log_prob,
+        "confidence": None if error else confidence,
+        "novel": None if error else novel,
         "status": "failed" if error else "ok",
         "error": error,
         "width": None if error else 640,

@@ -34,7 +34,7 @@ def extract(run, store):
 def write(run, store, *, date=DATE):
     """Plan the captions of a night and write them."""
     for shard in nights.plan_captions(run, store=store, date=date, shard_size=3):
-        captions.caption_shard(shard, store=store, decoding=DecodingConfig(beam_width=2))
+        captions.caption_shard(shard, store=store, decoding=DecodingConfig(beam_width=2), review_below=0.5)
 
 
 def reconciled(run, store, *, max_failed_fraction=0.2, sidecars="none"):
@@ -45,6 +45,7 @@ def reconciled(run, store, *, max_failed_fraction=0.2, sidecars="none"):
         max_failed_fraction=max_failed_fraction,
         max_shrink_fraction=0.2,
         drift_limit=0.5,
+        review_below=0.5,
         sidecars=sidecars,
     )
 
