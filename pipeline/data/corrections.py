@@ -2,16 +2,18 @@
 
 A person corrects a caption, confirms that it is right, or withdraws what was said before. Each of these is one object,
 written once and never changed, so that nothing is lost when several people write at once. The last one about a version
-of a picture counts (``latest``), whatever any model says.
+of a picture counts (``latest``), whatever any model says. A person who names the last one that they saw (``seen``)
+replies to it. Each has at most one reply: of two people who saw the same, the second learns what the first has said.
 
 A table holds them all, too (``fold``), so that a reader fetches only those that are newer. The picture may be removed
 from the inbox, so a copy of it is stored with the corrections.
 """
 
 import contextlib
+import hashlib
 import logging
 import secrets
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
 import pyarrow as pa
@@ -65,6 +67,10 @@ def _utf8(text: str) -> str:
 Text = Annotated[str, Field(max_length=4096), AfterValidator(_utf8)]
 
 
+class AlreadySaidError(PipelineError):
+    """Somebody has said something about this version of the image that the person had not seen."""
+
+
 class Correction(BaseModel):
     """What a person said about a caption; the content of its object, a table of schema ``SCHEMA`` with one row."""
 
@@ -95,7 +101,7 @@ SCHEMA = pa.schema(
 """The fields of a correction as columns."""
 
 LOG = pa.schema([column("name", pa.string(), "name of the object of the correction"), *SCHEMA])
-"""The table of all corrections. The names begin with the time, so they are in the order in which things were said."""
+"""The table of all corrections, in the order in which things were said."""
 
 
 def add(
@@ -109,6 +115,7 @@ def add(
     action: Literal["corrected", "confirmed"] = "corrected",
     image_key: str | None = None,
     image_etag: str | None = None,
+    seen: str | None = None,
 ) -> Correction:
     """Store a better caption of a picture, or that its caption is right, and the picture.
 
@@ -122,11 +129,14 @@ def add(
         action: corrected or confirmed.
         image_key: key of the image in the inbox; None for an uploaded picture.
         image_etag: version of the image in the inbox.
+        seen: what the person saw, as ``last_said`` gives it; None if whatever was said before is to be replaced.
 
     Raises:
+        AlreadySaidError: something was said about this version of the image since.
         PipelineError: the caption is empty, too long, not one line of printable characters or without a word, another
             text is too long or not UTF-8, the bytes are not a picture, or the picture was forgotten.
     """
+    after = None if seen is None else _reply_to(seen, image_key or "", image_etag or "", store)
     _check_picture(data)
     forgotten = tombstones.read(store)
     if forgotten.has("key", image_key) or forgotten.has("content", content_hash(data)):
@@ -141,7 +151,8 @@ def add(
             image_etag=image_etag,
             model_version=model_version,
             corrected_by=corrected_by,
-            corrected_at=datetime.now(UTC),
+            # The clock of another machine may be ahead, and the last word counts.
+            corrected_at=max(datetime.now(UTC), after + timedelta(microseconds=1)) if after else datetime.now(UTC),
         )
     except ValidationError as error:
         wrong = "; ".join(f"{e['loc'][0]}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
@@ -149,7 +160,7 @@ def add(
     # The picture goes first, so that each correction has one. Written again, it would get a new etag: another image.
     with contextlib.suppress(ObjectChangedError):
         store.put(f"{layout.CORRECTIONS}{made.picture}", data, if_match=ABSENT)
-    _write(made, store)
+    _write(made, store, seen)
     return made
 
 
@@ -182,10 +193,46 @@ def write_withdrawal(said: Correction, *, by: str, store: Bucket) -> Correction:
     return withdrawn
 
 
-def _write(made: Correction, store: Bucket) -> None:
-    name = f"{made.corrected_at:%Y%m%dT%H%M%S%f}-{secrets.token_hex(8)}"
-    key = layout.correction(f"{made.corrected_at:%Y-%m-%d}", name)
-    parquet.write(pa.Table.from_pylist([made.model_dump()], schema=SCHEMA), key, store)
+def last_said(events: pa.Table, image_key: str, image_etag: str) -> str:
+    """The name of the last thing that was said about a version of an image; empty if nothing was.
+
+    Args:
+        events: as ``read`` gives them.
+        image_key: key of the image in the inbox.
+        image_etag: version of the image.
+    """
+    names = events.filter((pc.field("image_key") == image_key) & (pc.field("image_etag") == image_etag))["name"]
+    return str(names[-1]) if len(names) else ""
+
+
+def _reply_to(seen: str, image_key: str, image_etag: str, store: Bucket) -> datetime | None:
+    """When that was said to which somebody replies; None if it is the first word about a version of an image."""
+    events = read(store)
+    if last_said(events, image_key, image_etag) != seen:
+        raise _already_said(events, image_key, image_etag)
+    times = events.filter(pc.field("name") == seen)["corrected_at"].to_pylist()
+    return times[0] if times else None
+
+
+def _already_said(events: pa.Table, image_key: str, image_etag: str) -> AlreadySaidError:
+    [last] = events.filter(pc.field("name") == last_said(events, image_key, image_etag)).to_pylist()
+    did = {"corrected": "corrected", "confirmed": "confirmed", WITHDRAWN: "withdrawn a correction of"}[last["action"]]
+    caption = last["caption"] or last["model_caption"]
+    return AlreadySaidError(f"Nothing was saved: {last['corrected_by']} has {did} this caption meanwhile: {caption}")
+
+
+def _write(made: Correction, store: Bucket, seen: str | None = None) -> None:
+    table = pa.Table.from_pylist([made.model_dump()], schema=SCHEMA)
+    if seen is None:
+        name = f"{made.corrected_at:%Y%m%dT%H%M%S%f}-{secrets.token_hex(8)}"
+        parquet.write(table, layout.correction(f"{made.corrected_at:%Y-%m-%d}", name), store)
+        return
+    key, etag = made.image_key or "", made.image_etag or ""
+    digest = hashlib.sha256("\0".join((key, etag, seen)).encode()).hexdigest()[:32]
+    try:
+        parquet.write(table, layout.reply(digest), store, if_match=ABSENT)
+    except ObjectChangedError as error:
+        raise _already_said(read(store), key, etag) from error
 
 
 def read(store: Bucket, *, damaged: list[str] | None = None) -> pa.Table:
@@ -288,7 +335,7 @@ def _read(store: Bucket, known: pa.Table, damaged: list[str] | None) -> pa.Table
         raise DamagedObjectError(found[0])
     if damaged is not None:
         damaged += found
-    return pa.concat_tables(parts).sort_by("name").combine_chunks()
+    return pa.concat_tables(parts).sort_by([("corrected_at", "ascending"), ("name", "ascending")]).combine_chunks()
 
 
 def _names(store: Bucket) -> dict[str, str]:

@@ -122,7 +122,7 @@ _METRICS = "metrics.json"
 _MARKERS = {_DATASET_TABLE, _MODEL_METADATA, _METRICS, _ENCODER_FILES}
 _SHARD = r"(?P<shard>[0-9a-f]{16})"
 _CAPTION_SHARD = re.compile(rf"captions/model=(?P<version>[^/]+)/date=(?P<date>\d{{4}}-\d\d-\d\d)/{_SHARD}\.parquet")
-_CORRECTION = re.compile(r"corrections/\d{4}-\d\d-\d\d/(?P<name>[^/]+)\.parquet")
+_CORRECTION = re.compile(r"corrections/(\d{4}-\d\d-\d\d|replies)/(?P<name>[^/]+)\.parquet")
 _FEATURE_SHARD = re.compile(rf"features/[^/]+/{_SHARD}\.parquet")
 _SHARD_OBJECT = re.compile(rf"shards/{_SHARD}\.(parquet|stats\.json|slow\.json)")
 
@@ -255,6 +255,11 @@ def photograph_of(sidecar_key: str) -> str | None:
 def correction(date: str, name: str) -> str:
     """One correction, ``date`` as YYYY-MM-DD."""
     return f"{CORRECTIONS}{date}/{name}.parquet"
+
+
+def reply(digest: str) -> str:
+    """The only correction by a person who saw what was said before, by a hash of the image's version and of that."""
+    return f"{CORRECTIONS}replies/{digest}.parquet"
 
 
 def correction_of_key(key: str) -> str | None:

@@ -338,6 +338,72 @@ def test_only_what_counts_can_be_withdrawn(store):
     assert len(said(store)) == 2
 
 
+# --- two people at once ----------------------------------------------------------------------------------------------
+
+
+def reply(store, seen, **changes):
+    """Correct a picture of the inbox after what was seen."""
+    return correct(store, image_key="a.jpg", image_etag="1", seen=seen, **changes)
+
+
+def seen_now(store):
+    """What somebody sees who looks at it now."""
+    return corrections.last_said(corrections.read(store), "a.jpg", "1")
+
+
+def test_the_second_who_saw_the_same_learns_what_the_first_said(store):
+    """Nothing is written; whoever has seen the first one's words may replace them. Other pictures don't matter."""
+    correct(store, image_key="a.jpg", image_etag="2")
+    assert seen_now(store) == ""
+    first = reply(store, "")
+    before = keys(store)
+    with pytest.raises(corrections.AlreadySaidError, match="ann has corrected this caption meanwhile: a red square"):
+        reply(store, "", caption="a blue square", corrected_by="bob")
+    assert keys(store) == before
+    assert counting(store)["a.jpg", "1"] == first
+    second = reply(store, seen_now(store), caption="a blue square", corrected_by="bob")
+    assert counting(store)["a.jpg", "1"] == second
+    corrections.withdraw("a.jpg", "1", by="cleo", store=store)
+    with pytest.raises(corrections.AlreadySaidError, match="cleo has withdrawn a correction of this caption"):
+        reply(store, "")
+    assert reply(store, seen_now(store), action="confirmed", caption="a dog") == counting(store)["a.jpg", "1"]
+    assert corrections.count(store) == 5
+
+
+def test_of_many_at_once_one_is_the_first(store):
+    """However many have seen the same: one correction is stored, and the others learn of it."""
+
+    def work(number):
+        try:
+            return reply(store, "", corrected_by=str(number)).corrected_by
+        except corrections.AlreadySaidError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(work, range(8)))
+    [row] = said(store)
+    assert sorted(set(answers)) == sorted(
+        [
+            row["corrected_by"],
+            f"Nothing was saved: {row['corrected_by']} has corrected this caption meanwhile: a red square",
+        ]
+    )
+    assert answers.count(row["corrected_by"]) == 1
+
+
+def test_a_reply_comes_after_what_it_replies_to(store, monkeypatch):
+    """Also where the clock of the first one's machine was ahead; and after a fold."""
+    with monkeypatch.context() as patch:
+        ahead = type("Ahead", (datetime,), {"now": classmethod(lambda _, zone: datetime(2126, 1, 1, tzinfo=zone))})
+        patch.setattr(corrections, "datetime", ahead)
+        reply(store, "")
+    second = reply(store, seen_now(store), caption="a blue square")
+    assert counting(store)["a.jpg", "1"] == second
+    corrections.fold(store, damaged=[])
+    third = reply(store, seen_now(store), caption="a green square")
+    assert counting(store)["a.jpg", "1"] == third
+
+
 # --- the table of all corrections ------------------------------------------------------------------------------------
 
 
