@@ -15,7 +15,7 @@ from pipeline.evaluation.promotion_gate import describe
 from pipeline.evaluation.results import latest_metrics
 from pipeline.nightly import current
 from pipeline.nightly.current import PERSON
-from pipeline.ops import browse
+from pipeline.ops import acceptance, browse
 from pipeline.progress import counted
 from pipeline.storage import Bucket, DamagedObjectError, layout
 from pipeline.work import runs
@@ -72,8 +72,10 @@ def show(store: Bucket, *, limit: int, under: str) -> None:
 
 def _show_models(console: Console, store: Bucket, champion: str | None, damaged: list[str]) -> str | None:
     """Print the champion and the newest models; return the address of the champion's report, if there is one."""
-    columns = (Column("model", no_wrap=True), "", "encoder", "CIDEr", "BLEU-4", "test split", "decoding")
-    table = Table(*columns, title="Models (scores of the newest evaluation)")
+    columns = (Column("model", no_wrap=True), "", "encoder", "CIDEr", "BLEU-4", "test split", "decoding", "accepted")
+    title = "Models (scores of the newest evaluation; share of the captions that people judged and found right)"
+    table = Table(*columns, title=title)
+    accepted = acceptance.by_model(acceptance.by_week(corrections.read(store, damaged=damaged)))
     report = None
     for model in browse.newest_models(store, champion, limit=MODELS, damaged=damaged):
         metrics = latest_metrics(model, store)
@@ -83,7 +85,10 @@ def _show_models(console: Console, store: Bucket, champion: str | None, damaged:
             numbers = [*scores, metrics.dataset, str(metrics.decoding)]
             if model.version == champion:
                 report = store.url(layout.evaluation(champion, metrics.dataset, metrics.decoding).report)
-        table.add_row(model.version, "champion" if model.version == champion else "", model.encoder_id, *numbers)
+        judged = str(accepted.get(model.version, ""))
+        table.add_row(
+            model.version, "champion" if model.version == champion else "", model.encoder_id, *numbers, judged
+        )
     if table.row_count:
         console.print(table)
     return report

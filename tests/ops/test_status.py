@@ -94,6 +94,8 @@ def test_a_used_store(bucket, shown, trained, tmp_path, monkeypatch):
     assert "coverage:    6 images = 4 captioned (0 by a person) + 2 failed + 0 waiting, as of 20" in text
     current.fold(bucket, place="none", damaged=[])
     assert "4 captioned (1 by a person)" in shown(bucket)
+    [row] = [line for line in text.splitlines() if line.startswith("│") and version in line and "champion" in line]
+    assert "0 % of 1" in row
     [row, _] = [line for line in shown(bucket, limit=9, under="house/").splitlines() if ".jpg" in line]
     assert "failed: the file is empty" in row
     assert ".jpg" not in shown(bucket)
