@@ -459,6 +459,7 @@ def _keys() -> dict[str, str]:
     found[layout.CHAMPION] = "The pointer to the model that captions the nights, and its history."
     found[layout.CURRENT_CAPTIONS] = "The captions that count: one row for each image in the inbox."
     found[layout.CORRECTION_LOG] = "All corrections in one table, as of the last fold."
+    found[layout.REVIEW_STATE] = "Who reviews which caption at the moment, and which captions were skipped."
     found[layout.TOMBSTONES] = "Salted hashes of the photographs that were forgotten, and the salt."
     picture = layout.correction_picture("CONTENT_HASH", ".jpg")
     found[f"{layout.CORRECTIONS}{picture}"] = "The copy of a corrected picture, with the suffix of its format."

@@ -22,6 +22,7 @@ from pipeline.evaluation.drift import Profile
 from pipeline.evaluation.evaluate import render_report
 from pipeline.evaluation.results import CAPTIONS, Metrics
 from pipeline.nightly.captions import CaptionStats
+from pipeline.ops import review
 from pipeline.progress import track
 from pipeline.storage import Bucket, DamagedObjectError, ObjectChangedError, ObjectNotFoundError, json, layout, parquet
 from pipeline.storage.bucket import READERS
@@ -44,6 +45,7 @@ PREFIXES = (
     layout.CURRENT,
     layout.SIDECARS,
     layout.CORRECTIONS,
+    layout.REVIEW,
     layout.FEATURES,
     layout.SHARDS,
     layout.MODELS,
@@ -136,6 +138,8 @@ class _Sweep:
             return self._delete_if(self._is_of_one_image(key), key)
         if key == layout.ingest_report(key.rpartition("/")[0].removeprefix(layout.DATASETS)):
             return self._clean_ingest_report(key)
+        if key == layout.REVIEW_STATE:
+            return self._clean_review(key)
         for kind in runs.RECORDS:
             if key.startswith(layout.run_records(kind)):
                 return self._clean_record(kind, key)
@@ -213,6 +217,19 @@ class _Sweep:
             row.model_copy(update={"text": ""}) if self.forgotten.mentioned_in(row.text) else row for row in rows
         )
         return self._replace_if(rest != rows, report.model_copy(update={"dropped_rows": rest}), key, etag)
+
+    def _clean_review(self, key: str) -> bool:
+        etag = self.store.etag(key)
+        state = json.read(review.State, key, self.store, etag=etag)
+
+        def forgotten(each: review.Lease | review.Skip) -> bool:
+            return self.forgotten.has("key", each.subject.image_key)
+
+        rest = review.State(
+            leases={user: lease for user, lease in state.leases.items() if not forgotten(lease)},
+            skipped=tuple(skip for skip in state.skipped if not forgotten(skip)),
+        )
+        return self._replace_if(rest != state, rest, key, etag)
 
     def _clean_record(self, kind: str, key: str) -> bool:
         etag = self.store.etag(key)

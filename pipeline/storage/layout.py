@@ -22,6 +22,7 @@ CAPTIONS = "captions/"
 SIDECARS = "sidecars/"
 CURRENT = "current/"
 CORRECTIONS = "corrections/"
+REVIEW = "review/"
 MODELS = "models/"
 RUNS = "runs/"
 PROFILES = "runs/profiles/"
@@ -43,6 +44,9 @@ CORRECTION_PICTURES = "pictures/"
 
 CORRECTION_LOG = "corrections/log.parquet"
 """All corrections in one table, as of the last fold."""
+
+REVIEW_STATE = "review/state.json"
+"""Who reviews which caption at the moment, and which captions were skipped."""
 
 TOMBSTONES = "forgotten/tombstones.json"
 """Salted hashes of the photographs that were forgotten."""
@@ -94,6 +98,10 @@ FOLDERS = {
         "What people said about captions in the gallery: better captions, and that a caption is right. Each correction "
         f"is a Parquet file with one row, and never changes; `{CORRECTION_LOG}` holds them all, up to the last night. "
         f"Copies of the pictures are in `{CORRECTIONS}{CORRECTION_PICTURES}`."
+    ),
+    REVIEW: (
+        "What people who review captions in the gallery do at the moment: who looks at which caption, and what was "
+        "skipped. What they say about captions is a correction."
     ),
     RUNS: (
         "The records of nights and retrainings, the profiles of nights, and which files of unknown suffixes are "

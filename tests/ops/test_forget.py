@@ -10,6 +10,7 @@ import itertools
 import os
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from urllib.parse import quote
 
 import numpy as np
@@ -28,7 +29,7 @@ from pipeline.features import extraction
 from pipeline.features import store as feature_store
 from pipeline.nightly import captions, current, preview
 from pipeline.nightly import night as nights
-from pipeline.ops import backup, forget
+from pipeline.ops import backup, forget, review
 from pipeline.ops import sweep as sweeping
 from pipeline.ops.sweep import REDACTED, sweep
 from pipeline.storage import Bucket, json, layout, open_bucket
@@ -129,6 +130,11 @@ def made(trained, tmp_path_factory):
             image_etag=inbox.etag(KEY),
             store=store,
         )
+        reviewed = [review.Subject(image_key=key, image_etag="e", caption="a square") for key in (KEY, OTHERS[0])]
+        at = datetime(2126, 1, 1, tzinfo=UTC)
+        leases = {f"user {number}": review.Lease(subject=each, until=at) for number, each in enumerate(reviewed)}
+        skipped = tuple(review.Skip(subject=each, by="bob", at=at) for each in reviewed)
+        json.write(review.State(leases=leases, skipped=skipped), layout.REVIEW_STATE, store)
         ingest_corrections(own, encoder_id, store)
         evaluate_model(version, store=store, decoding=BEAM, max_failed_fraction=0)
         current.fold(store, place="store", damaged=[])
@@ -210,7 +216,10 @@ def forget_it(world, *keys, **options):
 def test_no_object_holds_a_forgotten_picture(world):
     """No key, text, hash, vector, thumbnail or byte of it is left; rows and objects of others are as they were."""
     before = contents(world.store)
-    places = {"captions", "corrections", "current", "datasets", "features", "models", "runs", "shards", "sidecars"}
+    places = {
+        *("captions", "corrections", "current", "datasets", "features"),
+        *("models", "review", "runs", "shards", "sidecars"),
+    }
     assert folders(held(world.store, world.needles())) == places
     for needle in world.needles():
         assert held(world.store, {needle}), needle
@@ -255,6 +264,9 @@ def test_reports_and_records_say_the_rest(local):
     record = runs.read_record(runs.NIGHT, "n2", store)
     assert (record.message, record.warnings) == (REDACTED, [REDACTED])
     assert record.errors == {REDACTED: 1, "too large": 2}
+    state = json.read(review.State, layout.REVIEW_STATE, store)
+    of_others = [*state.leases.values(), *state.skipped]
+    assert [each.subject.image_key for each in of_others] == [OTHERS[0], OTHERS[0]]
     [shard] = runs.recorded_shards("n2", runs.EXTRACTION, store)
     assert json.read(dict[str, str | None], layout.shard_slow_images(shard), store) == {OTHERS[0]: "too slow"}
 
