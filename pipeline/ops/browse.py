@@ -51,7 +51,10 @@ NIGHT_SHARDS = 200
 MANY = 10_000
 """More captions than one image has."""
 
-COLUMNS = ["image_key", "image_etag", "caption", "log_prob", "status", "error", "model_version", "captioned_at"]
+COLUMNS = [
+    *("image_key", "image_etag", "caption", "confidence", "novel"),
+    *("status", "error", "model_version", "captioned_at"),
+]
 
 NIGHT = r"^(\d{4}-\d\d-\d\d)?$"
 """The date of a night, or nothing."""
@@ -62,7 +65,7 @@ SEARCHED = ["caption", "image_key", "error"]
 BORDER = r"[^\p{L}\p{M}\p{N}]|[ー\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
 """A character next to which a word may begin or end: neither a letter nor a digit, or of a script without spaces."""
 
-REPLACED = {"log_prob": None, "status": "ok", "error": None}
+REPLACED = {"confidence": None, "novel": None, "status": "ok", "error": None}
 """What a person's word makes of the columns of captions, besides the caption itself."""
 
 
@@ -83,7 +86,12 @@ class Filters(BaseModel):
     version: str = Field("", max_length=200, description="of the model")
     status: Literal["", "ok", "failed"] = ""
     source: Literal["", "model", "person"] = Field("", description="who wrote or confirmed the caption")
-    unsure: float | None = Field(None, gt=0, le=1, description="upper limit of the mean probability of a word")
+    unsure: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="upper limit of the confidence; captions of novel photographs are below each limit",
+    )
     under: str = Field("", max_length=1024, description="the key of the image begins with this")
     image: str = Field("", max_length=1024, description="key of the image")
 
@@ -211,7 +219,9 @@ class Counting:
         said: what a person said, if the caption is theirs.
         model_caption: the generated caption, in whose place the person's is; empty if there is none.
         model_version: model that generated it; empty if there is none.
-        log_prob: mean log probability of a word, if it is known.
+        confidence: probability that a person would accept the generated caption, if it is known.
+        novel: whether the photograph is unlike those that the model learned from, if it is known.
+        seen: what was said about this version of the image, as ``corrections.last_said`` gives it.
     """
 
     image_etag: str
@@ -220,7 +230,9 @@ class Counting:
     said: Correction | None
     model_caption: str
     model_version: str
-    log_prob: float | None
+    confidence: float | None
+    novel: bool | None
+    seen: str
 
 
 @dataclass(frozen=True)
@@ -296,11 +308,13 @@ def _counting(row: dict[str, Any], history: list[dict[str, Any]], events: pa.Tab
     of_image = events.filter(pc.field("image_key") == row["image_key"])
     said = corrections.by_image(corrections.latest(of_image)).get(version)
     generated = said.model_version if said else row["model_version"]
-    log_probs = [
-        each["log_prob"]
+    # A person's word has neither; the caption in its place has.
+    by_model = [
+        each
         for each in history
         if (each["image_etag"], each["model_version"], each["status"]) == (row["image_etag"], generated, "ok")
     ]
+    rated = by_model[0] if by_model else row
     return Counting(
         image_etag=row["image_etag"],
         caption=said.caption if said else row["caption"],
@@ -308,7 +322,9 @@ def _counting(row: dict[str, Any], history: list[dict[str, Any]], events: pa.Tab
         said=said,
         model_caption=(said.model_caption if said else row["caption"]) or "",
         model_version=generated or "",
-        log_prob=log_probs[0] if log_probs else None,
+        confidence=rated["confidence"],
+        novel=rated["novel"],
+        seen=corrections.last_said(events, *version),
     )
 
 
@@ -419,8 +435,8 @@ def _row_filter(filters: Filters) -> tuple[pc.Expression, list[str]]:
         passing &= pc.field("status") == filters.status
         needed |= {"status"}
     if filters.unsure is not None:
-        passing &= pc.exp(pc.field("log_prob")) < filters.unsure
-        needed |= {"log_prob"}
+        passing &= (pc.field("confidence") < filters.unsure) | pc.field("novel")
+        needed |= {"confidence", "novel"}
     if filters.words:
         needed |= set(SEARCHED)
     return passing, sorted(needed)

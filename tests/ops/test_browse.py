@@ -61,7 +61,7 @@ def test_what_a_night_wrote_last_comes_first(tmp_path):
 
 def test_filters(bucket):
     """Each excludes what it says, and together they exclude more."""
-    first = [row("cats/1.jpg", "a black cat"), row("dogs/1.jpg", "a Dog runs", log_prob=-3.0)]
+    first = [row("cats/1.jpg", "a black cat", confidence=0.5), row("dogs/1.jpg", "a Dog runs", confidence=0.05)]
     write(bucket, first, night="2026-01-01", shard="s")
     write(bucket, [row("dogs/2.jpg", error="the file is empty")], night="2026-01-02", shard="s")
     write(bucket, [row("dogs/1.jpg", "a brown dog")], night="2026-01-02", shard="t", version="m2")
@@ -69,12 +69,20 @@ def test_filters(bucket):
     assert keys(bucket, night="2026-01-01") == ["cats/1.jpg", "dogs/1.jpg"]
     assert keys(bucket, status="failed") == ["dogs/2.jpg"]
     assert keys(bucket, unsure=0.1) == ["dogs/1.jpg"]
+    assert keys(bucket, unsure=1) == ["cats/1.jpg", "dogs/1.jpg"]
     assert keys(bucket, words="dog RUNS") == ["dogs/1.jpg"]
     assert keys(bucket, words="cats/") == ["cats/1.jpg"]
     assert keys(bucket, words="is empty") == ["dogs/2.jpg"]
     assert keys(bucket, words="dog", night="2026-01-02", status="ok") == ["dogs/1.jpg"]
     assert keys(bucket, words="%") == keys(bucket, words=".*") == keys(bucket, version="m3") == []
     assert keys(bucket, image="cats/1.jpg") == ["cats/1.jpg"]
+
+
+def test_a_novel_photograph_is_never_sure(bucket):
+    """Whatever its confidence, it is among the unsure ones; a caption without a confidence is not."""
+    rows = [row("a", confidence=0.9, novel=True), row("b", confidence=0.9, novel=False), row("c")]
+    write(bucket, rows, night="2026-01-01", shard="s")
+    assert keys(bucket, unsure=0.1) == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -281,7 +289,7 @@ def said(store, key, caption, etag="e", **options):
 
 def test_a_persons_word_is_what_filters_see(bucket):
     """It replaces the caption of each model, at once: words find it, and it is never unsure, failed or a model's."""
-    rows = [row("a"), row("b"), row("c", error="slow"), row("d")]
+    rows = [row("a", novel=True), row("b", confidence=0.5), row("c", error="slow"), row("d", confidence=0.5)]
     write(bucket, rows, night="2026-01-01", shard="s")
     write(bucket, [row("a", "a cat")], night="2026-01-02", shard="t", version="m2")
     said(bucket, "a", "a horse", corrected_by="bob")
@@ -295,12 +303,12 @@ def test_a_persons_word_is_what_filters_see(bucket):
     assert keys(bucket, unsure=0.9) == keys(bucket, source="model") == ["d"]
     assert keys(bucket, source="person") == ["a", "a", "b", "c"]
     [_, first, second, third, fourth] = browse.page(browse.shards(bucket), Filters(), store=bucket, size=9).rows
-    names = ("caption", "log_prob", "status", "error", "source", "action", "corrected_by", "model_version")
+    names = ("caption", "confidence", "novel", "status", "error", "source", "action", "corrected_by", "model_version")
     assert [[each[name] for name in names] for each in (first, second, third, fourth)] == [
-        ["a zebra", None, "ok", None, "person", "corrected", "ann", "m1"],
-        ["a dog", None, "ok", None, "person", "confirmed", "ann", "m1"],
-        ["a bird", None, "ok", None, "person", "corrected", "ann", "m1"],
-        ["a dog", -1.0, "ok", None, "model", None, None, "m1"],
+        ["a zebra", None, None, "ok", None, "person", "corrected", "ann", "m1"],
+        ["a dog", None, None, "ok", None, "person", "confirmed", "ann", "m1"],
+        ["a bird", None, None, "ok", None, "person", "corrected", "ann", "m1"],
+        ["a dog", 0.5, None, "ok", None, "model", None, None, "m1"],
     ]
     corrections.withdraw("a", "e", by="bob", store=bucket)
     assert keys(bucket, words="cat") == ["a"]
@@ -321,9 +329,15 @@ def test_a_damaged_correction_is_left_out(bucket):
 
 def test_the_caption_of_a_picture_that_counts(bucket):
     """A person's, or else that of the current captions, or else the newest; the history has all those by models."""
-    write(bucket, [row("a"), row("b", "old", log_prob=-0.5)], night="2026-01-01", shard="s")
+    write(bucket, [row("a"), row("b", "old", confidence=0.75)], night="2026-01-01", shard="s")
     later = datetime(2026, 1, 2, tzinfo=UTC)
-    write(bucket, [{**row("b", "new"), "captioned_at": later}], night="2026-01-02", shard="t", version="m2")
+    write(
+        bucket,
+        [{**row("b", "new", confidence=0.5, novel=True), "captioned_at": later}],
+        night="2026-01-02",
+        shard="t",
+        version="m2",
+    )
 
     def counting(key):
         found = browse.image_captions(key, store=bucket)
@@ -331,7 +345,7 @@ def test_the_caption_of_a_picture_that_counts(bucket):
         return found.counting
 
     new = counting("b")
-    assert (new.caption, new.model_version, new.log_prob, new.said) == ("new", "m2", -1.0, None)
+    assert (new.caption, new.model_version, new.confidence, new.novel, new.said) == ("new", "m2", 0.5, True, None)
     # The champion of the last night was the older model, whose caption it keeps; it knows an image that waits, too.
     none = dict.fromkeys(current.SCHEMA.names)
     table = [
@@ -340,11 +354,12 @@ def test_the_caption_of_a_picture_that_counts(bucket):
     ]
     parquet.write(pa.Table.from_pylist(table, schema=current.SCHEMA), layout.CURRENT_CAPTIONS, bucket)
     old, waiting = counting("b"), counting("z")
-    assert (old.caption, old.model_caption, old.model_version, old.log_prob) == ("old", "old", "m1", -0.5)
+    assert (old.caption, old.model_caption, old.model_version, old.confidence) == ("old", "old", "m1", 0.75)
     assert (waiting.caption, waiting.error, waiting.model_version) == (None, None, "")
     said(bucket, "b", "better", model_caption="new", model_version="m2")
     better = counting("b")
     assert (better.caption, better.said.corrected_by, better.model_caption) == ("better", "ann", "new")
+    assert (new.seen, better.seen) == ("", corrections.read(bucket)["name"][-1].as_py())
     assert counting("a").caption == "a dog"
     # A damaged table is named, and the history does.
     bucket.put(layout.CURRENT_CAPTIONS, b"{")

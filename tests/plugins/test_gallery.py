@@ -46,7 +46,7 @@ HOSTILE = "<img src=x onerror=alert(1)>\"'&{{ 7*7 }}"
 WORDS = {"caption": "a red ball", "model_caption": "a ball", "model_version": "m1"}
 """What a person says about a caption."""
 
-ANSWER = Answer(version="m1", captions=[ScoredCaption(caption=HOSTILE, log_prob=-0.5, probability=0.4)])
+ANSWER = Answer(version="m1", captions=[ScoredCaption(caption=HOSTILE, log_prob=-0.5, probability=0.4, confidence=0.7)])
 
 
 @pytest.fixture(scope="module")
@@ -785,6 +785,28 @@ def test_filters_of_a_form_come_through(visit):
     page = visit("/?words=ball&night=&version=&status=&unsure=").text
     assert ("red.jpg" in page, "onerror" in page) == (True, False)
     assert "Nothing found" in visit("/?unsure=0.01").text
+
+
+def test_how_sure_the_model_is(visit, buckets):
+    """In percent, on the pages of captions and of a picture; of a novel photograph, and without calibration, not."""
+    store, _, _ = buckets
+    rows = [
+        row("sure.jpg", confidence=0.724, novel=False),
+        row("novel.jpg", confidence=0.9, novel=True),
+        row("unknown.jpg"),
+    ]
+    write(store, rows, night="2026-01-02", shard="s")
+    for key, shown in {
+        "sure.jpg": (True, False),
+        "novel.jpg": (False, True),
+        "unknown.jpg": (False, False),
+    }.items():
+        for path in (f"/?words={key}", f"/image?key={key}"):
+            page = visit(path).text.partition("<h1")[2]
+            assert (">72 % sure<" in page, ">unlike the photographs it learned from<" in page) == shown, path
+            assert "90 %" not in page
+            assert "probability" not in page
+    assert visit("/?unsure=0.8").text.count('class="card') == 2
 
 
 def test_the_end_of_the_pages(visit):

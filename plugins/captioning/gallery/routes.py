@@ -4,7 +4,6 @@ Every route requires Airflow's login. URLs in pages are relative, so that they w
 """
 
 import logging
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -70,8 +69,8 @@ STATIC = {
     "icon-dark.svg": "image/svg+xml",
 }
 
-UNSURE = (0.2, 0.3, 0.4, 0.5, 0.6)
-"""Thresholds for the mean probability of a word, to choose from."""
+UNSURE = (0.2, 0.4, 0.6, 0.8)
+"""Thresholds for the confidence, to choose from."""
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self' blob:; style-src 'self'; script-src 'self'; "
@@ -122,7 +121,7 @@ small, large = (Thumbnails(side, seconds=5, wait=5) for side in (320, 1280))
 
 pages = Environment(loader=FileSystemLoader(FOLDER / "templates"), autoescape=True, undefined=StrictUndefined)
 pages.globals["airflow"] = read_airflow_settings
-pages.filters["probability"] = lambda log_prob: f"{math.exp(log_prob):.2f}"
+pages.filters["percent"] = lambda share: f"{round(100 * share)} %"
 pages.filters["query"] = lambda values: urlencode({name: value for name, value in values.items() if value})
 
 # Only what a card is made of: no HTML, no links, no pictures.

@@ -88,11 +88,12 @@ async function refresh(selector) {
   fresh.focus({ preventScroll: true }); // the button that had the focus is gone
 }
 
-function probability(caption) {
+// How sure the model is of a caption, if it knows.
+function sure(caption) {
   const span = document.createElement("span");
-  span.className = "probability";
-  span.textContent = `p ${Math.exp(caption.log_prob).toFixed(2)}`;
-  span.title = `mean probability of a word; the probability of the whole caption is ${caption.probability.toPrecision(2)}`;
+  span.className = "sure";
+  if (caption.novel) span.textContent = "unlike the photographs it learned from";
+  else if (caption.confidence !== null) span.textContent = `${Math.round(100 * caption.confidence)} % sure`;
   return span;
 }
 
@@ -111,13 +112,12 @@ function enableUploads(page, correction) {
     result.querySelector(".caption").textContent = best.caption;
     result.querySelector("[data-copy]").dataset.copy = best.caption;
     result.querySelector(".alternatives").replaceChildren(...others.map((other) => {
-      const item = document.createElement("li"), meter = document.createElement("meter");
-      meter.value = Math.exp(other.log_prob);
-      item.append(meter, other.caption, " ", probability(other));
+      const item = document.createElement("li");
+      item.append(other.caption, " ", sure(other));
       return item;
     }));
     result.querySelector("h2").hidden = !others.length;
-    result.querySelector(".version").replaceChildren(probability(best), ` · ${answer.version}`);
+    result.querySelector(".version").replaceChildren(answer.version, " ", sure(best));
     result.hidden = false;
     correction.elements.caption.value = correction.elements.model_caption.value = best.caption;
     correction.elements.model_version.value = answer.version;
