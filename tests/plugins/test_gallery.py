@@ -10,7 +10,7 @@ import os
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from threading import Event, Semaphore
@@ -473,6 +473,19 @@ def test_the_list_of_corrections(visit, post_correction, buckets, monkeypatch):
     monkeypatch.setattr(routes, "CORRECTIONS", 2)
     page = visit("/corrections").text
     assert ("The last 2" in page, "first try" in page) == (True, False)
+
+
+def test_what_people_accepted_is_plotted(visit, post_correction, buckets):
+    """By model and week, and in all weeks in the table."""
+    store, _, etag = buckets
+    write_model("m1", store)
+    assert "<svg" not in visit("/models").text
+    assert post_correction({**WORDS, "image_key": "red.jpg", "image_etag": etag}).status_code == 201
+    assert post_correction({**WORDS, "action": "confirmed"}, toy.picture("green")).status_code == 201
+    page = visit("/models").text
+    assert (page.count("<circle"), ">50 % of 2<" in page) == (1, True)
+    monday = datetime.now(UTC).date() - timedelta(days=datetime.now(UTC).weekday())
+    assert f"week of {monday}: 50 % of 2, by m1" in page
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
-"""The geometry of a plot of drift; the template ``plot.svg`` draws it."""
+"""The geometry of plots; the template ``plot.svg`` draws them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
+from pipeline.ops.acceptance import Acceptance
 from pipeline.work.runs import NightRecord
 
 WIDTH, HEIGHT, MARGIN = 560, 160, 8
@@ -11,10 +13,13 @@ WIDTH, HEIGHT, MARGIN = 560, 160, 8
 REFERENCES = ("the model's test", "earlier nights")
 """The references that a night is compared with, by their names in its record."""
 
+WEEKS = 52
+"""Weeks of acceptance that are plotted, up to the last one."""
+
 
 @dataclass(frozen=True)
 class Dot:
-    """A night in a plot."""
+    """A night or a week in a plot."""
 
     x: float
     y: float
@@ -24,26 +29,28 @@ class Dot:
 
 @dataclass(frozen=True)
 class Plot:
-    """A drift measure over the nights.
+    """One or two lines over time.
 
     Attributes:
-        lines: the nights that have the measure, a line for each reference.
-        limit: beyond which a night warns, in standard deviations.
-        top: y of the upper limit.
-        bottom: y of the lower limit.
+        lines: those of drift are of the nights that have the measure, one for each reference.
+        rules: y of the horizontal lines.
+        labels: texts at the right edge, with their y.
         title: a summary for screen readers.
+        band: y of the upper and the lower limit; None without limits.
+        names: what the lines are.
     """
 
     lines: Sequence[Sequence[Dot]]
-    limit: float
-    top: float
-    bottom: float
+    rules: Sequence[float]
+    labels: Sequence[tuple[float, str]]
     title: str
+    band: tuple[float, float] | None = None
+    names: Sequence[str] = REFERENCES
     width: int = WIDTH
     height: int = HEIGHT
 
 
-def plot(measure: str, records: Sequence[NightRecord], *, limit: float) -> Plot | None:
+def plot_drift(measure: str, records: Sequence[NightRecord], *, limit: float) -> Plot | None:
     """Lay out the plot of a drift measure; ``None`` where no night has it.
 
     Args:
@@ -74,8 +81,38 @@ def plot(measure: str, records: Sequence[NightRecord], *, limit: float) -> Plot 
 
     return Plot(
         lines=[[dot(reference, *point) for point in line] for reference, line in zip(REFERENCES, lines, strict=True)],
-        limit=limit,
-        top=y(limit),
-        bottom=y(-limit),
+        rules=[HEIGHT / 2],
+        labels=[(y(limit) + 12, f"+{limit}"), (y(-limit) - 4, f"−{limit}")],
         title=f"{len(values)} values between {min(values):+.2f} and {max(values):+.2f} standard deviations",
+        band=(y(limit), y(-limit)),
+    )
+
+
+def plot_acceptance(weeks: Sequence[Acceptance]) -> Plot | None:
+    """Lay out the plot of what people accepted of the captions of the last two models that they judged.
+
+    Args:
+        weeks: of all models, the oldest first; None is returned if there is none.
+    """
+    if not weeks:
+        return None
+    last = weeks[-1].week
+    versions = list(dict.fromkeys(each.version for each in reversed(weeks)))[:2]
+    shown = [each for each in weeks if each.version in versions and each.week > last - timedelta(weeks=WEEKS)]
+    days = max(1, (last - shown[0].week).days)
+
+    def y(share: float) -> float:
+        return HEIGHT - MARGIN - (HEIGHT - 3 * MARGIN) * share
+
+    def dot(each: Acceptance) -> Dot:
+        x = MARGIN + (WIDTH - 2 * MARGIN) * (each.week - shown[0].week).days / days
+        return Dot(x, y(each.share), False, f"week of {each.week}: {each}, by {each.version}")
+
+    shares = [each.share for each in shown]
+    return Plot(
+        lines=[[dot(each) for each in shown if each.version == version] for version in versions],
+        rules=[y(0), y(0.5), y(1)],
+        labels=[(y(1) - 4, "100 %"), (y(0) - 4, "0 %")],
+        title=f"{len(shown)} values between {min(shares):.0%} and {max(shares):.0%}".replace("%", " %"),
+        names=versions,
     )

@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import Message, Receive, Scope, Send
 
 from captioning.gallery import access, dependencies, limits
-from captioning.gallery.plots import plot
+from captioning.gallery.plots import plot_acceptance, plot_drift
 from captioning.internals import GetUserDep
 from captioning.settings import read_settings as read_airflow_settings
 from pipeline.data import corrections
@@ -31,7 +31,7 @@ from pipeline.data.decoders import DecodersBusyError, DecoderStartError, Thumbna
 from pipeline.data.images import MAX_BYTES, TOO_LARGE, BadImageError
 from pipeline.errors import PipelineError, printable
 from pipeline.export import csv
-from pipeline.ops import browse, correction_use
+from pipeline.ops import acceptance, browse, correction_use
 from pipeline.ops.browse import Filters
 from pipeline.serving.client import BadPictureError, BusyError, CaptionClient, CaptioningError, TimeLimitError
 from pipeline.settings import read_settings
@@ -223,7 +223,7 @@ def show_nights(request: Request, store: Store) -> HTMLResponse:
     damaged: list[str] = []
     records = browse.nights(store, limit=NIGHTS, damaged=damaged)
     limit = read_settings().drift_limit
-    plots = {title: plot(measure, records[::-1], limit=limit) for measure, title in DRIFT_TITLES.items()}
+    plots = {title: plot_drift(measure, records[::-1], limit=limit) for measure, title in DRIFT_TITLES.items()}
     written = {shard.night for shard in browse.shards(store)}
     return page(request, "nights.html", records=records, plots=plots, nights=written, damaged=damaged)
 
@@ -231,10 +231,12 @@ def show_nights(request: Request, store: Store) -> HTMLResponse:
 @app.get("/models")
 @limits.pages.run
 def show_models(request: Request, store: Store) -> HTMLResponse:
-    """The newest models, their scores, and which is the champion."""
+    """The newest models, their scores, which is the champion, and what people accepted of their captions."""
     damaged: list[str] = []
     models = browse.models(store, limit=MODELS, damaged=damaged)
-    return page(request, "models.html", models=models, damaged=damaged)
+    weeks = acceptance.by_week(corrections.read(store, damaged=damaged))
+    plot, accepted = plot_acceptance(weeks), acceptance.by_model(weeks)
+    return page(request, "models.html", models=models, plot=plot, accepted=accepted, damaged=damaged)
 
 
 @app.get("/models/{version}/report")
