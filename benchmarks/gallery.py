@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from benchmarks.measure import alternate, peak, spread, wall
 from pipeline.nightly import captions, current
-from pipeline.ops import browse
+from pipeline.ops import browse, review
 from pipeline.storage import Bucket, layout, open_bucket, parquet, source_name
 from pipeline.work import shards
 from pipeline.work.outcomes import IDENTITY
@@ -154,6 +154,7 @@ def work(rounds: int) -> None:
         "search_rare": f"/?words={RARE}",
         "search": f"/?words={NOWHERE}",
         "picture": f"/image?{urlencode({'key': key(0), 'night': of_new_model})}",
+        "review": "/review",
     }
     with visitor() as visit:
         visit("/static/gallery.css")
@@ -163,6 +164,7 @@ def work(rounds: int) -> None:
         check(answers)
         functions: dict[str, Callable[[], object]] = {
             **{name: lambda path=path: visit(path) for name, path in pages.items()},
+            "review_after_a_night": lambda: review.Queue().take("someone", store, damaged=[]),
             "usual_first_page": usual,
             "usual_search": lambda: usual(NOWHERE),
         }
@@ -176,13 +178,15 @@ def work(rounds: int) -> None:
 def check(answers: Mapping[str, str]) -> None:
     """Stop where a page does not show what it should: an error or a search that gave up is quick."""
     pictures = {name: answer.count('<li class="card') for name, answer in answers.items()}
-    expected = dict.fromkeys(answers, 24) | {"search_rare": 1, "search": 0, "picture": 0}
+    expected = dict.fromkeys(answers, 24) | {"search_rare": 1, "search": 0, "picture": 0, "review": 0}
     # The caption that counts, and that of the night in the link. Earlier nights are not searched, and the page says so.
     said = answers["picture"].count('<p class="caption">')
+    waits = 'data-key="y"' in answers["review"]
     gave_up = [name for name, answer in answers.items() if name != "picture" and "Searched back" in answer]
-    if pictures != expected or said != 2 or gave_up:
+    if pictures != expected or said != 2 or not waits or gave_up:
         raise RuntimeError(
-            f"The pages show other captions than were asked for: {pictures}, {said} of a picture; gave up: {gave_up}."
+            f"The pages show other captions than were asked for: {pictures}, {said} of a picture; one to review: "
+            f"{waits}; gave up: {gave_up}."
         )
 
 
@@ -194,7 +198,7 @@ def visitor() -> Iterator[Callable[[str], str]]:
     from starlette.testclient import TestClient
 
     with TestClient(create_app("core"), base_url="http://127.0.0.1:8080") as client:
-        token = get_auth_manager().generate_jwt(SimpleAuthManagerUser(username="someone", role="viewer"))
+        token = get_auth_manager().generate_jwt(SimpleAuthManagerUser(username="someone", role="op"))
 
         def visit(path: str) -> str:
             answer = client.get(f"/captions{path}", headers={"Authorization": f"Bearer {token}"})

@@ -17,6 +17,7 @@ from threading import Event, Semaphore
 from urllib.parse import quote, urlencode
 
 import boto3
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -27,9 +28,11 @@ from pipeline.config import DecodingConfig
 from pipeline.data import corrections
 from pipeline.data.images import MAX_BYTES
 from pipeline.data.ingest import ingest
+from pipeline.nightly import current
+from pipeline.ops import review
 from pipeline.serving import client
 from pipeline.serving.server import Answer, ScoredCaption
-from pipeline.storage import LocalBucket, layout, open_bucket
+from pipeline.storage import LocalBucket, layout, open_bucket, parquet
 from pipeline.work import runs
 from pipeline.work.runs import NightRecord
 from tests.support import toy
@@ -164,6 +167,8 @@ def test_each_route_opens_with_a_login(visit, answering):
         "/",
         "/corrections",
         "/corrections.csv",
+        "/review",
+        "/review/count",
         "/nights",
         "/models",
         "/try",
@@ -475,6 +480,85 @@ def test_the_list_of_corrections(visit, post_correction, buckets, monkeypatch):
     assert ("The last 2" in page, "first try" in page) == (True, False)
 
 
+@pytest.fixture
+def unsure(buckets):
+    """Two captions that wait for review: of the red photograph, which is novel, and of the one with a hostile name."""
+    store, inbox, _ = buckets
+    rows = [
+        {
+            **dict.fromkeys(current.SCHEMA.names),
+            **{"image_key": item.key, "image_etag": item.etag, "caption": caption, "source": "model"},
+            **{"model_version": "m1", "confidence": 0.724, "novel": novel, "review": True},
+        }
+        for item, caption, novel in zip(inbox.list(), (HOSTILE, "a ball"), (False, True), strict=True)
+    ]
+    facts = {"listed_at": "2026-01-01T00:00:00+00:00"}
+    table = pa.Table.from_pylist(rows, schema=current.SCHEMA)
+    parquet.write(table, layout.CURRENT_CAPTIONS, store, metadata=facts)
+    return {"image_key": "red.jpg", "image_etag": buckets[2], "model_caption": "a ball", "model_version": "m1"}
+
+
+def test_the_review_queue(visit, post_correction, unsure):
+    """The unsure captions one after the other, how sure the model is of each, and how many are left."""
+
+    def shown(**parameters):
+        page = html.unescape(visit("/review", params=parameters).text)
+        return re.search(r'<p class="caption">(.*?)</p>', page)[1], page
+
+    first, page = shown()
+    assert (first, ">unlike the photographs it learned from<" in page, "% sure" in page) == ("a ball", True, False)
+    assert (">2 left<" in page, visit("/review/count").json()) == (True, {"left": 2})
+    second, page = shown(after="red.jpg")
+    assert (second, ">72 % sure<" in page) == (HOSTILE, True)
+    assert "<img src=x" not in visit("/review", params={"after": "red.jpg"}).text
+    assert post_correction({**unsure, "action": "confirmed", "seen": ""}).status_code == 201
+    again, page = shown()
+    assert (again, ">1 left<" in page, visit("/review/count").json()) == (HOSTILE, True, {"left": 1})
+    form = {"image_key": f"{HOSTILE}.jpg", "image_etag": "e", "model_caption": HOSTILE}
+    skipped = visit("/review/skipped", method="POST", content=json.dumps({**form, "image_etag": unsure["image_etag"]}))
+    assert skipped.status_code == 201
+    assert visit("/review/count").json() == {"left": 1}, "another version of the photograph"
+    etag = re.search(r'name="image_etag" value="(.*?)"', shown()[1])[1]
+    skipped = visit("/review/skipped", method="POST", content=json.dumps({**form, "image_etag": etag}))
+    assert "It comes back if the caption or the photograph changes" in skipped.json()["summary"]
+    page = visit("/review").text
+    assert ("Nothing to review" in page, "less than 50 % sure" in page) == (True, True)
+    assert visit("/review/count").json() == {"left": 0}
+
+
+def test_the_second_reviewer_learns_what_the_first_said(visit, post_correction, unsure, buckets):
+    """Who saves what another has answered meanwhile gets the status 409 and the first's caption."""
+    assert post_correction({**unsure, "caption": "a red ball", "seen": ""}).status_code == 201
+    for action in ("confirmed", "corrected"):
+        answer = post_correction({**unsure, "caption": "a blue ball", "action": action, "seen": ""})
+        assert answer.status_code == 409
+        assert answer.json()["detail"] == "Nothing was saved: someone has corrected this caption meanwhile: a red ball"
+    assert corrections.count(buckets[0]) == 1
+    seen = re.search(r'name="seen" value="(.*?)"', visit("/image?key=red.jpg").text)[1]
+    assert post_correction({**unsure, "caption": "a blue ball", "seen": seen}).status_code == 201
+
+
+def test_viewers_take_nothing_out_of_the_queue(visit, unsure, buckets):
+    """They see how many captions wait, and get none of them."""
+    page = visit("/review", role="viewer").text
+    assert ("2 captions wait for review" in page, "<form" in page) == (True, False)
+    form = json.dumps(unsure)
+    assert visit("/review/skipped", role="viewer", method="POST", content=form).status_code == 403
+    for headers in ({"Origin": "https://evil.example"}, {}):
+        answer = visit("/review/skipped", method="POST", cookie=True, headers=headers, content=form)
+        assert (answer.status_code, "another site" in answer.json()["detail"]) == (403, True)
+    assert not buckets[0].exists(layout.REVIEW_STATE)
+    for content in (b"", b"{}", b"\xff"):
+        assert visit("/review/skipped", method="POST", content=content).status_code == 422
+
+
+def test_others_are_at_it(visit, unsure, buckets):
+    """Where other reviewers have all that is left, the page says so."""
+    for name in ("ann", "bob"):
+        review.Queue().take(name, buckets[0], damaged=[])
+    assert "Other people are looking at the captions that are left" in visit("/review").text
+
+
 def test_what_people_accepted_is_plotted(visit, post_correction, buckets):
     """By model and week, and in all weeks in the table."""
     store, _, etag = buckets
@@ -554,6 +638,7 @@ def test_empty_pages(visit, tmp_path, monkeypatch):
     monkeypatch.setenv("CAPTION_STORE", (tmp_path / "nothing").as_uri())
     for path, text in (
         ("/", "No captions yet"),
+        ("/review", "Nothing to review"),
         ("/corrections", "Nobody has corrected"),
         ("/nights", "No night has run yet"),
         ("/models", "No model has been trained"),
@@ -902,7 +987,16 @@ def test_s3_is_reached_by_airflows_connection(visit, s3_bucket_name, s3_server, 
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/corrections", "/nights", "/models", "/image?key=2024/01/05/c.jpg&night=2024-01-05"]
+    "path",
+    [
+        "/",
+        "/review",
+        "/review/count",
+        "/corrections",
+        "/nights",
+        "/models",
+        "/image?key=2024/01/05/c.jpg&night=2024-01-05",
+    ],
 )
 def test_a_page_of_a_store_of_years(visit, monkeypatch, path):
     """What a page asks the store for does not grow with the number of nights; the search of a picture ends in time."""
@@ -929,6 +1023,7 @@ def test_damaged_objects_are_named(visit, buckets):
     assert "corrections/2026-01-01/c.parquet" in visit("/corrections.csv").json()["detail"]
     pages = {
         "/": "captions/model=m1",
+        "/review": "corrections/2026-01-01/c.parquet",
         "/corrections": "corrections/2026-01-01/c.parquet",
         "/nights": "runs/night/n1.json",
         "/models": "models/m1/metadata.json",

@@ -128,7 +128,16 @@ def test_each_role_may_do_what_airflow_lets_it_do(visit, store, role):
             assert (status in (200, 201), status == refused) == (may_trigger, not may_trigger), path
         else:
             assert (status in (200, 404, 422), status == refused) == (may_see, not may_see), path
-    for path in ("/", "/corrections", "/nights", "/models", "/try", "/image?key=red.jpg", "/thumbnail?key=red.jpg"):
+    for path in (
+        "/",
+        "/review",
+        "/corrections",
+        "/nights",
+        "/models",
+        "/try",
+        "/image?key=red.jpg",
+        "/thumbnail?key=red.jpg",
+    ):
         answer = visit(role, f"/captions{path}")
         assert answer.status_code == (200 if may_see else refused), path
         assert may_trigger or '<button name="action"' not in answer.text

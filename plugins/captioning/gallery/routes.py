@@ -1,4 +1,4 @@
-"""The gallery's routes: pages of captions, images, corrections, nights and models, and captions on demand.
+"""The gallery's routes: pages of captions, images, reviews, corrections, nights and models, and captions on demand.
 
 Every route requires Airflow's login. URLs in pages are relative, so that they work behind any proxy.
 """
@@ -6,7 +6,7 @@ Every route requires Airflow's login. URLs in pages are relative, so that they w
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlencode
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response, status
@@ -31,7 +31,7 @@ from pipeline.data.decoders import DecodersBusyError, DecoderStartError, Thumbna
 from pipeline.data.images import MAX_BYTES, TOO_LARGE, BadImageError
 from pipeline.errors import PipelineError, printable
 from pipeline.export import csv
-from pipeline.ops import acceptance, browse, correction_use
+from pipeline.ops import acceptance, browse, correction_use, review
 from pipeline.ops.browse import Filters
 from pipeline.serving.client import BadPictureError, BusyError, CaptionClient, CaptioningError, TimeLimitError
 from pipeline.settings import read_settings
@@ -47,6 +47,8 @@ from pipeline.storage import (
 from pipeline.storage.bucket import hidden_part
 
 log = logging.getLogger(__name__)
+
+Form = TypeVar("Form", bound=BaseModel)
 
 FOLDER = Path(__file__).parent
 
@@ -116,6 +118,8 @@ app = Gallery(
 
 worker = CaptionClient(dependencies.child)
 
+queue = review.Queue()
+
 small, large = (Thumbnails(side, seconds=5, wait=5) for side in (320, 1280))
 """For pages with many pictures, and for a picture's own page."""
 
@@ -178,6 +182,33 @@ def show_image(
         raise HTTPException(status.HTTP_404_NOT_FOUND, f"There are no captions of this picture{where}.")
     can_trigger = access.user_can_trigger(user)
     return page(request, "image.html", key=key, found=found, damaged=found.damaged, can_trigger=can_trigger)
+
+
+@app.get("/review")
+@limits.pages.run
+def show_review(
+    request: Request, store: Store, user: GetUserDep, after: Annotated[str, Query(max_length=1024)] = ""
+) -> HTMLResponse:
+    """The next caption that a person should look at; ``after`` is the key of the image that they saw last."""
+    damaged: list[str] = []
+    can_trigger = access.user_can_trigger(user)
+    turn = queue.take(user.get_name(), store, after=after, damaged=damaged) if can_trigger else None
+    return page(
+        request,
+        "review.html",
+        turn=turn,
+        left=turn.left if turn else queue.count(store, damaged=damaged),
+        can_trigger=can_trigger,
+        below=read_settings().review_below,
+        damaged=damaged,
+    )
+
+
+@app.get("/review/count")
+@limits.pages.run
+def count_reviews(store: Store) -> JSONResponse:
+    """How many captions wait for review, for the navigation of all pages."""
+    return JSONResponse({"left": queue.count(store, damaged=[])})
 
 
 @app.get("/corrections")
@@ -338,6 +369,28 @@ _STATUS = {
 }
 
 
+class SkipForm(BaseModel):
+    """A caption about which a person says nothing."""
+
+    model_caption: str = Field(max_length=4096)
+    image_key: str = Field(min_length=1, max_length=1024)
+    image_etag: str = Field(max_length=200)
+
+
+@app.post(
+    "/review/skipped",
+    dependencies=[access.can_trigger, Depends(access.require_same_origin)],
+    status_code=status.HTTP_201_CREATED,
+)
+async def skip(body: Annotated[bytes, Depends(access.read_upload)], user: GetUserDep, store: Store) -> JSONResponse:
+    """Take a caption out of the queue; the request's body is a ``SkipForm`` as JSON."""
+    form = _form(SkipForm, body)
+    subject = review.Subject(caption=form.model_caption, image_key=form.image_key, image_etag=form.image_etag)
+    await limits.uploads.call(queue.skip, subject, by=user.get_name(), store=store)
+    summary = "Skipped. It comes back if the caption or the photograph changes."
+    return JSONResponse({**subject.model_dump(), "summary": summary}, status.HTTP_201_CREATED)
+
+
 class CorrectionForm(BaseModel):
     """What a person says about a caption of an image in the inbox, or of an uploaded picture."""
 
@@ -347,6 +400,9 @@ class CorrectionForm(BaseModel):
     model_version: str = Field("", max_length=200)
     image_key: str = Field("", max_length=1024, description="empty for an uploaded picture")
     image_etag: str = Field("", max_length=200, description="to withdraw what was said about an upload: its `picture`")
+    seen: str | None = Field(
+        None, max_length=200, description="what the person saw that was said; None: whatever it is"
+    )
 
     @model_validator(mode="after")
     def _has_version(self) -> Self:
@@ -369,10 +425,7 @@ async def correct(
     the correction, and in ``summary`` what becomes of it.
     """
     line, _, upload = body.partition(b"\n")
-    try:
-        form = CorrectionForm.model_validate_json(line)
-    except ValidationError as error:
-        raise RequestValidationError(error.errors()) from error
+    form = _form(CorrectionForm, line)
 
     def save() -> tuple[Correction, str]:
         key, etag = form.image_key or None, form.image_etag or None
@@ -391,6 +444,7 @@ async def correct(
             store=store,
             image_key=key,
             image_etag=etag,
+            seen=form.seen if key else None,
         )
         return added, _what_becomes_of(added, store)
 
@@ -398,6 +452,8 @@ async def correct(
         said, summary = await limits.uploads.call(save)
     except limits.OutOfTimeError:
         raise
+    except corrections.AlreadySaidError as error:
+        raise HTTPException(status.HTTP_409_CONFLICT, str(error)) from error
     except ObjectChangedError as error:
         message = (
             f"Nothing was saved: {form.image_key!r} was replaced or removed since the page was made. "
@@ -407,6 +463,14 @@ async def correct(
     except PipelineError as error:
         raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, str(error)) from error
     return JSONResponse({**said.model_dump(mode="json"), "summary": summary}, status.HTTP_201_CREATED)
+
+
+def _form(kind: type[Form], content: bytes) -> Form:
+    """A form as JSON. Raises ``RequestValidationError``."""
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from error
 
 
 def _what_becomes_of(correction: Correction, store: Bucket) -> str:

@@ -1,4 +1,4 @@
-// Every page can be read without scripts. They add the theme, copying, corrections, and captions of uploads.
+// Every page can be read without scripts. They add the theme, copying, corrections, keys, and captions of uploads.
 "use strict";
 
 document.documentElement.dataset.scripts = "";
@@ -17,6 +17,15 @@ function applyTheme() {
 applyTheme();
 if (framed) {
   new MutationObserver(applyTheme).observe(window.parent.document.documentElement, { attributeFilter: ["class"] });
+}
+
+// The browser may block storage.
+function remember(area, name, value) {
+  try { window[area].setItem(name, value); } catch { /* it is forgotten */ }
+}
+
+function remembered(area, name) {
+  try { return window[area].getItem(name); } catch { return null; }
 }
 
 async function post(url, body) {
@@ -61,13 +70,18 @@ document.addEventListener("submit", async (event) => {
   const form = event.target.closest("form.correction");
   if (!form) return;
   event.preventDefault();
-  const output = document.querySelector("output.saved"), buttons = form.querySelectorAll("button");
+  const output = document.querySelector("output.saved"), buttons = document.querySelectorAll("form.correction button");
   const said = JSON.stringify({ ...Object.fromEntries(new FormData(form)), action: event.submitter.value });
   for (const button of buttons) button.disabled = true;
   output.textContent = "";
   output.className = "saved";
   try {
     const { summary } = await post(form.dataset.url, new Blob([said, "\n", uploads.get(form) ?? ""]));
+    if (form.dataset.next) {
+      remember("sessionStorage", "saved", summary); // the next page says it
+      window.location = form.dataset.next;
+      return;
+    }
     output.textContent = summary;
     if (form.dataset.shows) {
       await refresh(form.dataset.shows).catch(() => { output.textContent = `${summary} Reload the page to see it.`; });
@@ -170,6 +184,39 @@ function enableUploads(page, correction) {
 document.addEventListener("DOMContentLoaded", () => {
   const page = document.querySelector("[data-caption-url]");
   if (page) enableUploads(page, page.querySelector("form.correction"));
+});
+
+// Keys press the buttons of the review page, unless the reader has switched that off.
+function enableKeys(page) {
+  const box = page.querySelector(".keys input"), output = page.querySelector("output");
+  box.checked = remembered("localStorage", "captions-keys") !== "off";
+  box.addEventListener("change", () => remember("localStorage", "captions-keys", box.checked ? "on" : "off"));
+  output.textContent = remembered("sessionStorage", "saved");
+  remember("sessionStorage", "saved", "");
+  document.addEventListener("keydown", (event) => {
+    const field = event.target.closest("input:not([type=checkbox])");
+    if (field && event.key === "Escape") field.blur();
+    if (field || !box.checked || event.ctrlKey || event.altKey || event.metaKey || event.repeat) return;
+    const target = page.querySelector(`[data-key="${CSS.escape(event.key.toLowerCase())}"]`);
+    if (!target) return;
+    event.preventDefault();
+    if (target.matches("input")) target.select();
+    else target.click();
+  });
+}
+
+async function showCount(span) {
+  const response = await fetch(span.dataset.url, { headers: { Accept: "application/json" } });
+  if (!response.ok) return;
+  const { left } = await response.json();
+  span.textContent = left.toLocaleString("en");
+  span.hidden = !left;
+}
+
+document.addEventListener("DOMContentLoaded", () => {
+  const page = document.querySelector(".review");
+  if (page) enableKeys(page);
+  showCount(document.querySelector(".count")).catch(() => { /* the link works without it */ });
 });
 
 // Errors of pictures do not bubble. This script runs before any picture of the page is loaded.
