@@ -702,13 +702,13 @@ def export(
     destination: Annotated[
         str,
         typer.Argument(
-            help="path or URI of a file (csv, jsonl, coco), of a folder for shards (webdataset), or of a warehouse "
-            "(iceberg), outside the store"
+            help="path or URI of a file (csv, jsonl, coco, label-studio), of a folder for shards (webdataset), or of a "
+            "warehouse (iceberg), outside the store"
         ),
     ],
     *,
     form: Annotated[
-        Literal["csv", "jsonl", "coco", "webdataset", "iceberg"] | None,
+        Literal["csv", "jsonl", "coco", "label-studio", "webdataset", "iceberg"] | None,
         typer.Option("--format", help="by default csv for .csv, jsonl for .jsonl and coco for .json"),
     ] = None,
     words: Annotated[
@@ -726,6 +726,7 @@ def export(
     source: Annotated[
         Literal["model", "person"] | None, typer.Option(help="only captions by a model, or by a person")
     ] = None,
+    review: Annotated[bool, typer.Option("--review", help="only captions that a person should look at")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace what is at the destination")] = False,
     table: Annotated[str, typer.Option(metavar="NAMESPACE.NAME", help="the table of Iceberg")] = "captioning.captions",
     catalog: Annotated[
@@ -746,7 +747,9 @@ def export(
         raise PipelineError(
             f"{store.uri} has no current captions to export: a night writes them. Check CAPTION_STORE, and run one."
         )
-    filters = exports.Filters(words=words, under=under, status=status or "", version=version, source=source or "")
+    filters = exports.Filters(
+        words=words, under=under, status=status or "", version=version, source=source or "", review=review
+    )
     exported = exports.export(
         exports.select(current.read(store), filters),
         destination,
@@ -994,6 +997,21 @@ def corrections(
         _write(csv.render(correction_use.tabulate(found)).decode(), sys.stdout)
     else:
         _print([each.model_dump(mode="json") for each in found])
+
+
+@app.command()
+def import_corrections(
+    file: Annotated[
+        str, typer.Argument(help="path or URI of Label Studio's JSON export of tasks that `export` has written")
+    ],
+) -> None:
+    """Store what people said about captions in Label Studio as corrections."""
+    from pipeline.export import label_studio
+    from pipeline.storage import open_object
+
+    bucket, key = open_object(file)
+    imported = label_studio.import_annotations(bucket.get(key), bucket.url(key), inbox=_inbox(), store=_store())
+    _print({**imported.model_dump(), "summary": str(imported)})
 
 
 @app.command()

@@ -66,12 +66,14 @@ COMMANDS = {
         "--status",
         "--version",
         "--source",
+        "--review",
         "--overwrite",
         "--table",
         "--catalog",
     },
     "fold": set(),
     "corrections": {"--limit", "--format"},
+    "import-corrections": {"file"},
     "withdraw": {"image_key", "--by"},
     "status": {"--captions", "--under"},
     "install-dags": {"folder"},
@@ -372,7 +374,7 @@ def test_exports(environment, store, result, command):
     """The option or the suffix chooses the format, and each filter leaves out the rows that do not pass it."""
     photographs = open_bucket(str(environment / "inbox"))
     rows = [
-        {"image_key": "a/ok.jpg", "caption": "a dog", "source": "model", "model_version": "v1"},
+        {"image_key": "a/ok.jpg", "caption": "a dog", "source": "model", "model_version": "v1", "review": True},
         {"image_key": "b/ok.jpg", "caption": "a bird", "source": "model", "model_version": "v0"},
         {"image_key": "a/failed.jpg", "error": "no dog"},
         {"image_key": "a/waiting.jpg"},
@@ -406,6 +408,7 @@ def test_exports(environment, store, result, command):
         ("--status=waiting", {"a/waiting.jpg"}),
         ("--version=v1", {"a/ok.jpg"}),
         ("--source=person", {"b/ok.jpg"}),
+        ("--review", {"a/ok.jpg"}),
     ):
         assert result("export", str(target), option, "--overwrite")["rows"] == len(keys)
         assert {json.loads(line)["image_key"] for line in target.read_text().splitlines()} == keys
@@ -426,6 +429,27 @@ def test_exports(environment, store, result, command):
     done = result("export", str(environment / "w"), "--format=iceberg", "--table=a.b", catalog)
     assert (done["rows"], done["table"]) == (4, "a.b")
     assert command("export", str(target))[0] == 2
+
+
+def test_corrections_by_way_of_label_studio(environment, store, result, command):
+    """The captions to review go out as tasks, and what people said there comes back; other files are refused."""
+    etag = open_bucket(str(environment / "inbox")).put("a.jpg", toy.picture("red"))
+    row = {"image_key": "a.jpg", "image_etag": etag, "caption": "a dog", "source": "model", "review": True}
+    table, facts = pa.Table.from_pylist([row], schema=current.SCHEMA), {"listed_at": "2026-01-01T02:00:00+00:00"}
+    parquet.write(table, layout.CURRENT_CAPTIONS, store, metadata=facts)
+    file = environment / "tasks.json"
+    assert result("export", str(file), "--format=label-studio", "--review")["rows"] == 1
+    [task] = json.loads(file.read_text())
+    said = {"from_name": "caption", "to_name": "image", "type": "textarea", "value": {"text": ["a cat"]}}
+    task["annotations"] = [{"result": [said], "completed_by": 1, "updated_at": "2026-01-03T00:00:00Z"}]
+    file.write_text(json.dumps([task]))
+    summary = "1 task = 1 corrected + 0 confirmed + 0 unanswered + 0 known + 0 changed + 0 refused"
+    assert result("import-corrections", str(file))["summary"] == summary
+    [row] = current.read(store).to_pylist()
+    assert (row["caption"], row["source"], row["review"]) == ("a cat", "person", False)
+    file.write_text("{}")
+    status, _, error = command("import-corrections", str(file))
+    assert (status, "choose Export and then JSON" in error) == (2, True)
 
 
 def test_a_retraining_that_is_due(store, result, trained, monkeypatch):

@@ -46,6 +46,9 @@ MAX_LENGTH = 300
 WITHDRAWN = "withdrawn"
 """The action that ends what was said before."""
 
+EPOCH = datetime.fromtimestamp(0, UTC)
+"""Before anything was said."""
+
 TRIES = 20
 """How often the table of all corrections is written again if others write it at the same time."""
 
@@ -116,6 +119,7 @@ def add(
     image_key: str | None = None,
     image_etag: str | None = None,
     seen: str | None = None,
+    corrected_at: datetime | None = None,
 ) -> Correction:
     """Store a better caption of a picture, or that its caption is right, and the picture.
 
@@ -130,13 +134,14 @@ def add(
         image_key: key of the image in the inbox; None for an uploaded picture.
         image_etag: version of the image in the inbox.
         seen: what the person saw, as ``last_said`` gives it; None if whatever was said before is to be replaced.
+        corrected_at: when it was said, if that was earlier, in another program.
 
     Raises:
         AlreadySaidError: something was said about this version of the image since.
         PipelineError: the caption is empty, too long, not one line of printable characters or without a word, another
             text is too long or not UTF-8, the bytes are not a picture, or the picture was forgotten.
     """
-    after = None if seen is None else _reply_to(seen, image_key or "", image_etag or "", store)
+    after = EPOCH if seen is None else _time_after(seen, image_key or "", image_etag or "", store)
     _check_picture(data)
     forgotten = tombstones.read(store)
     if forgotten.has("key", image_key) or forgotten.has("content", content_hash(data)):
@@ -152,7 +157,7 @@ def add(
             model_version=model_version,
             corrected_by=corrected_by,
             # The clock of another machine may be ahead, and the last word counts.
-            corrected_at=max(datetime.now(UTC), after + timedelta(microseconds=1)) if after else datetime.now(UTC),
+            corrected_at=corrected_at or max(datetime.now(UTC), after),
         )
     except ValidationError as error:
         wrong = "; ".join(f"{e['loc'][0]}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors())
@@ -205,13 +210,13 @@ def last_said(events: pa.Table, image_key: str, image_etag: str) -> str:
     return str(names[-1]) if len(names) else ""
 
 
-def _reply_to(seen: str, image_key: str, image_etag: str, store: Bucket) -> datetime | None:
-    """When that was said to which somebody replies; None if it is the first word about a version of an image."""
+def _time_after(seen: str, image_key: str, image_etag: str, store: Bucket) -> datetime:
+    """The earliest time of a reply. Raises ``AlreadySaidError`` if it is one to something that was replaced."""
     events = read(store)
     if last_said(events, image_key, image_etag) != seen:
         raise _already_said(events, image_key, image_etag)
-    times = events.filter(pc.field("name") == seen)["corrected_at"].to_pylist()
-    return times[0] if times else None
+    times: list[datetime] = events.filter(pc.field("name") == seen)["corrected_at"].to_pylist()
+    return times[0] + timedelta(microseconds=1) if times else EPOCH
 
 
 def _already_said(events: pa.Table, image_key: str, image_etag: str) -> AlreadySaidError:

@@ -11,19 +11,19 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import PipelineError
-from pipeline.export import coco, csv, iceberg, jsonl, webdataset
+from pipeline.export import coco, csv, iceberg, jsonl, label_studio, webdataset
 from pipeline.ops.browse import with_words
 from pipeline.storage import ABSENT, Bucket, ObjectChangedError, open_bucket, open_object
 
-Format = Literal["csv", "jsonl", "coco", "webdataset", "iceberg"]
+Format = Literal["csv", "jsonl", "coco", "label-studio", "webdataset", "iceberg"]
 
 SUFFIXES: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".json": "coco"}
 """The formats that the suffix of the destination tells."""
 
 RENDERERS = {"csv": csv.render, "jsonl": jsonl.render, "coco": coco.render}
-"""The formats that are one file: a table gives the bytes of the file."""
+"""The formats that are one file of which a table gives the bytes."""
 
-CAPTIONED_ONLY = {"coco", "webdataset"}
+CAPTIONED_ONLY = {"coco", "label-studio", "webdataset"}
 """The formats of captioned photographs, in which a photograph without a caption has no place."""
 
 
@@ -41,6 +41,7 @@ class Filters(BaseModel):
     )
     version: str = Field("", description="of the model that wrote the caption")
     source: Literal["", "model", "person"] = Field("", description="who wrote the caption")
+    review: bool = Field(False, description="only captions that a person should look at")
 
 
 def select(table: pa.Table, filters: Filters) -> pa.Table:
@@ -56,6 +57,8 @@ def select(table: pa.Table, filters: Filters) -> pa.Table:
         passing &= pc.field("model_version") == filters.version
     if filters.source:
         passing &= pc.field("source") == filters.source
+    if filters.review:
+        passing &= pc.field("review")
     return with_words(table.filter(passing), filters.words)
 
 
@@ -92,7 +95,7 @@ def export(
         destination: path or URI: of a file, of the folder of the shards (webdataset), or of the warehouse (iceberg).
         form: the format.
         store: the store, in which nothing is exported.
-        inbox: the bucket of the photographs, which webdataset reads.
+        inbox: the bucket of the photographs, which webdataset reads, and tasks of Label Studio refer to.
         overwrite: replace what is there.
         iceberg_table: namespace and name of the table.
         iceberg_catalog: SQLAlchemy URL of the catalogue; empty for a file in a local warehouse.
@@ -121,7 +124,8 @@ def export(
         )
     else:
         bucket, key = open_object(destination)
-        _put(RENDERERS[form](table), bucket, key, overwrite=overwrite)
+        data = label_studio.render(table, inbox) if form == "label-studio" else RENDERERS[form](table)
+        _put(data, bucket, key, overwrite=overwrite)
         counts["destination"] = bucket.url(key)
     shown = ", ".join(
         f"{count:,} {(name.removesuffix('s') if count == 1 else name).replace('_', ' ')}"

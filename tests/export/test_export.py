@@ -74,6 +74,7 @@ CURRENT = tabulate(
         row("broken.jpg", error="not a picture, it begins with dog"),
         captioned("both.jpg", "a word of a person", source="person", version="v0"),
         row("waiting.jpg"),
+        {**captioned("unsure.jpg", "a bear"), "confidence": 0.25, "novel": False, "review": True},
         # A person's word was withdrawn, and no night has ended since.
         {**captioned("withdrawn.jpg", "a bird", version="v2"), "captioned_at": None},
     ]
@@ -118,6 +119,7 @@ def run(store, inbox):
         ({"status": "waiting"}, {"waiting.jpg"}),
         ({"status": "ok", "source": "person"}, {"person.jpg", "both.jpg"}),
         ({"version": "v0"}, {"a/old.jpg"}),
+        ({"review": True}, {"unsure.jpg"}),
         ({"source": "model", "under": "a/"}, {"a/plain.jpg", "a/old.jpg"}),
         ({"words": "%"}, set()),
     ],
@@ -464,7 +466,7 @@ def test_a_file_is_replaced_only_on_request(run, new_bucket, form):
     assert folder.get("old") == folder.get("new")
 
 
-@pytest.mark.parametrize("form", ["csv", "jsonl", "coco", "webdataset", "iceberg"])
+@pytest.mark.parametrize("form", ["csv", "jsonl", "coco", "label-studio", "webdataset", "iceberg"])
 def test_no_rows(run, tmp_path, form):
     """Are an export, too, that readers of the format can open."""
     done = run(str(tmp_path / "out"), form, CURRENT.slice(0, 0))
@@ -476,7 +478,7 @@ def test_formats_are_told_by_suffixes():
     found = {name: choose_format(f"s3://b/x{name}", None) for name in (".csv", ".JSONL", ".json")}
     assert found == {".csv": "csv", ".JSONL": "jsonl", ".json": "coco"}
     assert choose_format("x.csv", "jsonl") == "jsonl"
-    with pytest.raises(PipelineError, match="--format and one of csv, jsonl, coco, webdataset, iceberg"):
+    with pytest.raises(PipelineError, match="--format and one of csv, jsonl, coco, label-studio, webdataset, iceberg"):
         choose_format("warehouse/", None)
 
 
