@@ -28,6 +28,7 @@ from pipeline.config import DecodingConfig
 from pipeline.data import corrections
 from pipeline.data.images import MAX_BYTES
 from pipeline.data.ingest import ingest
+from pipeline.evaluation import drift
 from pipeline.nightly import current
 from pipeline.ops import review
 from pipeline.serving import client
@@ -916,6 +917,9 @@ def test_the_end_of_the_pages(visit):
 
 def test_drift_is_plotted(visit, buckets):
     """A dot per night and reference, those beyond the limit among them; warnings and errors are in the table."""
+    from captioning.gallery import routes
+
+    assert drift.CHANCE.keys() <= routes.DRIFT_TITLES.keys()
     store, _, _ = buckets
     first = NightRecord(
         run="n1",

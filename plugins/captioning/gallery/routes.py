@@ -88,6 +88,7 @@ UNCHANGING = {"Cache-Control": "private, max-age=604800, immutable"}
 DRIFT_TITLES = {
     "features": "Image features",
     "failed": "Share of failed images",
+    "novel": "Share of novel photographs",
     "words": "Caption length",
     "log_prob": "Word probability",
 }
