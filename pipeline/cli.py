@@ -668,7 +668,7 @@ def caption(
     neighbours: NeighbourCount = DEFAULT.neighbours,
     alternatives: Annotated[
         int,
-        typer.Option(min=0, help="further captions of each picture, by the log probability per word"),
+        typer.Option(min=0, help="further captions of each picture, the best first"),
     ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object per line")] = False,
     model: Annotated[

@@ -4,10 +4,11 @@ Each model of the ensemble is stored in two forms: a Keras model, for GPUs, and 
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.captioner.captioner import Captioner, Decoder
+from pipeline.captioner.confidence import Confidence
 from pipeline.captioner.keras_decoder import KerasDecoder
 from pipeline.captioner.metadata import ModelMetadata, load_metadata
 from pipeline.captioner.neighbours import Neighbours
@@ -28,6 +29,9 @@ VOCABULARY = "vocabulary.json"
 NEIGHBOURS = "neighbours.npz"
 """The file of a bundle that holds the training photographs."""
 
+CONFIDENCE = "confidence.json"
+"""The file of a bundle from which the confidence of its captions is computed."""
+
 
 def save(
     models: Sequence["keras.Model"],
@@ -35,19 +39,37 @@ def save(
     neighbours: Neighbours,
     metadata: ModelMetadata,
     store: Bucket,
+    *,
+    fit: Callable[[Captioner], Confidence | None] = lambda _: None,
 ) -> ModelMetadata:
     """Write the files of a model, then its metadata with their checksums, which it returns.
+
+    Args:
+        models: the Keras models of the ensemble.
+        vocabulary: the words of the captioner.
+        neighbours: its training photographs.
+        metadata: without checksums.
+        store: where the model goes.
+        fit: finds the confidence of the captioner, whose networks caption as they will in a night; None if it has none.
 
     Raises:
         PipelineError: a model can't be converted to OpenVINO.
     """
-    from pipeline.captioner.networks import export
+    from pipeline.captioner.networks import NetworkDecoder, export
 
+    networks = []
     files = {VOCABULARY: vocabulary.to_json().encode(), NEIGHBOURS: neighbours.to_bytes()}
     for number, model in zip(range(len(metadata.ensemble)), models, strict=True):
         files[model_name(number)] = keras_files.to_bytes(model)
-        image, step = export(model)
+        networks.append(export(model))
+        image, step = networks[-1]
         files |= dict(zip(network_names(number), (*image, *step), strict=True))
+    decoder = NetworkDecoder(networks, advice=_advice(metadata.version, store))
+    confidence = fit(
+        Captioner(decoder, vocabulary, neighbours, max_length=metadata.max_length, language=metadata.language)
+    )
+    if confidence is not None:
+        files[CONFIDENCE] = confidence.model_dump_json(indent=1).encode()
     checksums = artifacts.put(layout.model_folder(metadata.version), files, store)
     metadata = metadata.model_copy(update={"files": checksums})
     json.write(metadata, layout.model_metadata(metadata.version), store)
@@ -70,6 +92,11 @@ def load(version: str, store: Bucket) -> tuple[Captioner, ModelMetadata]:
 
         decoder = NetworkDecoder(_load_networks(metadata, store), advice=_advice(version, store))
     vocabulary = _parse_vocabulary(words, metadata, store)
+    confidence = None
+    if CONFIDENCE in metadata.files:
+        [data] = _get([CONFIDENCE], metadata, store)
+        origin = _origin(CONFIDENCE, metadata, store)
+        confidence = json.parse(Confidence, data, origin, advice=_advice(version, store))
     log.info("model %s, %d words, encoder %s", version, len(vocabulary), metadata.encoder_id)
     captioner = Captioner(
         decoder,
@@ -77,6 +104,7 @@ def load(version: str, store: Bucket) -> tuple[Captioner, ModelMetadata]:
         Neighbours.from_bytes(photographs),
         max_length=metadata.max_length,
         language=metadata.language,
+        confidence=confidence,
     )
     return captioner, metadata
 

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.captioner.confidence import Confidence, Evidence
 from pipeline.captioner.mbr import Voters, rerank
 from pipeline.captioner.neighbours import Neighbours
 from pipeline.captioner.sentences import Decoded, Sentences
@@ -91,10 +92,12 @@ class Captioner:
         *,
         max_length: int,
         language: str = ENGLISH,
+        confidence: Confidence | None = None,
     ) -> None:
         self.decoder = decoder
         self.vocabulary = vocabulary
         self.neighbours = neighbours
+        self.confidence = confidence
         self.max_length = max_length
         self.allow_repeats = allows_repeats(language)
         self._forbidden_ids = cache(self._find_forbidden_words)
@@ -111,6 +114,8 @@ class Captioner:
     def alternatives(self, features: Features, decoding: DecodingConfig) -> list[list[Caption]]:
         """All captions of each image's beam, the best first: N lists of 1 to ``decoding.beam_width`` captions.
 
+        Only the best one has a confidence, since the model was calibrated on best ones.
+
         Args:
             features: of N images, with regions if the captioner attends to them; the mean of the crops is captioned.
             decoding: how captions are decoded.
@@ -118,6 +123,21 @@ class Captioner:
         Raises:
             PipelineError: what the decoding forbids is not a word, or is every word.
         """
+        beams = self._neutral_beams(features, decoding)
+        if self.confidence is None:
+            return beams
+        best = [beam[0] for beam in beams]
+        judged = self.confidence.judge(best, self.evidence(features, best))
+        return [[first, *others] for first, (_, *others) in zip(judged, beams, strict=True)]
+
+    def evidence(self, features: Features, captions: Sequence[Caption]) -> Evidence:
+        """What the confidence of captions of these images is computed from; the captioner must have neighbours."""
+        assert self.neighbours is not None  # noqa: S101 - for type checkers
+        vectors = mean_crop(Features(features.vectors)).vectors
+        return Evidence.gather(captions, vectors, self.standardized(features), self.neighbours, self.vocabulary)
+
+    def _neutral_beams(self, features: Features, decoding: DecodingConfig) -> list[list[Caption]]:
+        """The captions of each image's beam, in the wording of the decoding."""
         forbidden = self._forbidden_ids(decoding.forbidden_words)
         beams = self._beams(features, decoding, forbidden)
         if not decoding.neutral_wording or not is_english(self.vocabulary.language):

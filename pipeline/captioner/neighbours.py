@@ -72,8 +72,24 @@ class Neighbours:
 
     def find(self, vectors: npt.NDArray[np.floating], count: int) -> npt.NDArray[np.intp]:
         """The photographs nearest to pictures (B, D) by the cosine, the nearest first, (B, count), or N if fewer."""
+        return self.search(vectors, count)[0]
+
+    def search(
+        self, vectors: npt.NDArray[np.floating], count: int
+    ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+        """The photographs that ``find`` finds, and their cosines (B, count)."""
         alike = _directions(vectors.astype(np.float32), self.matrix, self.shift) @ self.photographs.astype(np.float32).T
-        return np.argsort(-alike, axis=1, kind="stable")[:, :count]
+        # A copy, since a slice would keep the places of all photographs.
+        nearest = np.argsort(-alike, axis=1, kind="stable")[:, :count].copy()
+        return nearest, np.take_along_axis(alike, nearest, axis=1)
+
+    def components(self, vectors: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+        """The principal components (B, K) of pictures (B, D)."""
+        return vectors.astype(np.float32) @ self.matrix + self.shift
+
+    def captions_of(self, photograph: int) -> npt.NDArray[np.unsignedinteger]:
+        """The ids of the captions of a photograph, a row each."""
+        return self.captions[self.first[photograph] : self.first[photograph + 1]]
 
     def voters(self, vectors: npt.NDArray[np.floating], count: int) -> Voters:
         """The captions of the photographs nearest to pictures (B, D), ``count`` photographs each."""

@@ -71,6 +71,7 @@ def render(
         ["## Training", "", *_training(model, vocabulary)],
         ["## Scores", "", *_scores(evaluations)],
         *([["## Errors", "", *_errors(main)]] if main and main.errors else []),
+        *([["## Calibration", "", *_calibration(main)]] if main and main.calibration else []),
         ["## Limits", "", *(f"- {limit}" for limit in _limits(model, vocabulary, ingested, main))],
         ["## Sources", "", *_facts(_sources(model))],
     ]
@@ -183,6 +184,38 @@ def _errors(metrics: Metrics) -> list[str]:
     ]
 
 
+def _calibration(metrics: Metrics) -> list[str]:
+    found = metrics.calibration
+    assert found is not None  # noqa: S101 - for type checkers
+    [half] = [each for each in found.coverage if each.share == 0.5]
+    # It is None where all captions are accepted, or none is.
+    orders = (
+        ""
+        if found.auroc is None or found.log_prob_auroc is None
+        else (
+            f" An accepted caption has a higher one than another with a probability of {found.auroc:.3f} (by the mean "
+            f"log probability of a word alone, {found.log_prob_auroc:.3f})."
+        )
+    )
+    low, high = found.interval
+    return [
+        f"The confidence of a caption is the probability that it is no worse than nine in ten human captions: "
+        f"{_percent(found.accepted)} of the captions by {metrics.decoding} on {escape(metrics.dataset)} are, and "
+        f"{_percent(found.human_accepted)} of the human captions, by the same rule.{orders} The expected calibration "
+        f"error is {found.error:.3f} ({low:.3f}–{high:.3f}); if each confidence were exactly right, it would be "
+        f"{found.chance:.3f} by chance. Of the surer half of the captions, {_percent(half.accepted)} are accepted and "
+        f"{_percent(half.at_least_partly)} at least partly right.",
+        "",
+        *tabulate(
+            ["confidence", "accepted", "captions"],
+            [[f"{each.confidence:.2f}", f"{each.accepted:.2f}", str(each.captions)] for each in found.bins],
+        ),
+        "",
+        f"Of the test photographs, {_percent(found.novel)} count as unlike all training photographs. The confidence "
+        "says nothing about such photographs.",
+    ]
+
+
 def _rate(rate: Rate) -> str:
     return f"{_percent(rate.share)} ({rate.wrong:,} of {rate.checked:,})" if rate.checked else "nothing to check"
 
@@ -202,9 +235,10 @@ def _limits(
         f"caption has at most {counted(model.max_length, 'word')}."
     )
     if ingested is not None:
+        marked = bundle.CONFIDENCE in model.files
         yield (
             f"It learned from {counted(ingested.images.get('train', 0), 'photograph')}. Photographs unlike these get "
-            "captions, too, and the captions do not tell."
+            f"captions, too{', but are marked as novel' if marked else ', and the captions do not tell'}."
         )
     if not is_english(model.language):
         yield "Errors are counted in English captions only."

@@ -16,9 +16,10 @@ from pipeline.captioner.metadata import load_metadata
 from pipeline.config import DecodingConfig
 from pipeline.data.text import clean
 from pipeline.evaluation.results import find_metrics, latest_metrics
+from pipeline.progress import counted
 from pipeline.storage import Bucket, json, layout
 
-CHANCE = {"features": 1.0, "failed": 2.0, "words": 2.0, "log_prob": 2.0}
+CHANCE = {"features": 1.0, "failed": 2.0, "novel": 2.0, "words": 2.0, "log_prob": 2.0}
 """Standard errors by which a night may exceed the limit before it counts, since small nights vary by chance. The
 difference of features is a mean over many dimensions and varies less: by at most .6 for photographs of one kind."""
 
@@ -40,6 +41,9 @@ class Profile(BaseModel):
     decoding: DecodingConfig = Field(description="how the captions were decoded")
     captioned: int
     failed: int = Field(description="images that have no caption")
+    novel: int | None = Field(
+        None, description="captioned images that are unlike all training photographs; null if the model can't tell"
+    )
     features: list[float] = Field(
         description="mean vector, in standard deviations from the mean of the training images, by dimension"
     )
@@ -51,10 +55,12 @@ class Profile(BaseModel):
         cls, vectors: npt.NDArray[np.float32], captions: Sequence[Caption], *, failed: int, decoding: DecodingConfig
     ) -> "Profile":
         """The profile of captions of standardized features (N, D), N at least 1."""
+        novel = [caption.novel for caption in captions]
         return cls(
             decoding=decoding,
             captioned=len(captions),
             failed=failed,
+            novel=None if None in novel else sum(map(bool, novel)),
             features=[round(float(value), 4) for value in vectors.mean(axis=0)],
             words=_moments([len(clean(caption.text)) for caption in captions]),
             log_prob=_moments([caption.log_prob for caption in captions]),
@@ -65,10 +71,12 @@ class Profile(BaseModel):
         """The profile of the union of several sets; all must have captions by the same decoding."""
         counts = np.array([profile.captioned for profile in profiles], float)
         shares = counts / counts.sum()
+        novel = [profile.novel for profile in profiles]
         return cls(
             decoding=profiles[0].decoding,
             captioned=sum(profile.captioned for profile in profiles),
             failed=sum(profile.failed for profile in profiles),
+            novel=None if None in novel else sum(filter(None, novel)),
             features=(shares @ np.array([profile.features for profile in profiles])).tolist(),
             words=_pooled([profile.words for profile in profiles], shares),
             log_prob=_pooled([profile.log_prob for profile in profiles], shares),
@@ -76,16 +84,19 @@ class Profile(BaseModel):
 
 
 def differences(night: Profile, reference: Profile) -> dict[str, float]:
-    """Differences between a night and a reference: effect sizes of ``features``, ``failed``, ``words``, ``log_prob``.
+    """Differences between a night and a reference: effect sizes of ``features``, ``failed``, ``novel`` and others.
 
     That of features is the root mean square over the dimensions, without the part expected by chance for this number
-    of photographs. The last two are left out if the captions were decoded in another way.
+    of photographs. Novel photographs are left out if the model can't tell which are; ``words`` and ``log_prob``, if the
+    captions were decoded in another way.
     """
     apart = np.mean((np.array(night.features) - np.array(reference.features)) ** 2)
     found = {
         "features": math.sqrt(max(0.0, apart - 1 / night.captioned - 1 / reference.captioned)),
-        "failed": _angle(night) - _angle(reference),
+        "failed": _angle(_share_failed(night)) - _angle(_share_failed(reference)),
     }
+    if night.novel is not None and reference.novel is not None:
+        found["novel"] = _angle(_share_novel(night)) - _angle(_share_novel(reference))
     if night.decoding == reference.decoding:
         found["words"] = _in_deviations(night.words, reference.words)
         found["log_prob"] = _in_deviations(night.log_prob, reference.log_prob)
@@ -99,6 +110,8 @@ def warnings(found: dict[str, float], night: Profile, reference: Profile, *, nam
         "words": f" ({night.words.mean:.1f} words a caption against {reference.words.mean:.1f})",
         "log_prob": f" ({night.log_prob.mean:.2f} a word against {reference.log_prob.mean:.2f})",
         "failed": f" ({_share_failed(night):.1%} failed against {_share_failed(reference):.1%})",
+        "novel": f" ({counted(night.novel or 0, 'photograph')}, {_share_novel(night):.1%}, unlike all training "
+        f"photographs against {_share_novel(reference):.1%})",
     }
     for figure, difference in found.items():
         allowed = limit + CHANCE[figure] * error
@@ -143,5 +156,9 @@ def _share_failed(profile: Profile) -> float:
     return profile.failed / (profile.captioned + profile.failed)
 
 
-def _angle(profile: Profile) -> float:
-    return 2 * math.asin(math.sqrt(_share_failed(profile)))
+def _share_novel(profile: Profile) -> float:
+    return (profile.novel or 0) / profile.captioned
+
+
+def _angle(share: float) -> float:
+    return 2 * math.asin(math.sqrt(share))

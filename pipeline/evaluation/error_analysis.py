@@ -12,6 +12,7 @@ objects are those listed in ``lexicon``. The rate is over captions, like CHAIRs.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice, zip_longest
 from statistics import fmean
 from typing import Literal
@@ -104,6 +105,15 @@ def count_errors(candidates: Mapping[str, str], references: Mapping[str, Sequenc
         if len(captions) > 1
     ]
     return {kind: _count(check, generated, human) for kind, check in _CHECKS.items()}
+
+
+def kinds_of_error(pairs: Iterable[tuple[str, Sequence[str]]]) -> list[int]:
+    """How many of the four kinds of error each raw caption has, judged by the raw references beside it."""
+    parse = cache(_Sentence.of)
+    return [
+        sum(bool(check(parse(caption), [*map(parse, references)])) for check in _CHECKS.values())
+        for caption, references in pairs
+    ]
 
 
 def by_length(

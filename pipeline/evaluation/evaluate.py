@@ -24,7 +24,7 @@ from pipeline.data.ingest import IngestReport
 from pipeline.data.text import clean, is_english
 from pipeline.data.vocabulary import SPECIAL_WORDS
 from pipeline.errors import PipelineError
-from pipeline.evaluation import card
+from pipeline.evaluation import acceptance, calibration, card
 from pipeline.evaluation.drift import Profile
 from pipeline.evaluation.error_analysis import ErrorCount, ErrorKind, by_length, count_errors
 from pipeline.evaluation.report import Attention, Example, Report, render
@@ -97,6 +97,7 @@ def evaluate_model(
         log.info("scoring the captions")
         scores = {name: scorer.score(captions) for name, captions in written.items()}
         agreement = scorer.agreement(written["chosen"], _human_baseline(scorer, dataset, store))
+    judged = acceptance.judge(written["chosen"], references, language=dataset.language)
     failed = len(dataset.split("test")) - len(captions)
     profile = Profile.of(captioner.standardized(test.features), captions, failed=failed, decoding=decoding)
     vocabulary = captioner.vocabulary.words[len(SPECIAL_WORDS) :]
@@ -119,6 +120,7 @@ def evaluate_model(
         },
         by_length=by_length(written["chosen"], references, scores["chosen"].image_cider),
         errors=count_errors(written["chosen"], references) if is_english(dataset.language) else {},
+        calibration=judged and calibration.measure(captions, judged),
     )
     for name, found in _labelled(metrics.scores, decoding).items():
         log.info("%s: %s", name, format_scores(found.corpus))
@@ -278,6 +280,7 @@ def _report(
         diversity=_labelled(metrics.diversity, metrics.decoding),
         by_length=metrics.by_length,
         errors=metrics.errors,
+        calibration=metrics.calibration,
         error_examples=album.with_errors(metrics.errors),
         ensemble=metadata.ensemble,
         attention=album.with_attention(metrics.scores["chosen"].image_cider),

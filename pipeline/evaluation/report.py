@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pipeline.captioner.metadata import EnsembleMember
+from pipeline.evaluation.calibration import Calibration
 from pipeline.evaluation.error_analysis import ErrorCount, ErrorKind, LengthGroup, Rate
 from pipeline.metrics.coco import METRICS, Agreement, Diversity, Scores
 
@@ -67,6 +68,7 @@ class Report:
         by_length: scores of the analyzed decoding by length of the references.
         errors: of the analyzed decoding, by kind.
         error_examples: captions with these errors, by kind.
+        calibration: of the confidence of the analyzed decoding's captions; None if they have none.
         attention: photographs with where the captioner looks; empty if it does not attend.
         ensemble: how each model of the captioner was trained.
         examples: photographs by the heading of their group ("Best", "Worst", …).
@@ -82,6 +84,7 @@ class Report:
     by_length: Sequence[LengthGroup]
     errors: Mapping[ErrorKind, ErrorCount]
     error_examples: Mapping[ErrorKind, Sequence[Example]]
+    calibration: Calibration | None
     attention: Sequence[Attention]
     ensemble: Sequence[EnsembleMember]
     examples: Mapping[str, Sequence[Example]]
@@ -115,6 +118,7 @@ def render(report: Report) -> str:
         attention=[(each.example, _heat_maps(each)) for each in report.attention],
         even_share=next((100 / weights.size for each in report.attention for _, weights in each.words), 0.0),
         charts=[chart for chart in charts if chart is not None],
+        calibration_charts=_calibration_charts(report.calibration) if report.calibration else [],
     )
 
 
@@ -248,7 +252,7 @@ class _Line:
 
 @dataclass(frozen=True)
 class _Chart:
-    """Lines over epochs, in the coordinates of an SVG whose plot area of WIDTH by HEIGHT begins at (LEFT, TOP)."""
+    """Lines in the coordinates of an SVG whose plot area of WIDTH by HEIGHT begins at (LEFT, TOP)."""
 
     LEFT, TOP, WIDTH, HEIGHT = 48, 24, 420, 180
 
@@ -258,6 +262,35 @@ class _Chart:
     x_ticks: Sequence[_Tick]
     y_ticks: Sequence[_Tick]
     best: Sequence[_Tick]
+    x_label: str = "epoch"
+
+    @classmethod
+    def of_shares(cls, title: str, x_label: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> "_Chart":
+        """The chart of named lines through points of shares, both axes from 0 to 100 %."""
+
+        def x(share: float) -> float:
+            return round(cls.LEFT + share * cls.WIDTH, 1)
+
+        def y(share: float) -> float:
+            return round(cls.TOP + (1 - share) * cls.HEIGHT, 1)
+
+        steps = [number / 5 for number in range(6)]
+        return cls(
+            title=title,
+            names=list(lines),
+            lines=[
+                _Line(
+                    number,
+                    [(x(across), y(up)) for across, up in points],
+                    [f"{name}: {100 * up:.0f} % at {100 * across:.0f} %" for across, up in points],
+                )
+                for number, (name, points) in enumerate(lines.items())
+            ],
+            x_ticks=[_Tick(x(step), f"{100 * step:.0f} %") for step in steps],
+            y_ticks=[_Tick(y(step), f"{100 * step:.0f} %") for step in steps],
+            best=[],
+            x_label=x_label,
+        )
 
     @classmethod
     def of(cls, title: str, fields: Mapping[str, str], ensemble: Sequence[EnsembleMember]) -> "_Chart | None":
@@ -305,6 +338,28 @@ class _Chart:
             y_ticks=[_Tick(y(value), f"{value:.{digits}f}") for value in steps],
             best=[_Tick(x(epoch), str(epoch)) for epoch in sorted({member.best_epoch for member in ensemble})],
         )
+
+
+def _calibration_charts(calibration: Calibration) -> list[_Chart]:
+    """The reliability of the confidence, and the risk of the surest captions."""
+    return [
+        _Chart.of_shares(
+            "Reliability: captions that are accepted",
+            "confidence",
+            {
+                "if exactly right": [(0.0, 0.0), (1.0, 1.0)],
+                "captions": [(each.confidence, each.accepted) for each in calibration.bins],
+            },
+        ),
+        _Chart.of_shares(
+            "Risk of the surest captions",
+            "share of the captions, the surest first",
+            {
+                "not accepted": [(each.share, 1 - each.accepted) for each in calibration.coverage],
+                "not even partly right": [(each.share, 1 - each.at_least_partly) for each in calibration.coverage],
+            },
+        ),
+    ]
 
 
 def _bounds(values: Sequence[float]) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from pipeline.captioner.metadata import ModelMetadata, load_metadata
 from pipeline.config import DecodingConfig
 from pipeline.errors import PipelineError
+from pipeline.evaluation.calibration import Calibration
 from pipeline.evaluation.error_analysis import ErrorCount, ErrorKind, LengthGroup
 from pipeline.metrics.coco import Agreement, Diversity, Scores
 from pipeline.storage import Bucket, json, layout, parquet
@@ -47,6 +48,11 @@ class Metrics(BaseModel):
     by_length: list[LengthGroup] = Field(description="the chosen decoding by the length of the images' references")
     errors: dict[ErrorKind, ErrorCount] = Field(
         description="of the chosen decoding, counted from words; only for English"
+    )
+    calibration: Calibration | None = Field(
+        None,
+        description="how well the confidence of the chosen decoding's captions foretells acceptance; null if the model "
+        "has none, or no image has two references",
     )
 
     @property

@@ -66,6 +66,11 @@ def mean_interval(values: Sequence[float]) -> Interval:
     return _interval(_draws(len(values)) @ np.array(values, float) / len(values))
 
 
+def resamples(images: int) -> npt.NDArray[np.int64]:
+    """The rows (``RESAMPLES``, N) of the images in each resample, always the same."""
+    return np.random.default_rng(0).integers(images, size=(RESAMPLES, images))
+
+
 def _draws(images: int) -> npt.NDArray[np.int64]:
     return np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), size=RESAMPLES)
 

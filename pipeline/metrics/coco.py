@@ -331,6 +331,17 @@ def cider(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]
     return Scorer(_of_images(candidates, references), java=False, language=language).cider(candidates)
 
 
+def caption_cider(pairs: Sequence[tuple[str, Sequence[str]]], *, language: str = ENGLISH) -> list[float]:
+    """CIDEr of each raw caption against the raw references beside it, without Java; images may occur many times.
+
+    N-grams are weighted by their document frequency in the references of all pairs.
+    """
+    words = {caption: " ".join(clean(caption, language)) for pair in pairs for caption in (pair[0], *pair[1])}
+    candidates = {str(number): [words[caption]] for number, (caption, _) in enumerate(pairs)}
+    references = {str(number): [words[each] for each in others] for number, (_, others) in enumerate(pairs)}
+    return _cider(candidates, references)[1]
+
+
 def diversity(
     captions: Collection[str], *, vocabulary: Collection[str], training: Collection[str], language: str = ENGLISH
 ) -> Diversity:

@@ -84,6 +84,7 @@ def reconcile(
             "already_done": len(before) - len(missing),
             "extracted": extracted,
             "captioned": len(outcomes) - len(failures) - len(gone),
+            "novel": pc.sum(outcomes["novel"], min_count=0).as_py(),
             "failed": len(failures),
             "gone": len(gone),
             "errors": dict(Counter(error for _, error in failures).most_common()),

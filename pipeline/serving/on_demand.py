@@ -33,30 +33,28 @@ class Captioned:
     error: str | None = None
 
     def to_text(self) -> str:
-        """A line with picture and caption; alternatives are indented below it, all with their probabilities.
-
-        The beam is ranked by the mean log probability of a word; MBR decoding reranks it.
-        """
+        """A line with picture, caption and how sure it is; alternatives are indented below it, the best first."""
         picture = printable(self.picture) or "''"
         if self.error is not None:
             return f"error: {picture}: {printable(self.error)}"
-        if len(self.captions) == 1:
-            return f"{picture}: {self.captions[0].text}"
-        best, *others = (
-            f"{caption.text} (log probability per word {caption.log_prob:.3f}, probability {caption.probability:.2g})"
-            for caption in self.captions
-        )
-        return "\n    ".join([f"{picture}: {best}", *others])
+        best, *others = self.captions
+        sure = ""
+        if best.novel:
+            sure = " (unlike the photographs it learned from)"
+        elif best.confidence is not None:
+            sure = f" ({100 * best.confidence:.0f} % sure)"
+        return "\n    ".join([f"{picture}: {best.text}{sure}", *(caption.text for caption in others)])
 
     def to_json(self) -> str:
-        """A line of JSON: picture, caption, log_prob, probability and alternatives, or picture and error."""
+        """A line of JSON: picture, caption, its numbers and alternatives, or picture and error."""
         if self.error is not None:
             return json.dumps({"picture": self.picture, "error": self.error})
         best, *others = (
             {"caption": caption.text, "log_prob": caption.log_prob, "probability": caption.probability}
             for caption in self.captions
         )
-        return json.dumps({"picture": self.picture, **best, "alternatives": others})
+        sure = {"confidence": self.captions[0].confidence, "novel": self.captions[0].novel}
+        return json.dumps({"picture": self.picture, **best, **sure, "alternatives": others})
 
 
 def caption(

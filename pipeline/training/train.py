@@ -16,7 +16,7 @@ from pipeline.captioner.neighbours import Neighbours
 from pipeline.config import TrainingConfig
 from pipeline.data.text import is_english
 from pipeline.data.vocabulary import embedding_matrix
-from pipeline.evaluation import card
+from pipeline.evaluation import calibration, card
 from pipeline.features import encoder as encoders
 from pipeline.features.crops import mean_crop
 from pipeline.storage import ABSENT, Bucket, DamagedObjectError, ObjectChangedError, layout
@@ -100,7 +100,9 @@ def train_captioner(
     )
     captions = data.train_captions
     neighbours = Neighbours.build(mean_crop(captions.features).vectors, captions.ids, captions.image)
-    metadata = save(models, data.vocabulary, neighbours, metadata, store)
+    log.info("calibrating the confidence of its captions on dev")
+    fit = partial(calibration.fit, dev=data.dev)
+    metadata = save(models, data.vocabulary, neighbours, metadata, store, fit=fit)
     run.card(card.write(metadata, store))
     log.info("model %s is in %s", version, store.url(layout.model_folder(version)))
     return metadata

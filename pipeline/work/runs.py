@@ -66,6 +66,7 @@ class NightRecord(RunRecord):
     postponed: int = Field(0, description="images that are left to later nights, by the limit of a night")
     requested: int = Field(0, description="images that were captioned again, on request")
     captioned: int = 0
+    novel: int = Field(0, description="captioned images that are unlike all training photographs")
     failed: int = 0
     gone: int = Field(0, description="images that were removed or replaced after they were listed")
     errors: dict[str, int] = Field({}, description="failed images by error, the most frequent first")
@@ -78,12 +79,13 @@ class NightRecord(RunRecord):
 
     def __str__(self) -> str:
         warnings = f"; warnings: {len(self.warnings)}" if self.warnings else ""
+        novel = f"; unlike the training photographs: {self.novel:,}" if self.novel else ""
         others = {"gone since": self.gone, "postponed": self.postponed}
         rest = "".join(f" + {count:,} {name}" for name, count in others.items() if count)
         return (
             f"{counted(self.listed, 'image')} listed = {self.captioned:,} captioned + {self.failed:,} failed + "
             f"{self.already_done:,} done before{rest}; features of {self.extracted:,} extracted; "
-            f"model {self.version}{describe_passed_over(self.passed_over)}{warnings}"
+            f"model {self.version}{novel}{describe_passed_over(self.passed_over)}{warnings}"
         )
 
 

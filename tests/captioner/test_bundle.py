@@ -8,9 +8,10 @@ import pytest
 
 from pipeline.captioner.bundle import load, save
 from pipeline.captioner.captioner import Captioner
+from pipeline.captioner.confidence import Confidence, TrainingIndex
 from pipeline.captioner.keras_decoder import KerasDecoder
 from pipeline.captioner.metadata import EnsembleMember, Epoch, ModelMetadata, list_models
-from pipeline.config import DecodingConfig
+from pipeline.config import GREEDY, DecodingConfig
 from pipeline.errors import PipelineError
 from pipeline.features import accelerator
 from pipeline.storage import artifacts, layout
@@ -80,6 +81,29 @@ def test_each_machine_reads_only_its_own_form(bundle, device):
         store.delete(artifacts.artifact_key("models/v1", name, metadata.files))
     captioner, _ = load("v1", store)
     assert len(captioner.caption(FEATURES, DecodingConfig(beam_width=2))) == 3
+
+
+def test_a_bundle_with_a_confidence(bucket, model, device):
+    """It is fitted to the networks that are saved, and loaded on every machine; a damaged one is an error."""
+    fitted = []
+
+    def fit(captioner):
+        fitted.extend(captioner.caption(FEATURES, GREEDY))
+        vectors = captioner.standardized(FEATURES)
+        index = TrainingIndex.build(vectors, [np.array([4, 5])] * len(vectors))
+        return Confidence.fit(index, vectors, [fitted], [np.array([True, False, True])], VOCABULARY)
+
+    metadata = save([model], VOCABULARY, metadata_of("v1"), bucket, fit=fit)
+    captioner, _ = load("v1", bucket)
+    found = captioner.alternatives(FEATURES, DecodingConfig(beam_width=2))
+    assert len(fitted) == 3
+    assert all(0 < best.confidence < 1 and best.novel is not None for best, _ in found)
+    assert all(other.confidence is None for _, other in found)
+    checksums = artifacts.put("models/v1", {"confidence.npz": b"PK"}, bucket)
+    changed = metadata.model_copy(update={"files": metadata.files | checksums})
+    bucket.put(layout.model_metadata("v1"), changed.model_dump_json().encode())
+    with pytest.raises(PipelineError, match=r"confidence-\w+\.npz is not the confidence"):
+        load("v1", bucket)
 
 
 @pytest.mark.parametrize("structure", [b"<?xml", b"ONNX"])

@@ -115,7 +115,7 @@ def test_the_card_of_a_trained_model(trained, store):
         "",
         f"- It knows {len(words)} words, in the language en: those that occur at least 1 time in its training "
         f"captions. It calls everything else by one of them. A caption has at most {model.max_length} words.",
-        "- It learned from 16 photographs. Photographs unlike these get captions, too, and the captions do not tell.",
+        "- It learned from 16 photographs. Photographs unlike these get captions, too, but are marked as novel.",
         "- How often its captions are wrong is not known.",
         "",
         "## Sources",
@@ -165,6 +165,12 @@ def test_the_card_of_an_evaluated_model(trained, store):
         "| colour | 0.0 % (0 of 4) | 0.0 % (0 of 8) |  |",
         "| object | nothing to check | nothing to check |  |",
     ]
+    found = metrics.calibration
+    first, *rest = section(after, "Calibration")
+    assert f"error is {found.error:.3f} ({found.interval[0]:.3f}–{found.interval[1]:.3f})" in first
+    assert rest[1:3] == ["| confidence | accepted | captions |", "| --- | --- | --- |"]
+    assert rest[3] == f"| {found.bins[0].confidence:.2f} | {found.bins[0].accepted:.2f} | 1 |"
+    assert rest[-1].startswith(f"Of the test photographs, {100 * found.novel:.1f} % count as unlike all training")
     variety = metrics.diversity["chosen"]
     *same, last = section(after, "Limits")
     assert same == section(before, "Limits")[:-1]

@@ -14,13 +14,18 @@ from tests.support.models import BEAM, DATASET, write_evaluation, write_model
 DECODING = DecodingConfig()
 
 
-def profile(count=200, *, seed=0, shift=0.0, words=10, log_prob=-1.0, failed=0, decoding=DECODING):
+def profile(count=200, *, seed=0, shift=0.0, words=10, log_prob=-1.0, failed=0, novel=0, decoding=DECODING):
     """A profile of random photographs and captions of about this number of words."""
     rng = np.random.default_rng(seed)
     vectors = (rng.normal(size=(count, 64)) + shift).astype(np.float32)
     captions = [
-        Caption(" ".join(["word"] * int(rng.integers(words - 2, words + 3))), float(rng.normal(log_prob, 0.2)), 0.1)
-        for _ in range(count)
+        Caption(
+            " ".join(["word"] * int(rng.integers(words - 2, words + 3))),
+            float(rng.normal(log_prob, 0.2)),
+            0.1,
+            novel=None if novel is None else number < novel,
+        )
+        for number in range(count)
     ]
     return Profile.of(vectors, captions, failed=failed, decoding=decoding)
 
@@ -47,6 +52,7 @@ def test_more_of_the_same_is_no_drift(count):
         ({"words": 6}, "words"),
         ({"log_prob": -1.5}, "log_prob"),
         ({"failed": 40}, "failed"),
+        ({"novel": 40}, "novel"),
     ],
 )
 def test_another_kind_of_night_is_noticed(other, figure):
@@ -65,9 +71,19 @@ def test_the_figures_are_effect_sizes():
     assert found["words"] == pytest.approx(0, abs=0.1)
 
 
+def test_a_warning_counts_the_novel_photographs():
+    """As shares; a model that can't tell causes no warning, and the union of its nights can't tell either."""
+    [warning] = warnings(profile(novel=80), profile(novel=10))
+    assert "(80 photographs, 40.0%, unlike all training photographs against 5.0%)" in warning
+    unknown = profile(novel=None)
+    assert "novel" not in drift.differences(unknown, profile())
+    assert Profile.together([profile(novel=3), profile(novel=4)]).novel == 7
+    assert Profile.together([profile(novel=3), unknown]).novel is None
+
+
 def test_captions_of_another_decoding_are_not_compared():
     """Length and probability depend on the decoding: with another one, only pictures are compared."""
-    assert drift.differences(profile(decoding=GREEDY), profile()).keys() == {"features", "failed"}
+    assert drift.differences(profile(decoding=GREEDY), profile()).keys() == {"features", "failed", "novel"}
 
 
 def test_the_profile_of_several_nights():

@@ -10,9 +10,31 @@ import pytest
 from PIL import Image
 
 from pipeline.captioner.metadata import EnsembleMember, Epoch
+from pipeline.evaluation.calibration import Bin, Calibration, Coverage
 from pipeline.evaluation.error_analysis import Case, ErrorCount, LengthGroup, Rate
 from pipeline.evaluation.report import Attention, Example, Report, render
 from pipeline.metrics.coco import Agreement, Diversity, Scores
+
+CALIBRATION = Calibration(
+    accepted=0.61,
+    at_least_partly=0.75,
+    human_accepted=0.9,
+    auroc=0.767,
+    log_prob_auroc=0.741,
+    error=0.048,
+    interval=(0.04, 0.09),
+    chance=0.045,
+    constant_error=0.162,
+    novel=0.07,
+    bins=[
+        Bin(captions=5, confidence=0.25, accepted=0.5),
+        Bin(captions=5, confidence=0.75, accepted=1.0),
+    ],
+    coverage=[
+        Coverage(share=0.5, accepted=0.8, at_least_partly=0.9),
+        Coverage(share=1, accepted=0.6, at_least_partly=0.7),
+    ],
+)
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\" {{ 7 * 7 }}"
 
@@ -91,6 +113,7 @@ def page(**changes: Any) -> str:
             "gender": [Example("7.jpg", jpeg(), "a man walks", ["A woman ."], "“man”")],
             "object": [],
         },
+        "calibration": None,
         "attention": [],
         "ensemble": [
             EnsembleMember(
@@ -318,3 +341,22 @@ def test_what_does_not_attend_has_no_heat_maps() -> None:
     outline = Outline(page(attention=[Attention(Example("5.jpg", jpeg(), "", ["A dog ."], "CIDEr 0.00"), [])]))
     assert "(no words)" in outline.text
     assert len(outline.all("image")) == 1
+
+
+def test_confidence():
+    """The reliability and the risk of the surest captions are curves of shares; the text has the numbers."""
+    html = page(calibration=CALIBRATION)
+    assert "<h2>Confidence</h2>" in html
+    text = " ".join(Outline(html).text.split())
+    for phrase in (
+        "Accepted are 61.0 % of the captions of beam 3, 75.0 % are at least partly right, and 90.0 % of the human",
+        "with a probability of 0.767 (AUROC; by the mean log probability of a word alone, 0.741)",
+        "in 2 bins of equal size, is 0.048 (0.040–0.090)",
+        "captions: 50 % at 25 %",
+        "not even partly right: 10 % at 50 %",
+        "if exactly right: 100 % at 100 %",
+    ):
+        assert phrase in text
+    assert "<h2>Confidence</h2>" not in page()
+    alike = CALIBRATION.model_copy(update={"auroc": None, "log_prob_auroc": None})
+    assert "AUROC" not in page(calibration=alike)

@@ -43,6 +43,25 @@ def test_the_table_is_as_documented(inbox, store, trained):
         assert parquet.read(key, store).schema == captions.SCHEMA
 
 
+def test_captions_say_how_sure_they_are(inbox, store):
+    """In the history and in the current captions; what has failed says nothing."""
+
+    def judgement(row):
+        return row["confidence"], row["novel"], row["review"]
+
+    night("n1", inbox, store)
+    written = {row["image_key"]: row for row in rows_in(store)}
+    assert {row["status"] for row in written.values()} == {"ok", "failed"}
+    for row in written.values():
+        if row["status"] == "ok":
+            assert 0 < row["confidence"] < 1
+            assert row["review"] == (row["novel"] or row["confidence"] < 0.5)
+        else:
+            assert judgement(row) == (None, None, None)
+    now = {row["image_key"]: judgement(row) for row in current.read(store).to_pylist()}
+    assert now == {key: judgement(row) for key, row in written.items()}
+
+
 def test_a_crash_before_the_shard_is_written_leaves_no_row(inbox, store, trained, monkeypatch):
     """If writing the shard fails, the images are captioned by the retry."""
     nights.list_inbox("n1", inbox=inbox, store=store, options=nights.NightOptions())

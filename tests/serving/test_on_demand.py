@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,8 @@ def test_a_model_can_be_named(tmp_path, caption, store, trained):
         caption(path, store=open_bucket(str(tmp_path / "elsewhere")))
 
 
+BEST = {"caption": "a red square", "log_prob": -0.5, "probability": 0.125}
+
 BEAM = [Caption("a red square", -0.5, 0.125), Caption("a square", -5.7, 1.1e-05)]
 
 
@@ -179,16 +182,25 @@ BEAM = [Caption("a red square", -0.5, 0.125), Caption("a square", -5.7, 1.1e-05)
         (
             Captioned("a.jpg", BEAM[:1]),
             "a.jpg: a red square",
-            {"caption": "a red square", "log_prob": -0.5, "probability": 0.125, "alternatives": []},
+            {**BEST, "confidence": None, "novel": None, "alternatives": []},
+        ),
+        (
+            Captioned("a.jpg", [replace(BEAM[0], confidence=0.716, novel=False)]),
+            "a.jpg: a red square (72 % sure)",
+            {**BEST, "confidence": 0.716, "novel": False, "alternatives": []},
+        ),
+        (
+            Captioned("a.jpg", [replace(BEAM[0], confidence=0.716, novel=True)]),
+            "a.jpg: a red square (unlike the photographs it learned from)",
+            {**BEST, "confidence": 0.716, "novel": True, "alternatives": []},
         ),
         (
             Captioned("a.jpg", BEAM),
-            "a.jpg: a red square (log probability per word -0.500, probability 0.12)\n"
-            "    a square (log probability per word -5.700, probability 1.1e-05)",
+            "a.jpg: a red square\n    a square",
             {
-                "caption": "a red square",
-                "log_prob": -0.5,
-                "probability": 0.125,
+                **BEST,
+                "confidence": None,
+                "novel": None,
                 "alternatives": [{"caption": "a square", "log_prob": -5.7, "probability": 1.1e-05}],
             },
         ),
@@ -198,9 +210,9 @@ BEAM = [Caption("a red square", -0.5, 0.125), Caption("a square", -5.7, 1.1e-05)
             {"error": "the file is empty"},
         ),
     ],
-    ids=["caption", "alternatives", "error"],
+    ids=["caption", "sure", "novel", "alternatives", "error"],
 )
 def test_text_and_json(captioned, text, record):
-    """The text has probabilities only beside alternatives; JSON is one object with the whole content."""
+    """The text says how sure it is, but never of a novel picture; JSON is one object with the whole content."""
     assert captioned.to_text() == text
     assert json.loads(captioned.to_json()) == {"picture": "a.jpg", **record}
