@@ -199,12 +199,12 @@ def _calibration(metrics: Metrics) -> list[str]:
     )
     low, high = found.interval
     return [
-        f"The confidence of a caption is the probability that it is no worse than nine in ten human captions: "
-        f"{_percent(found.accepted)} of the captions by {metrics.decoding} on {escape(metrics.dataset)} are, and "
-        f"{_percent(found.human_accepted)} of the human captions, by the same rule.{orders} The expected calibration "
-        f"error is {found.error:.3f} ({low:.3f}–{high:.3f}); if each confidence were exactly right, it would be "
-        f"{found.chance:.3f} by chance. Of the surer half of the captions, {_percent(half.accepted)} are accepted and "
-        f"{_percent(half.at_least_partly)} at least partly right.",
+        "The confidence of a caption is the probability that it is accepted: that it scores above the weakest tenth of "
+        f"the human captions. So do {_percent(found.accepted)} of the captions by {metrics.decoding} on "
+        f"{escape(metrics.dataset)}, and {_percent(found.human_accepted)} of the human captions.{orders} Of the surer "
+        f"half of the captions, {_percent(half.accepted)} are accepted and {_percent(half.at_least_partly)} at least "
+        f"partly right. The expected calibration error is {found.error:.3f} ({low:.3f}–{high:.3f}); if each confidence "
+        f"were exactly right, it would be {found.chance:.3f} by chance.",
         "",
         *tabulate(
             ["confidence", "accepted", "captions"],

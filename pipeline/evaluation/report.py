@@ -286,7 +286,7 @@ class _Chart:
                 )
                 for number, (name, points) in enumerate(lines.items())
             ],
-            x_ticks=[_Tick(x(step), f"{100 * step:.0f} %") for step in steps],
+            x_ticks=[_Tick(x(step), f"{100 * step:.0f}") for step in steps],
             y_ticks=[_Tick(y(step), f"{100 * step:.0f} %") for step in steps],
             best=[],
             x_label=x_label,
@@ -345,7 +345,7 @@ def _calibration_charts(calibration: Calibration) -> list[_Chart]:
     return [
         _Chart.of_shares(
             "Reliability: captions that are accepted",
-            "confidence",
+            "confidence in percent",
             {
                 "if exactly right": [(0.0, 0.0), (1.0, 1.0)],
                 "captions": [(each.confidence, each.accepted) for each in calibration.bins],
@@ -353,7 +353,7 @@ def _calibration_charts(calibration: Calibration) -> list[_Chart]:
         ),
         _Chart.of_shares(
             "Risk of the surest captions",
-            "share of the captions, the surest first",
+            "percent of the captions, the surest first",
             {
                 "not accepted": [(each.share, 1 - each.accepted) for each in calibration.coverage],
                 "not even partly right": [(each.share, 1 - each.at_least_partly) for each in calibration.coverage],

@@ -5,8 +5,11 @@ import pytest
 
 from pipeline.captioner.captioner import Caption
 from pipeline.captioner.confidence import DIRECTIONS, Confidence, TrainingIndex, fit_logistic, logistic
+from pipeline.data.images import decode
 from pipeline.data.vocabulary import Vocabulary
 from pipeline.errors import PipelineError
+from pipeline.features import openvino
+from pipeline.storage import keras_files
 
 VOCABULARY = Vocabulary.build(["a dog runs", "a cat sits"], min_count=1)
 
@@ -124,3 +127,22 @@ def test_a_stored_confidence_is_the_same(confidence):
     for data in (b"", b"PK", confidence.to_bytes()[:-100]):
         with pytest.raises(PipelineError, match=r"f\.npz is not the confidence"):
             Confidence.from_bytes(data, origin="f.npz")
+
+
+def test_noise_is_novel_beside_real_photographs(flickr8k, real_encoder):
+    """All of it, and few photographs that the index does not have: the encoder's features tell them apart."""
+    model = keras_files.from_bytes(real_encoder.read_bytes(), origin=str(real_encoder))
+    network = openvino.EncoderNetwork(openvino.convert(model))
+    files = sorted((flickr8k / "images").iterdir())[:240]
+    photographs = [decode(file.read_bytes(), network.size).pixels for file in files]
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 256, photographs[0].shape, np.uint8) for _ in range(5)]
+    pictures = np.stack([*photographs, *noise])
+    vectors = np.concatenate([network(batch)[0] for batch in np.array_split(pictures, 20)])
+    vectors = (vectors - vectors[:160].mean(axis=0)) / vectors[:160].std(axis=0)
+    index = TrainingIndex.build(vectors[:160], [ids("a dog")] * 160)
+    caption = Caption("a dog", -1.0, 0.1)
+    fitted = Confidence.fit(index, vectors[160:200], [[caption] * 40], [np.ones(40, bool)], VOCABULARY)
+    novel = [judged.novel for judged in fitted.judge(vectors[200:], [caption] * 45, VOCABULARY)]
+    assert sum(novel[:40]) <= 8
+    assert all(novel[40:])
