@@ -27,7 +27,7 @@ NEIGHBOURS = 5
 NOVEL_IN_DEV = 0.05
 """The share of the dev photographs that count as novel: these are as unlike the others as any of their kind."""
 
-ROUNDING = 1e-4
+ROUNDING = 1e-5
 """Share by which the limit of novel photographs is lowered, so that rounding makes none novel if all are explained."""
 
 BATCH = 256

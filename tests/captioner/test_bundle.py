@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.captioner.bundle import load, save
 from pipeline.captioner.captioner import Captioner
-from pipeline.captioner.confidence import Confidence, TrainingIndex
+from pipeline.captioner.confidence import Confidence
 from pipeline.captioner.keras_decoder import KerasDecoder
 from pipeline.captioner.metadata import EnsembleMember, Epoch, ModelMetadata, list_models
 from pipeline.config import GREEDY, DecodingConfig
@@ -89,20 +89,18 @@ def test_a_bundle_with_a_confidence(bucket, model, device):
 
     def fit(captioner):
         fitted.extend(captioner.caption(FEATURES, GREEDY))
-        vectors = captioner.standardized(FEATURES)
-        index = TrainingIndex.build(vectors, [np.array([4, 5])] * len(vectors))
-        return Confidence.fit(index, vectors, [fitted], [np.array([True, False, True])], VOCABULARY)
+        return Confidence.fit([captioner.evidence(FEATURES, fitted)], [np.array([True, False, True])])
 
-    metadata = save([model], VOCABULARY, metadata_of("v1"), bucket, fit=fit)
+    metadata = save([model], VOCABULARY, NEIGHBOURS, metadata_of("v1"), bucket, fit=fit)
     captioner, _ = load("v1", bucket)
     found = captioner.alternatives(FEATURES, DecodingConfig(beam_width=2))
     assert len(fitted) == 3
     assert all(0 < best.confidence < 1 and best.novel is not None for best, _ in found)
     assert all(other.confidence is None for _, other in found)
-    checksums = artifacts.put("models/v1", {"confidence.npz": b"PK"}, bucket)
+    checksums = artifacts.put("models/v1", {"confidence.json": b"{}"}, bucket)
     changed = metadata.model_copy(update={"files": metadata.files | checksums})
     bucket.put(layout.model_metadata("v1"), changed.model_dump_json().encode())
-    with pytest.raises(PipelineError, match=r"confidence-\w+\.npz is not the confidence"):
+    with pytest.raises(PipelineError, match=r"confidence-\w+\.json is damaged.* train again"):
         load("v1", bucket)
 
 

@@ -1,49 +1,73 @@
-"""Confidence: the regression finds known probabilities, and the index finds what is alike and what is novel."""
+"""Confidence: the regression finds known probabilities; neighbours support captions; other pictures are novel."""
 
 import numpy as np
 import pytest
 
 from pipeline.captioner.captioner import Caption
-from pipeline.captioner.confidence import DIRECTIONS, Confidence, TrainingIndex, fit_logistic, logistic
+from pipeline.captioner.confidence import Confidence, Evidence, fit_logistic, logistic
+from pipeline.captioner.neighbours import COMPONENTS, Neighbours
 from pipeline.data.images import decode
 from pipeline.data.vocabulary import Vocabulary
-from pipeline.errors import PipelineError
 from pipeline.features import openvino
 from pipeline.storage import keras_files
 
 VOCABULARY = Vocabulary.build(["a dog runs", "a cat sits"], min_count=1)
 
+SIZE = COMPONENTS + 100
+"""Numbers of a vector: more than there are components."""
 
-def ids(text):
-    """The ids of the words of a text, each once."""
-    return np.unique(VOCABULARY.encode(text))
+DOG, CAT = "a dog runs", "a cat sits"
 
 
 def kinds(count, *, seed=0, kind=None):
-    """Vectors of two kinds of photographs, with some noise, and their kinds."""
+    """Vectors of dogs and cats, which vary in twenty directions only, but for some noise; and which are dogs."""
     rng = np.random.default_rng(seed)
-    chosen = rng.integers(2, size=count) if kind is None else np.full(count, kind)
-    vectors = rng.normal(scale=0.1, size=(count, 20)).astype(np.float32)
-    vectors[:, 0] += np.where(chosen, 3, -3)
-    return vectors, chosen
+    dogs = rng.random(count) < 0.5 if kind is None else np.full(count, kind)
+    factors = rng.normal(scale=0.3, size=(count, 20))
+    factors[:, 0] += np.where(dogs, 3, -3)
+    directions = np.random.default_rng(99).normal(size=(20, SIZE))
+    return (factors @ directions + rng.normal(scale=0.5, size=(count, SIZE))).astype(np.float32), dogs
 
 
 @pytest.fixture(scope="module")
-def index():
+def neighbours():
     """Photographs of dogs and of cats."""
-    vectors, chosen = kinds(200)
-    return TrainingIndex.build(vectors, [ids("a dog runs" if dog else "a cat sits") for dog in chosen])
+    vectors, dogs = kinds(300)
+    ids = [VOCABULARY.encode(DOG if dog else CAT) for dog in dogs]
+    return Neighbours.build(vectors, ids, np.arange(300))
+
+
+@pytest.fixture(scope="module")
+def gather(neighbours):
+    """The evidence for captions of vectors."""
+    known, _ = kinds(300)
+
+    def of(vectors, texts):
+        captions = [Caption(text, -1.0, 0.1) for text in texts]
+        standardized = (vectors - known.mean(axis=0)) / known.std(axis=0)
+        return captions, Evidence.gather(captions, vectors, standardized, neighbours, VOCABULARY)
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def confidence(gather):
+    """Fitted to captions of dogs and cats, half of which name the wrong animal."""
+    vectors, dogs = kinds(400, seed=3)
+    wrong = np.random.default_rng(4).random(400) < 0.5
+    _, evidence = gather(vectors, [DOG if dog else CAT for dog in dogs != wrong])
+    return Confidence.fit([evidence], [~wrong])
 
 
 def test_the_regression_recovers_probabilities():
     """From outcomes that were drawn with known ones."""
     rng = np.random.default_rng(0)
-    evidence = rng.normal(size=(20_000, 3))
+    numbers = rng.normal(size=(20_000, 3))
     truth = np.array([0.5, 1.0, -2.0, 0.0])
-    outcome = rng.random(len(evidence)) < logistic(evidence, truth)
-    found = fit_logistic(evidence, outcome)
+    outcome = rng.random(len(numbers)) < logistic(numbers, truth)
+    found = fit_logistic(numbers, outcome)
     np.testing.assert_allclose(found, truth, atol=0.08)
-    np.testing.assert_allclose(logistic(evidence, found), logistic(evidence, truth), atol=0.05)
+    np.testing.assert_allclose(logistic(numbers, found), logistic(numbers, truth), atol=0.05)
 
 
 @pytest.mark.parametrize("outcome", [True, False])
@@ -53,80 +77,59 @@ def test_outcomes_that_are_all_alike(outcome):
     np.testing.assert_allclose(found, 10 / 11 if outcome else 1 / 11, rtol=1e-6)
 
 
-def test_the_nearest_photographs_are_of_the_same_kind(index):
-    """And their captions have the words of the kind."""
-    vectors, chosen = kinds(50, seed=1)
-    rows, cosines = index.neighbours(vectors)
-    assert rows.shape == cosines.shape == (50, 5)
-    assert cosines.min() > 0.9
-    for nearest, dog in zip(rows, chosen, strict=True):
-        for photograph in nearest:
-            np.testing.assert_array_equal(index.words_of(photograph), ids("a dog runs" if dog else "a cat sits"))
+def test_the_evidence(gather):
+    """Of a caption that says what its neighbours show, one that is half wrong, and one without a word."""
+    vectors, _ = kinds(3, seed=1, kind=True)
+    _, evidence = gather(vectors, [DOG, "a cat runs", ""])
+    assert evidence.numbers[:, :2].tolist() == [[-1, 3], [-1, 3], [-1, 0]]
+    full, half, none = evidence.numbers[:, 2]
+    assert (full, none) == (pytest.approx(1), 0)
+    assert 0.5 < half < 1  # "a" and "runs" of three words
+    assert (evidence.numbers[:, 3] > 0.7).all()
 
 
-def test_a_photograph_in_another_direction_is_unexplained(index):
-    """Far more than those of the known kinds; a vector without length is explained by nothing, and no error."""
-    known, _ = kinds(50, seed=1)
-    other = np.zeros((2, 20), np.float32)
-    other[0] = np.random.default_rng(2).normal(size=20)
-    other[0, 0] = 0
-    assert index.unexplained(known).max() < 0.05
-    assert index.unexplained(other)[0] > 0.2
+def test_many_photographs_are_compared_in_batches(gather, monkeypatch):
+    """It makes no difference."""
+    vectors, dogs = kinds(50, seed=2)
+    texts = [DOG if dog else CAT for dog in dogs]
+    _, whole = gather(vectors, texts)
+    monkeypatch.setattr("pipeline.captioner.confidence.BATCH", 7)
+    _, parts = gather(vectors, texts)
+    np.testing.assert_allclose(parts.numbers, whole.numbers, rtol=1e-5)
+    np.testing.assert_allclose(parts.explained, whole.explained, rtol=1e-5)
 
 
-def test_the_index_is_small():
-    """At the sizes of a real encoder, less than two bytes a number, and no more directions than its bound."""
-    vectors = np.random.default_rng(0).normal(size=(300, 400)).astype(np.float32)
-    built = TrainingIndex.build(vectors, [np.array([4])] * 300)
-    assert built.directions.shape == (400, DIRECTIONS)
-    assert (built.photographs.shape, built.photographs.dtype) == ((300, 64), np.float16)
-
-
-@pytest.fixture(scope="module")
-def confidence(index):
-    """Fitted to captions of cats and dogs, half of which name the wrong animal."""
-    vectors, chosen = kinds(400, seed=3)
-    wrong = np.random.default_rng(4).random(400) < 0.5
-    captions = [Caption("a dog runs" if dog else "a cat sits", -1.0, 0.1) for dog in chosen != wrong]
-    return Confidence.fit(index, vectors, [captions], [~wrong], VOCABULARY)
-
-
-def test_a_caption_that_the_neighbours_support_is_surer(confidence):
+def test_a_caption_that_the_neighbours_support_is_surer(confidence, gather):
     """The caption's own probability says nothing here."""
-    vectors, _ = kinds(10, seed=5, kind=1)
+    vectors, _ = kinds(10, seed=5, kind=True)
     right, wrong = (
-        [caption.confidence for caption in confidence.judge(vectors, [Caption(text, -1.0, 0.1)] * 10, VOCABULARY)]
-        for text in ("a dog runs", "a cat sits")
+        [caption.confidence for caption in confidence.judge(*gather(vectors, [text] * 10))] for text in (DOG, CAT)
     )
     assert min(right) > 0.9
     assert max(wrong) < 0.1
-    assert confidence.judge(vectors[:0], [], VOCABULARY) == []
+    assert confidence.judge(*gather(vectors[:0], [])) == []
 
 
-def test_a_twentieth_of_the_photographs_that_it_was_fitted_to_is_novel(confidence):
-    """And so is every photograph in another direction."""
+def test_photographs_in_other_directions_are_novel(confidence, gather):
+    """So is a twentieth of those that the limit comes from."""
     fitted, _ = kinds(400, seed=3)
-    captions = [Caption("a dog runs", -1.0, 0.1)] * 400
-    assert sum(caption.novel for caption in confidence.judge(fitted, captions, VOCABULARY)) == 20
-    other = np.random.default_rng(6).normal(size=(10, 20)).astype(np.float32)
-    assert all(caption.novel for caption in confidence.judge(other, captions[:10], VOCABULARY))
+    assert sum(caption.novel for caption in confidence.judge(*gather(fitted, [DOG] * 400))) == 20
+    other = np.random.default_rng(6).normal(scale=3, size=(10, SIZE)).astype(np.float32)
+    assert all(caption.novel for caption in confidence.judge(*gather(other, [DOG] * 10)))
 
 
-def test_a_caption_without_a_known_word(confidence):
-    """It has no information that neighbours could share, and is no error."""
-    [judged] = confidence.judge(kinds(1)[0], [Caption("", -1.0, 0.1)], VOCABULARY)
-    assert 0 <= judged.confidence <= 1
-
-
-def test_a_stored_confidence_is_the_same(confidence):
-    """Its file has no pickled objects, and another file is an error that names it."""
-    vectors, _ = kinds(10, seed=7)
-    captions = [Caption("a dog runs", -1.0, 0.1)] * 10
-    loaded = Confidence.from_bytes(confidence.to_bytes(), origin="f.npz")
-    assert loaded.judge(vectors, captions, VOCABULARY) == confidence.judge(vectors, captions, VOCABULARY)
-    for data in (b"", b"PK", confidence.to_bytes()[:-100]):
-        with pytest.raises(PipelineError, match=r"f\.npz is not the confidence"):
-            Confidence.from_bytes(data, origin="f.npz")
+def test_nothing_is_novel_where_everything_is_explained():
+    """An encoder of fewer numbers than there are components: rounding makes no photograph novel."""
+    vectors = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
+    index = Neighbours.build(vectors[:100], [VOCABULARY.encode(DOG)] * 100, np.arange(100))
+    standardized = (vectors - vectors[:100].mean(axis=0)) / vectors[:100].std(axis=0)
+    captions = [Caption(DOG, -1.0, 0.1)] * 100
+    dev, test = (
+        Evidence.gather(captions, vectors[part], standardized[part], index, VOCABULARY)
+        for part in (slice(100), slice(100, 200))
+    )
+    fitted = Confidence.fit([dev], [np.ones(100, bool)])
+    assert not any(caption.novel for evidence in (dev, test) for caption in fitted.judge(captions, evidence))
 
 
 def test_noise_is_novel_beside_real_photographs(flickr8k, real_encoder):
@@ -139,10 +142,14 @@ def test_noise_is_novel_beside_real_photographs(flickr8k, real_encoder):
     noise = [rng.integers(0, 256, photographs[0].shape, np.uint8) for _ in range(5)]
     pictures = np.stack([*photographs, *noise])
     vectors = np.concatenate([network(batch)[0] for batch in np.array_split(pictures, 20)])
-    vectors = (vectors - vectors[:160].mean(axis=0)) / vectors[:160].std(axis=0)
-    index = TrainingIndex.build(vectors[:160], [ids("a dog")] * 160)
-    caption = Caption("a dog", -1.0, 0.1)
-    fitted = Confidence.fit(index, vectors[160:200], [[caption] * 40], [np.ones(40, bool)], VOCABULARY)
-    novel = [judged.novel for judged in fitted.judge(vectors[200:], [caption] * 45, VOCABULARY)]
+    standardized = (vectors - vectors[:160].mean(axis=0)) / vectors[:160].std(axis=0)
+    index = Neighbours.build(vectors[:160], [VOCABULARY.encode(DOG)] * 160, np.arange(160))
+
+    def evidence(part):
+        captions = [Caption(DOG, -1.0, 0.1)] * len(vectors[part])
+        return captions, Evidence.gather(captions, vectors[part], standardized[part], index, VOCABULARY)
+
+    fitted = Confidence.fit([evidence(slice(160, 200))[1]], [np.ones(40, bool)])
+    novel = [judged.novel for judged in fitted.judge(*evidence(slice(200, None)))]
     assert sum(novel[:40]) <= 8
     assert all(novel[40:])

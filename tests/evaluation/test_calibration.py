@@ -70,15 +70,6 @@ def test_captions_without_a_confidence_are_not_measured():
     assert measure([Caption("a dog", -1.0, 0.1)], Acceptance(alike, alike, 0.9)) is None
 
 
-def splits(trained):
-    """The toy splits train and dev."""
-    dataset = datasets.load(trained.inputs.dataset, trained.store)
-    return [
-        read_split(dataset, split, encoder_id=trained.inputs.encoder_id, store=trained.store, max_failed_fraction=0)
-        for split in ("train", "dev")
-    ]
-
-
 def test_training_gives_a_model_its_confidence(bucket, trained):
     """An evaluation measures it."""
     toy.copy(trained.store, bucket, "models/", "encoders/", "features/", "datasets/")
@@ -90,18 +81,12 @@ def test_training_gives_a_model_its_confidence(bucket, trained):
     assert sum(each.captions for each in metrics.calibration.bins) == metrics.images
 
 
-def test_only_so_many_photographs_are_in_the_index(trained, monkeypatch):
-    """Of more, a sample."""
-    monkeypatch.setattr(calibration, "PHOTOGRAPHS", 5)
-    captioner, _ = bundle.load(trained.model.version, trained.store)
-    captioner.confidence = None
-    fitted = calibration.fit(captioner, *splits(trained))
-    assert len(fitted.index.photographs) == len(fitted.index.offsets) - 1 == 5
-
-
 def test_a_dataset_with_one_caption_an_image_has_none(trained, monkeypatch, caplog):
     """There is no rule then, and the log says so."""
     monkeypatch.setattr(calibration, "judge", lambda *_, **__: None)
     captioner, _ = bundle.load(trained.model.version, trained.store)
-    assert calibration.fit(captioner, *splits(trained)) is None
+    dataset = datasets.load(trained.inputs.dataset, trained.store)
+    encoder_id = trained.inputs.encoder_id
+    dev = read_split(dataset, "dev", encoder_id=encoder_id, store=trained.store, max_failed_fraction=0)
+    assert calibration.fit(captioner, dev) is None
     assert "captions get no confidence" in caplog.text
