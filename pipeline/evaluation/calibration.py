@@ -1,7 +1,7 @@
 """Calibration: the confidence of a captioner is fitted on dev, and measured on test.
 
-The confidence is fitted to greedy captions and to those of the default beam together. So it holds for both, and for MBR
-decoding (docs/confidence.md has the measurements).
+The confidence is fitted to greedy captions and to those of the default decoding together. So it holds for both, and for
+other beams and MBR decoding (docs/confidence.md has the measurements).
 """
 
 import logging

@@ -72,6 +72,7 @@ FOLDERS = {
     MODELS: (
         "The trained captioners: the models of the ensemble, each as a Keras model for GPUs and as OpenVINO networks "
         "for CPUs, the vocabulary, the training photographs in a short form with their captions (`neighbours.npz`), "
+        "the regression that gives captions their confidence (`confidence.json`), "
         "and the metadata of each captioner, its evaluations, and a card that sums them up. "
         f"`{CHAMPION}` names the champion, which is the model that captions the nights, and holds the "
         "history of promotions."
