@@ -1,7 +1,7 @@
 """The scores of a training configuration: for each decoding, the mean and the standard deviation over seeds.
 
     python -m benchmarks.quality DATA ENCODER [NAME=VALUE ...] [--crops] [--regions] [--int8] [--seeds 0 1 2]
-        [--beam-width 1 5] [--mbr-samples 0 40]
+        [--beam-width 1 5] [--mbr-samples 0 40] [--neighbours 0 20]
 
 DATA is a folder in the Flickr8k layout, ENCODER an encoder as for `captioning register-encoder`, NAME=VALUE a field of
 the training configuration. All results are kept in CAPTION_STORE, so that nothing is extracted or trained twice. Choose
@@ -56,6 +56,9 @@ def main() -> None:
     parser.add_argument(
         "--mbr-samples", nargs="+", type=int, default=[0], help="samples for minimum Bayes risk decoding; 0 for none"
     )
+    parser.add_argument(
+        "--neighbours", nargs="+", type=int, default=[20], help="similar training photographs that vote; 0 for none"
+    )
     options = parser.parse_args()
     config = TrainingConfig.parse(options.config)
     store = open_bucket(read_settings().store)
@@ -63,9 +66,10 @@ def main() -> None:
         options.data, options.encoder, crops=options.crops, regions=options.regions, int8=options.int8, store=store
     )
     rows: dict[DecodingConfig, list[dict[str, float]]] = {
-        DecodingConfig(beam_width=width, mbr_samples=samples): []
+        DecodingConfig(beam_width=width, mbr_samples=samples, neighbours=neighbours): []
         for width in options.beam_width
         for samples in options.mbr_samples
+        for neighbours in options.neighbours
     }
     for seed in options.seeds:
         model = train_captioner(
