@@ -41,7 +41,7 @@ class Requests:
         return Requests(self.reads * times, self.writes * times)
 
 
-A_NIGHT = Requests(reads=45, writes=22)
+A_NIGHT = Requests(reads=47, writes=22)
 """Of any night, with the reading of one earlier night."""
 
 A_PICTURE = Requests(reads=1, writes=0)

@@ -107,7 +107,7 @@ def test_an_estimate_adds_up():
     assert (found.shard, found.tasks) == (10_000, 1000)
     assert found.worker_hours == pytest.approx(277.78, abs=0.01)
     assert found.workers == 35
-    assert found.reads == 45 + 10_000_000 + 11 * 1000
+    assert found.reads == 47 + 10_000_000 + 11 * 1000
     assert found.writes == 22 + 3 * 1000 + 10_000
     assert found.dollars_per_million == pytest.approx((277.78 + found.reads / 1e5 + found.writes / 1e4) / 10, rel=1e-3)
 

@@ -145,13 +145,13 @@ def test_the_card_of_an_evaluated_model(trained, store):
 
     assert section(after, "Scores")[1:] == [
         "",
-        f"### beam 3, 4 test photographs of {metrics.dataset}",
+        f"### beam 3, 20 neighbours, 4 test photographs of {metrics.dataset}",
         "",
         f"| captions | {' | '.join(names)} |",
         "| --- | --- | --- | --- | --- |",
         f"| greedy | {cells(metrics.scores['greedy'])} |",
-        f"| beam 3 | {cells(metrics.scores['chosen'])} |",
-        f"| beam 3, one reference fewer | {agreed(metrics.agreement.captioner)} |",
+        f"| beam 3, 20 neighbours | {cells(metrics.scores['chosen'])} |",
+        f"| beam 3, 20 neighbours, one reference fewer | {agreed(metrics.agreement.captioner)} |",
         f"| human, one reference fewer | {agreed(metrics.agreement.human)} |",
         "",
         f"Evaluated {metrics.evaluated_at:%Y-%m-%d %H:%M} UTC; the report is "
@@ -191,20 +191,20 @@ def test_a_card_has_every_evaluation(trained, store):
     assert text == read(version, store) == card.write(trained.model, store)
     headings = [line.removeprefix("### ") for line in text.splitlines() if line.startswith("### ")]
     assert headings == [
-        f"beam 3, 4 test photographs of {own}",
+        f"beam 3, 20 neighbours, 4 test photographs of {own}",
         f"greedy, 4 test photographs of {own}",
-        f"beam 3, 4 test photographs of {DATASET}",
+        f"beam 3, 20 neighbours, 4 test photographs of {DATASET}",
     ]
     rows = [line for line in text.splitlines() if line.startswith(("| beam", "| greedy", "| human"))]
     assert rows == [
         "| greedy | 5.200 | 0.200 |",
-        "| beam 3 | 0.200 | 0.200 |",
+        "| beam 3, 20 neighbours | 0.200 | 0.200 |",
         "| greedy | 0.100 | 0.200 |",
         "| greedy | 5.300 | 0.200 |",
-        "| beam 3 | 0.300 | 0.200 |",
+        "| beam 3, 20 neighbours | 0.300 | 0.200 |",
     ]
     store.put(layout.evaluation(version, own, BEAM).metrics, b"damaged")
-    assert f"beam 3, 4 test photographs of {own}" not in card.write(trained.model, store)
+    assert f"beam 3, 20 neighbours, 4 test photographs of {own}" not in card.write(trained.model, store)
 
 
 def measured(version, store, **changes):
