@@ -127,11 +127,11 @@ function enableUploads(page, correction) {
     result.querySelector("[data-copy]").dataset.copy = best.caption;
     result.querySelector(".alternatives").replaceChildren(...others.map((other) => {
       const item = document.createElement("li");
-      item.append(other.caption, " ", sure(other));
+      item.textContent = other.caption;
       return item;
     }));
     result.querySelector("h2").hidden = !others.length;
-    result.querySelector(".version").replaceChildren(answer.version, " ", sure(best));
+    result.querySelector(".version").replaceChildren(sure(best), answer.version);
     result.hidden = false;
     correction.elements.caption.value = correction.elements.model_caption.value = best.caption;
     correction.elements.model_version.value = answer.version;
