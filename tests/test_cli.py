@@ -23,7 +23,7 @@ from tests.support import toy
 from tests.support.models import write_evaluation, write_model
 from tests.support.paths import PROJECT
 
-DECODING = {"--beam-width", "--mbr-samples"}
+DECODING = {"--beam-width", "--mbr-samples", "--neighbours"}
 
 DATASET, ENCODER, SHARD = "toy/0123456789abcdef", "means-0123456789ab", "0123456789abcdef"
 VOCABULARY = f"datasets/{DATASET}/vocabulary-10.json"
@@ -290,7 +290,9 @@ def test_a_retraining(store, source, result, toy_encoder, monkeypatch):
     metrics = result("evaluate", version, *decoding)
     assert metrics["version"] == version
     assert metrics["CIDEr"] > 3
-    assert metrics["report"] == store.url(f"models/{version}/evaluations/{dataset.replace('/', '-')}-beam2/report.html")
+    assert metrics["report"] == store.url(
+        f"models/{version}/evaluations/{dataset.replace('/', '-')}-beam2-near20/report.html"
+    )
     assert store.exists(metrics["report"].removeprefix(f"{store.uri}/"))
     assert result("evaluate-champion", version, *decoding) == {
         "champion": None,
@@ -302,7 +304,7 @@ def test_a_retraining(store, source, result, toy_encoder, monkeypatch):
     monkeypatch.setenv("CAPTION_SHADOW", "0")
     compared = result("compare", version, *decoding)
     assert compared["comparison"].endswith("\n\nThere is no champion yet.")
-    assert re.fullmatch(r"Scores on \d+ test photographs \(beam 2\)", compared["summary"])
+    assert re.fullmatch(r"Scores on \d+ test photographs \(beam 2, 20 neighbours\)", compared["summary"])
     assert not result("gate", version, "--policy", "never", *decoding)["promoted"]
     assert not result("gate", version, "--floor", "9.9", *decoding)["promoted"]
     promoted = result("gate", version, "--run", "r1", *decoding)
@@ -998,7 +1000,9 @@ def test_all_commands_decode_in_the_wording_of_the_settings(monkeypatch):
     """The options of a decoding change nothing of the words that the deployment forbids."""
     monkeypatch.setenv("CAPTION_FORBIDDEN_WORDS", "ugly, fat")
     monkeypatch.setenv("CAPTION_BEAM_WIDTH", "9")
-    assert cli._decoding(3, 40) == DecodingConfig(beam_width=3, mbr_samples=40, forbidden_words=("fat", "ugly"))
+    assert cli._decoding(3, 40, 7) == DecodingConfig(
+        beam_width=3, mbr_samples=40, neighbours=7, forbidden_words=("fat", "ugly")
+    )
 
 
 def test_help_lists_every_argument(helped):

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.data.annotations import SPLITS, dataset_schema, image_ids, split_by_hash
 from pipeline.data.sources import Part
 from pipeline.errors import PipelineError
+from pipeline.storage import names
 
 PRECEDENCE = (("test",), ("dev",), ("dev", "test"), ("train",), SPLITS)
 """A source gives a picture one split, or several between which a hash chooses. If the sources of its copies differ, the
@@ -45,7 +46,7 @@ def merge(parts: Sequence[Part]) -> Part:
     ids = image_ids([(row["source"], row["image_key"]) for row in rows])
     rows = [{**row, "image_id": image_id} for row, image_id in zip(rows, ids, strict=True)]
     return Part(
-        title="-and-".join(sorted({part.title for part in parts}))[:200].rstrip("-."),
+        title="-and-".join(sorted({part.title for part in parts}))[: names.MAX_NAME].rstrip("-."),
         table=pa.Table.from_pylist(rows, schema=dataset_schema()).sort_by("image_id"),
         sources={name: counts for part in parts for name, counts in part.sources.items()},
         dropped=[row for part in parts for row in part.dropped],

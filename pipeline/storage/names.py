@@ -34,10 +34,11 @@ class NameKind:
         return name
 
 
-_NAME = r"\w[\w.-]{0,149}"
-"""With the suffixes of the layout, such a name stays below the 255 bytes of a file name."""
+MAX_NAME = 150
+"""Characters of a name at most. With the suffixes of the layout, it stays below the 255 bytes of a file name."""
 
-_NAME_RULE = "1 to 150 letters, digits, '.', '_' and '-', with a letter, a digit or '_' at the beginning"
+_NAME = rf"\w[\w.-]{{0,{MAX_NAME - 1}}}"
+_NAME_RULE = f"1 to {MAX_NAME} letters, digits, '.', '_' and '-', with a letter, a digit or '_' at the beginning"
 _DATASET_ID = rf"{_NAME}/[0-9a-f]{{16}}"
 
 VERSION = NameKind(

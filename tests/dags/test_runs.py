@@ -100,7 +100,7 @@ def test_a_retraining_succeeds(runs):
     assert skipped == {"compare", "approval"}
     commands = {arguments[0]: arguments[1:] for arguments in runs.commands}
     dataset = RESULTS["ingest"]["dataset"]
-    decoding = ["--beam-width=5", "--mbr-samples=0"]
+    decoding = ["--beam-width=5", "--mbr-samples=0", "--neighbours=20"]
     assert commands["resolve-inputs"][1:] == ["--dataset=", "--encoder=", "--cause="]
     assert commands["ingest"] == ["photos", "s3://more/a b", "--language=", "--licence=", "--corrections"]
     assert commands["vocabulary"] == [dataset, "--min-count=10", "--neutral-wording"]
@@ -110,7 +110,7 @@ def test_a_retraining_succeeds(runs):
     assert "--set=seed=7" in commands["train"]
     assert commands["evaluate"] == ["m1", *decoding]
     assert commands["evaluate-champion"] == ["m1", *decoding, "--policy=auto", "--floor=0.1"]
-    assert commands["gate"][:3] == ["m1", *decoding]
+    assert commands["gate"][:4] == ["m1", *decoding]
     assert commands["end-run"] == ["retraining", commands["resolve-inputs"][0]]
 
 
@@ -212,7 +212,7 @@ def test_a_night_reports_what_has_arrived_meanwhile(arriving):
     )  # fmt: skip
     assert all(task.doc_md and task.owner == "captioning" for task in arriving.dags["caption_new_images"].tasks)
     [reconcile] = [arguments for arguments in arriving.commands if arguments[:2] == ["night", "reconcile"]]
-    assert reconcile[3:] == ["--look-again"]
+    assert reconcile[3:] == ["--review-below=", "--look-again"]
     before = last_events(Session(), "captioning_inbox")
     state, tasks = arriving.run("caption_new_images", reconcile={**RESULTS["reconcile"], "arrived": 3})
     assert (state, tasks["emit_inbox_event"]) == ("success", "success")

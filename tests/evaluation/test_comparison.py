@@ -85,8 +85,8 @@ def test_a_champion_that_was_not_evaluated_so(store, other):
     lines = compare("v2", store)
     assert "| CIDEr | 0.500 |" in lines
     assert lines[-1] == (
-        "The champion v0 was not evaluated on these photographs with beam 3: "
-        "`captioning evaluate-champion v2 --beam-width 3 --mbr-samples 0` does so."
+        "The champion v0 was not evaluated on these photographs with beam 3, 20 neighbours: "
+        "`captioning evaluate-champion v2 --beam-width 3 --mbr-samples 0 --neighbours 20` does so."
     )
     write_evaluation("v0", store, cider=0.3)
     assert "| CIDEr | 0.500 | 0.300 |" in compare("v2", store)
@@ -108,8 +108,8 @@ def test_the_champion_itself(store):
 def test_a_candidate_without_evaluation(store):
     """The error says which command evaluates it."""
     write_model("v3", store)
-    command = "captioning evaluate v3 --beam-width 3 --mbr-samples 0"
-    with pytest.raises(PipelineError, match=f"v3 was not evaluated with beam 3: run `{command}` first"):
+    command = "captioning evaluate v3 --beam-width 3 --mbr-samples 0 --neighbours 20"
+    with pytest.raises(PipelineError, match=f"v3 was not evaluated with beam 3, 20 neighbours: run `{command}` first"):
         compare("v3", store)
     with pytest.raises(PipelineError, match="no model 'v9'"):
         compare("v9", store)

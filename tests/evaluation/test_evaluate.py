@@ -124,13 +124,13 @@ def test_the_log_says_what_takes_long(trained, store, caplog, monkeypatch):
     caplog.set_level(logging.INFO)
     evaluate(trained.model.version, store)
     steps = (
-        "captioning 4 test images: beam 2",
+        "captioning 4 test images: beam 2, 20 neighbours",
         "4 of 4 captions",
         "captioning them again: greedy",
         "scoring the captions",
         "scoring the human captions against each other",
         "greedy: ",
-        "beam 2: ",
+        "beam 2, 20 neighbours: ",
         "writing the report",
         "report: ",
     )
@@ -185,7 +185,7 @@ def test_each_dataset_and_decoding_has_its_own_evaluation(tmp_path, trained, sto
     assert {key: after[key] for key in before} == before
     folders = {key.removeprefix(prefix).partition("/")[0] for key in after}
     own, others = (dataset_id.replace("/", "-") for dataset_id in (trained.inputs.dataset, other))
-    assert folders == {f"{own}-beam2", f"{own}-greedy", f"{others}-beam2"}
+    assert folders == {f"{own}-beam2-near20", f"{own}-greedy", f"{others}-beam2-near20"}
     for metrics in (first, second, third):
         assert find_metrics(version, metrics.dataset, metrics.decoding, store) == metrics
     assert find_metrics(version, other, GREEDY, store) is None

@@ -262,8 +262,8 @@ def test_a_candidate_without_evaluation(bucket, other):
     candidate("v1", bucket)
     if other:
         write_evaluation("v1", bucket, cider=0.4, **other)
-    command = "captioning evaluate v1 --beam-width 3 --mbr-samples 0"
-    with pytest.raises(PipelineError, match=f"v1 was not evaluated with beam 3: run `{command}` first"):
+    command = "captioning evaluate v1 --beam-width 3 --mbr-samples 0 --neighbours 20"
+    with pytest.raises(PipelineError, match=f"v1 was not evaluated with beam 3, 20 neighbours: run `{command}` first"):
         gate("v1", bucket)
     assert find_champion(bucket) is None
     assert list(runs.list_records(runs.RETRAINING, bucket)) == []

@@ -67,7 +67,7 @@ def test_both_caption_the_inbox(store, inbox):
     version = candidate(store)
     before = toy.etags(store, "")
     lines = compare(version, store, inbox)
-    assert lines[0] == "Of 6 photographs in the inbox, 4 would get another caption (beam 2):"
+    assert lines[0] == "Of 6 photographs in the inbox, 4 would get another caption (beam 2, 20 neighbours):"
     assert lines[1:4] == ["", "| photograph | candidate | champion |", "| --- | --- | --- |"]
     cells = [line.strip("| ").split(" | ") for line in lines[4:]]
     assert [one != other for _, one, other in cells] == [True] * 4 + [False] * 2
@@ -94,7 +94,7 @@ def test_captions_of_the_same_model(store, inbox):
     """None differs, and some are shown all the same."""
     night("n1", inbox, store)
     lines = compare(candidate(store, words=()), store, inbox)
-    assert lines[0] == "Of 6 photographs in the inbox, 0 would get another caption (beam 2):"
+    assert lines[0] == "Of 6 photographs in the inbox, 0 would get another caption (beam 2, 20 neighbours):"
     assert len(lines) == 4 + 6
 
 

@@ -210,7 +210,7 @@ def test_who_may_report_an_upload(server, role, status):
     with TestClient(app, base_url="http://127.0.0.1:8080") as client:
         headers = {"Authorization": f"Bearer {token(role)}"}
         assert client.get("/api/v2/assets?name_pattern=captioning_inbox", headers=headers).status_code == 200
-        assert client.post("/api/v2/assets/events", headers=headers, json={"asset_id": 7}).status_code == status
+        assert client.post("/api/v2/assets/events", headers=headers, json={"asset_id": 1_000_000}).status_code == status
 
 
 def test_viewers_change_nothing(visit, post_correction, answering, buckets):

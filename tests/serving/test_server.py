@@ -121,9 +121,7 @@ def test_the_captions_are_those_on_demand(client, trained, store, tmp_path):
         for name_of in ("log_prob", "probability"):
             wanted = [getattr(caption, name_of) for caption in expected.captions]
             assert [getattr(found, name_of) for found in answer.captions] == pytest.approx(wanted, rel=1e-4)
-        log_probs = [found.log_prob for found in answer.captions]
-        assert len(log_probs) == 5
-        assert log_probs == sorted(log_probs, reverse=True)
+        assert len(answer.captions) == 5
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ def test_an_evaluation_has_a_place_of_its_own() -> None:
     decodings = [
         DecodingConfig(beam_width=1),
         DecodingConfig(),
+        DecodingConfig(neighbours=0),
         DecodingConfig(mbr_samples=100),
         DecodingConfig(mbr_samples=100, forbidden_words=("fat", "ugly")),
         DecodingConfig(forbidden_words=("fat",)),
@@ -49,14 +50,15 @@ def test_an_evaluation_has_a_place_of_its_own() -> None:
     keys.append(layout.evaluation("m1", "other/0123456789abcdef", decodings[0]))
     assert [each.folder.removeprefix(layout.evaluations("m1")) for each in keys] == [
         "flickr8k-0123456789abcdef-greedy",
+        "flickr8k-0123456789abcdef-beam5-near20",
         "flickr8k-0123456789abcdef-beam5",
-        "flickr8k-0123456789abcdef-beam5-mbr100",
-        "flickr8k-0123456789abcdef-beam5-mbr100-not-8a2ae371",
-        "flickr8k-0123456789abcdef-beam5-not-be07f513",
-        "flickr8k-0123456789abcdef-beam5-neutral",
+        "flickr8k-0123456789abcdef-beam5-mbr100-near20",
+        "flickr8k-0123456789abcdef-beam5-mbr100-near20-not-8a2ae371",
+        "flickr8k-0123456789abcdef-beam5-near20-not-be07f513",
+        "flickr8k-0123456789abcdef-beam5-near20-neutral",
         "other-0123456789abcdef-greedy",
     ]
-    assert len({key for each in keys for key in (each.captions, each.report, each.profile, each.metrics)}) == 28
+    assert len({key for each in keys for key in (each.captions, each.report, each.profile, each.metrics)}) == 32
     assert layout.evaluation_of_metrics(keys[0].metrics) == keys[0]
     assert layout.evaluation_of_metrics(keys[0].report) is None
 
