@@ -38,23 +38,25 @@ def build(
         embeddings: (V, embedding_size) float32, initial values of the embedding, which is trained further.
 
     Returns:
-        A model of ``{"features": (B, D), "words": (B, T) int}``, with attention also ``"regions": (B, R, K)``, to
-        logits (B, T, V) of each next word.
+        A model of ``{"features": (N, D), "words": (B, T) int, "rows": (B,) int}``, with attention also ``"regions":
+        (N, R, K)``, to logits (B, T, V) of each next word. ``rows`` are those of each caption's image among the N.
     """
     import keras
-    from keras import layers
+    from keras import layers, ops
 
     keras.utils.set_random_seed(config.seed)
     vectors = features.vectors.reshape(-1, features.vectors.shape[-1])
     inputs = {
         "features": keras.Input((vectors.shape[1],), name="features"),
         "words": keras.Input((None,), dtype="int32", name="words"),
+        "rows": keras.Input((), dtype="int32", name="rows"),
     }
 
     standardized = layers.Normalization(mean=vectors.mean(axis=0), variance=vectors.var(axis=0) + 1e-6, name="scale")
     # Without this layer norm (Ba, Kiros and Hinton 2016, https://arxiv.org/abs/1607.06450) the model overfits sooner.
     project = keras.Sequential([layers.Dense(config.units), layers.LayerNormalization(), layers.ReLU()], name="image")
     projected = project(layers.Dropout(config.dropout, name="image_dropout")(standardized(inputs["features"])))
+    projected = ops.take(projected, inputs["rows"], axis=0)
     embedding = layers.Embedding(vocabulary_size, config.embedding_size, name="embedding")
     embedded = layers.Dropout(config.dropout, name="word_dropout")(embedding(inputs["words"]))
     # Padding is at the end, where the loss masks it and no word follows it: the LSTM needs no mask.
@@ -63,7 +65,7 @@ def build(
     parts = [states, layers.Reshape((1, config.units), name="broadcast")(projected)]
     if config.attention_heads and features.regions is not None:
         inputs["regions"] = keras.Input(features.regions.shape[1:], name="regions")
-        parts.append(_attention(states, inputs["regions"], config))
+        parts.append(_attention(states, inputs["regions"], inputs["rows"], config))
     merged = layers.Add(name="merge")(parts)
     hidden = layers.Dense(config.units, activation="relu", name="hidden")(merged)
     logits = layers.Dense(vocabulary_size, name="logits")(layers.Dropout(config.dropout, name="hidden_dropout")(hidden))
@@ -73,8 +75,8 @@ def build(
     return model
 
 
-def _attention(states: "Tensor", regions: "Tensor", config: TrainingConfig) -> "Tensor":
-    """The context of each state: states (B, T, units) ask regions (B, R, K), by several heads; (B, T, units)."""
+def _attention(states: "Tensor", regions: "Tensor", rows: "Tensor", config: TrainingConfig) -> "Tensor":
+    """The context of each state: states (B, T, units) ask regions (N, R, K) of rows (B,), by heads; (B, T, units)."""
     import keras
     from keras import layers, ops
 
@@ -89,7 +91,7 @@ def _attention(states: "Tensor", regions: "Tensor", config: TrainingConfig) -> "
         layers.ReLU(),
         layers.Reshape((-1, heads, width)),
     ]
-    places = keras.Sequential(project, name="places")(dropped)
+    places = ops.take(keras.Sequential(project, name="places")(dropped), rows, axis=0)
     ask = [layers.Dense(heads * width), layers.Reshape((-1, heads, width))]
     found = ops.dot_product_attention(keras.Sequential(ask, name="queries")(states), places, places)
     return keras.Sequential([layers.Reshape((-1, heads * width)), layers.Dense(config.units)], name="context")(found)

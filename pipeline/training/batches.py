@@ -23,8 +23,11 @@ pad their batches and determine the maximum length of generated captions."""
 
 
 Batch = tuple[dict[str, npt.NDArray[np.generic]], npt.NDArray[np.int32], npt.NDArray[np.float32]]
-"""Inputs (those of ``Features.inputs``, and ``words`` (B, T) int32), the next words (B, T), and their weights (B, T): 0
-for padding."""
+"""Inputs (those of ``Features.inputs`` for N images, ``words`` (B, T) int32, and ``rows`` (B,) int32, the image of each
+caption among the N), the next words (B, T), and their weights (B, T): 0 for padding."""
+
+MULTIPLE = 8
+"""The images of a batch are filled up to a multiple of this number, to limit the number of compilations."""
 
 
 @dataclass(frozen=True)
@@ -43,30 +46,55 @@ class EncodedCaptions:
 
     def training_batches(self, size: int, rng: np.random.Generator) -> Iterator[Batch]:
         """All captions once, shuffled, in batches of similar length, each caption with a random crop of its image."""
-        lengths = self._lengths
-        order = rng.permutation(len(lengths))
-        groups = _groups(order[np.argsort(lengths[order], kind="stable")], size)
+        groups = self._groups(rng.permutation(len(self.ids)), size)
         rng.shuffle(groups)
         for group in groups:
-            yield self._batch(group, sample_crop(self.features[self.image[group]], rng))
+            images, rows = self._images(group)
+            yield self._batch(group, sample_crop(self.features[images], rng), rows)
 
     def evaluation_batches(self, size: int) -> Iterator[Batch]:
         """All captions once, in the order of their length, with the mean crop of their images."""
         features = mean_crop(self.features)
-        for group in _groups(np.argsort(self._lengths, kind="stable"), size):
-            yield self._batch(group, features[self.image[group]])
+        for group in self._groups(np.arange(len(self.ids)), size):
+            images, rows = self._images(group)
+            yield self._batch(group, features[images], rows)
 
-    @property
-    def _lengths(self) -> npt.NDArray[np.intp]:
-        return np.array([len(ids) for ids in self.ids])
+    def _groups(self, captions: npt.NDArray[np.intp], size: int) -> list[npt.NDArray[np.intp]]:
+        """All captions, in this order where nothing else matters, in groups of similar length.
 
-    def _batch(self, captions: npt.NDArray[np.intp], features: Features) -> Batch:
-        """A batch of these captions, with the features of the image of each."""
+        With regions, the captions of an image are adjacent: much is computed once for all of them.
+        """
+        length = np.array([len(ids) for ids in self.ids])
+        place = np.empty_like(captions)
+        place[captions] = np.arange(len(captions))
+        if self.features.regions is not None:
+            longest, last = np.zeros((2, len(self.features)), np.intp)
+            np.maximum.at(longest, self.image, length)
+            np.maximum.at(last, self.image, place)
+            length, place = longest[self.image], last[self.image]
+        order = np.lexsort((place, length))
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
+    def _images(self, captions: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+        """The images of a batch of captions, and the row of each caption's image among them."""
+        images = self.image[captions]
+        if self.features.regions is None:
+            # A vector takes little time, and each caption may have another crop.
+            return images, np.arange(len(images))
+        distinct, rows = np.unique(images, return_inverse=True)
+        return np.resize(distinct, math.ceil(len(distinct) / MULTIPLE) * MULTIPLE), rows
+
+    def _batch(self, captions: npt.NDArray[np.intp], features: Features, rows: npt.NDArray[np.intp]) -> Batch:
+        """A batch of these captions, with the features of images, and the row of each caption's image among them."""
         width = pad_length(max(len(self.ids[caption]) for caption in captions) - 1) + 1
         ids = np.full((len(captions), width), PAD, np.int32)
         for row, caption in enumerate(captions):
             ids[row, : len(self.ids[caption])] = self.ids[caption]
-        inputs: dict[str, npt.NDArray[np.generic]] = {**features.inputs, "words": ids[:, :-1]}
+        inputs: dict[str, npt.NDArray[np.generic]] = {
+            **features.inputs,
+            "words": ids[:, :-1],
+            "rows": rows.astype(np.int32),
+        }
         return inputs, ids[:, 1:], (ids[:, 1:] != PAD).astype(np.float32)
 
 
@@ -150,7 +178,3 @@ def encode_captions(
         max_length = math.ceil(float(np.percentile([len(caption) - 2 for caption in ids], MAX_LENGTH_PERCENTILE)))
     ids = [caption if len(caption) - 2 <= max_length else caption[: max_length + 1] for caption in ids]
     return EncodedCaptions(split.features, np.array(image), ids), max_length
-
-
-def _groups(order: npt.NDArray[np.intp], size: int) -> list[npt.NDArray[np.intp]]:
-    return [order[start : start + size] for start in range(0, len(order), size)]

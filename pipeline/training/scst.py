@@ -84,9 +84,11 @@ def batches(
     order = rng.permutation(len(features))
     for start in range(0, len(order), IMAGES_PER_STEP):
         images = order[start : start + IMAGES_PER_STEP]
-        sampled = np.asarray(sample_captions.predict_on_batch(features[images].inputs)).reshape(-1, references.shape[1])
-        repeated = np.repeat(images, SAMPLES_PER_IMAGE)
-        rewards = reward(sampled, repeated).reshape(-1, SAMPLES_PER_IMAGE)
+        of_images = features[images].inputs
+        sampled = np.asarray(sample_captions.predict_on_batch(of_images)).reshape(-1, references.shape[1])
+        every_row = np.arange(len(images), dtype=np.int32)
+        rows = np.append(np.repeat(every_row, SAMPLES_PER_IMAGE), every_row)
+        rewards = reward(sampled, images[rows[: len(sampled)]]).reshape(-1, SAMPLES_PER_IMAGE)
         human = references[first[images] + rng.integers(count[images])]
         targets = np.concatenate([sampled, human])
         # The last words of the few longest captions teach little, and would double the padding.
@@ -100,8 +102,7 @@ def batches(
                 CROSS_ENTROPY_WEIGHT * of_human / of_human.sum(),
             ]
         )
-        inputs = {**features[np.concatenate([repeated, images])].inputs, "words": words}
-        yield (inputs, targets, weights), float(rewards.mean())
+        yield ({**of_images, "words": words, "rows": rows}, targets, weights), float(rewards.mean())
 
 
 def phase(model: "keras.Model", config: TrainingConfig, data: TrainingData) -> Phase:

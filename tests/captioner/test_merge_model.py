@@ -13,6 +13,7 @@ from tests.support.small_captioner import (
     REGIONS,
     VOCABULARY,
     build_model,
+    inputs_of,
     next_probabilities,
     softmax,
 )
@@ -60,18 +61,26 @@ def test_padding_changes_nothing(ensemble):
     [model, _], features = ensemble
     words = np.array([[START, 5, 4, 7]] * len(features), np.int32)
     padded = np.pad(words, ((0, 0), (0, 3)), constant_values=PAD)
-    alone, followed = (
-        np.asarray(model({**features.inputs, "words": each}, training=False)) for each in (words, padded)
-    )
+    alone, followed = (np.asarray(model(inputs_of(features, each), training=False)) for each in (words, padded))
     np.testing.assert_allclose(followed[:, : words.shape[1]], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_captions_share_images(ensemble):
+    """Of captions that name the rows of their images, in any order, each has the predictions of its own."""
+    [model, _], features = ensemble
+    rows = np.array([2, 0, 2, 1, 0], np.int32)
+    words = np.random.default_rng(0).integers(4, len(VOCABULARY), (len(rows), 3)).astype(np.int32)
+    found = model({**features.inputs, "words": words, "rows": rows}, training=False)
+    expected = model(inputs_of(features[rows], words), training=False)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_attention_finds_the_region(attending):
     """Other regions give other predictions, and their order does not matter."""
-    words = {"words": np.full((len(REGIONS), 1), START, np.int32)}
+    words = np.full((len(REGIONS), 1), START, np.int32)
     reversed_ = Features(REGIONS.vectors, REGIONS.regions[:, ::-1])
     other = Features(REGIONS.vectors, REGIONS.regions[::-1])
-    found, same, changed = (np.asarray(attending({**each.inputs, **words})) for each in (REGIONS, reversed_, other))
+    found, same, changed = (np.asarray(attending(inputs_of(each, words))) for each in (REGIONS, reversed_, other))
     np.testing.assert_allclose(same, found, rtol=1e-4, atol=1e-5)
     assert not np.allclose(changed[0], found[0], rtol=1e-2)
 

@@ -36,6 +36,11 @@ def build_model(features: Features = FEATURES, **changes: Any) -> Any:
     return build(len(VOCABULARY), features, CONFIG.model_copy(update=changes))
 
 
+def inputs_of(features: Features, words: Any) -> Any:
+    """The inputs of a whole model for a caption of each image."""
+    return {**features.inputs, "words": words, "rows": np.arange(len(words), dtype=np.int32)}
+
+
 def softmax(logits: Any) -> Any:
     """Probabilities along the last axis."""
     exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
@@ -44,5 +49,5 @@ def softmax(logits: Any) -> Any:
 
 def next_probabilities(models: Any, image: Features, ids: Any) -> Any:
     """The probabilities of the word after ``ids``: the mean of whole models, called with the whole prefix."""
-    inputs = {**image.inputs, "words": np.array([ids], np.int32)}
+    inputs = inputs_of(image, np.array([ids], np.int32))
     return np.mean([softmax(np.array(model(inputs, training=False))[0, -1]) for model in models], axis=0)

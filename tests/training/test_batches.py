@@ -9,11 +9,14 @@ import pytest
 from pipeline.data.vocabulary import END, PAD, START, Vocabulary
 from pipeline.features.splits import SplitFeatures
 from pipeline.features.store import Features
-from pipeline.training.batches import EncodedCaptions, encode_captions
-from tests.support.small_captioner import FEATURES, SENTENCES, VOCABULARY
+from pipeline.training.batches import MULTIPLE, EncodedCaptions, encode_captions, pad_length
+from tests.support.small_captioner import FEATURES, REGIONS, SENTENCES, VOCABULARY
 
 MANY = EncodedCaptions(FEATURES, np.arange(35) % 3, [VOCABULARY.encode(text) for text in SENTENCES] * 7)
 """35 captions of three images."""
+
+ATTENDED = EncodedCaptions(REGIONS, MANY.image, MANY.ids)
+"""The same captions of images with regions."""
 
 
 def training(captions, size, seed=0):
@@ -26,7 +29,8 @@ def rows(batches):
     found = []
     for inputs, targets, weights in batches:
         assert inputs["words"].shape == targets.shape == weights.shape
-        for vector, words, following, weight in zip(inputs["features"], inputs["words"], targets, weights, strict=True):
+        vectors = inputs["features"][inputs["rows"]]
+        for vector, words, following, weight in zip(vectors, inputs["words"], targets, weights, strict=True):
             length = int(weight.sum())
             assert weight[:length].all()
             assert (following[length:] == PAD).all()
@@ -37,11 +41,12 @@ def rows(batches):
     return found
 
 
+@pytest.mark.parametrize("captions", [MANY, ATTENDED], ids=["vectors", "regions"])
 @pytest.mark.parametrize("batches", [training, EncodedCaptions.evaluation_batches], ids=["training", "evaluation"])
-def test_batches_hold_every_caption_once(batches):
+def test_batches_hold_every_caption_once(batches, captions):
     """Each caption comes once, with its own image, and its padding has no weight."""
     expected = sorted((int(image), *ids) for image, ids in zip(MANY.image, MANY.ids, strict=True))
-    assert sorted(rows(batches(MANY, 4))) == expected
+    assert sorted(rows(batches(captions, 4))) == expected
 
 
 def test_training_batches_are_shuffled():
@@ -51,6 +56,31 @@ def test_training_batches_are_shuffled():
     for _, _, weights in training(MANY, 7):
         # Five different sentences, seven of each, make batches of one length.
         assert len(set(weights.sum(axis=1))) == 1
+
+
+def test_captions_of_an_image_share_its_regions():
+    """They are in one batch, or two that follow each other; images whose longest captions are alike are together."""
+    rng = np.random.default_rng(0)
+    features = Features(np.arange(40.0)[:, None], rng.random((40, 6, 4)).astype(np.float16))
+    longest = rng.integers(3, 9, 40)
+    lengths = np.minimum(longest[:, None], [9, 2, 9, 3, 2])
+    ids = [[START, *[4] * (length - 2), END] for length in lengths.ravel()]
+    captions = EncodedCaptions(features, np.repeat(np.arange(40), 5), ids)
+    for found in (training(captions, 20), list(captions.evaluation_batches(20))):
+        assert len(found) == 10
+        for inputs, _, weights in found:
+            images = inputs["features"][:, 0].astype(int)
+            np.testing.assert_array_equal(inputs["regions"], features.regions[images])
+            # Four images, filled up with the first of them.
+            assert len(images) == MULTIPLE
+            np.testing.assert_array_equal(np.bincount(inputs["rows"]), [5] * 4)
+            lengths_of_images = longest[images]
+            assert lengths_of_images.max() - lengths_of_images.min() <= 1
+            assert weights.shape[1] == pad_length(lengths_of_images.max() - 1)
+    orders = [np.concatenate([inputs["rows"] for inputs, *_ in training(captions, 20, seed)]) for seed in (0, 1)]
+    assert not np.array_equal(*orders)
+    images = [training(captions, 20, seed)[0][0]["features"].tolist() for seed in (0, 0, 1)]
+    assert images[0] == images[1] != images[2]
 
 
 def test_evaluation_batches_are_always_the_same():

@@ -6,7 +6,7 @@ import pytest
 from pipeline.data.vocabulary import PAD
 from pipeline.training.loop import compile_for_training, evaluate_loss, train_epoch
 from tests.support import toy
-from tests.support.small_captioner import CAPTIONS, FEATURES, SENTENCES, VOCABULARY, build_model
+from tests.support.small_captioner import CAPTIONS, FEATURES, SENTENCES, VOCABULARY, build_model, inputs_of
 from tests.support.training import assert_same_weights, short, weights
 
 
@@ -24,7 +24,7 @@ def test_the_loss_of_whole_captions_is_that_of_their_expansion(model):
     losses = []
     for image, ids in zip(CAPTIONS.image, CAPTIONS.ids, strict=True):
         for length in range(1, len(ids)):
-            inputs = {**FEATURES[[image]].inputs, "words": np.array([ids[:length]], np.int32)}
+            inputs = inputs_of(FEATURES[[image]], np.array([ids[:length]], np.int32))
             logits = np.asarray(model(inputs, training=False))[0, -1]
             losses.append(np.log(np.exp(logits).sum()) - logits[ids[length]])
     assert len(losses) == sum(len(VOCABULARY.encode(text)) - 1 for text in SENTENCES)
@@ -50,7 +50,7 @@ def test_the_gradient_is_that_of_the_expansion():
                 words[row, : t + 1] = inputs["words"][i, : t + 1]
                 last[row, t] = 1
             picked = [i for i, _ in prefixes]
-            inputs = {"features": inputs["features"][picked], "words": words}
+            inputs = {"features": inputs["features"], "words": words, "rows": inputs["rows"][picked]}
             targets, word_weights = targets[picked], last
         model.train_on_batch(inputs, targets, word_weights / word_weights.sum())
         after.append(model.get_weights())

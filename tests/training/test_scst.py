@@ -60,7 +60,7 @@ def test_batches_weight_words_by_advantage(monkeypatch):
         np.testing.assert_array_equal(inputs["words"][:, 1:], targets[:, :-1])
         assert (weights[targets == PAD] == 0).all()
         for row in range(sampled):
-            image = int(inputs["features"][row, 0])
+            image = int(inputs["features"][inputs["rows"][row], 0])
             number = row % scst.SAMPLES_PER_IMAGE
             best = number == 0
             np.testing.assert_array_equal(targets[row], samples[image, number, : targets.shape[1]])
@@ -68,7 +68,7 @@ def test_batches_weight_words_by_advantage(monkeypatch):
             assert (written > 0).all() if best else (written < 0).all()
             sampled_images.append(image)
         for row in range(sampled, len(targets)):
-            image = int(inputs["features"][row, 0])
+            image = int(inputs["features"][inputs["rows"][row], 0])
             assert tuple(targets[row]) in {tuple(ids[: targets.shape[1]]) for ids in references[owner == image]}
             human_images.append(image)
         assert weights[sampled:].sum() == pytest.approx(scst.CROSS_ENTROPY_WEIGHT)
