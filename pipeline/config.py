@@ -48,6 +48,13 @@ class TrainingConfig(BaseModel):
     learning_rate: float = Field(
         2e-3, ge=1e-6, le=1, description="Initial learning rate of Adam; a cosine decays it to zero over the epochs"
     )
+    fine_tuning: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Learning rate of the encoder's last stage, relative to that of the captioner; 0 leaves the stage "
+        "as it is. For encoders whose regions are what their last stage reads",
+    )
     scst_epochs: int = Field(
         0,
         ge=0,

@@ -5,6 +5,10 @@ It is the variant *merge* of Tanti, Gatt and Camilleri 2018, "Where to put the i
 the softmax. The state after a prefix depends on the prefix alone, so one pass over a caption gives the predictions for
 all its prefixes. If the encoder yields regions, the state also attends to them (scaled dot products by several heads:
 Vaswani et al. 2017, https://arxiv.org/abs/1706.03762), and what it finds is merged with state and vector.
+
+If the regions are what the encoder's last stage reads, the model begins with this stage, which is tuned with the rest
+(Vinyals et al. 2017, https://arxiv.org/abs/1609.06647, tune the whole encoder). Its map has the places that the states
+attend to, and the image vector is their mean, as in the encoder.
 """
 
 import math
@@ -22,12 +26,16 @@ if TYPE_CHECKING:
 
     from pipeline.captioner.sentences import Rows, State, Tensor
 
+LAST_STAGE = "last_stage"
+"""The layer of a model that is the encoder's last stage."""
+
 
 def build(
     vocabulary_size: int,
     features: Features,
     config: TrainingConfig,
     embeddings: npt.NDArray[np.float32] | None = None,
+    last_stage: "keras.Model | None" = None,
 ) -> "keras.Model":
     """The untrained merge model, as a plain functional Keras model.
 
@@ -36,10 +44,13 @@ def build(
         features: those of the training images: the model standardizes its vectors by their mean and variance.
         config: sizes, heads of the attention to regions if the features have them, dropout and seed.
         embeddings: (V, embedding_size) float32, initial values of the embedding, which is trained further.
+        last_stage: of the encoder, from the regions as a map to the map that the encoder pools, if the regions are
+            what it reads; it becomes a part of the model.
 
     Returns:
         A model of ``{"features": (N, D), "words": (B, T) int, "rows": (B,) int}``, with attention also ``"regions":
         (N, R, K)``, to logits (B, T, V) of each next word. ``rows`` are those of each caption's image among the N.
+        With a last stage, ``features`` makes no difference.
     """
     import keras
     from keras import layers, ops
@@ -55,7 +66,13 @@ def build(
     standardized = layers.Normalization(mean=vectors.mean(axis=0), variance=vectors.var(axis=0) + 1e-6, name="scale")
     # Without this layer norm (Ba, Kiros and Hinton 2016, https://arxiv.org/abs/1607.06450) the model overfits sooner.
     project = keras.Sequential([layers.Dense(config.units), layers.LayerNormalization(), layers.ReLU()], name="image")
-    projected = project(layers.Dropout(config.dropout, name="image_dropout")(standardized(inputs["features"])))
+    pooled, places = inputs["features"], None
+    if config.attention_heads and features.regions is not None:
+        places = inputs["regions"] = keras.Input(features.regions.shape[1:], name="regions")
+        if last_stage is not None:
+            places = _last_stage(last_stage, config)(places)
+            pooled = ops.mean(places, axis=1)
+    projected = project(layers.Dropout(config.dropout, name="image_dropout")(standardized(pooled)))
     projected = ops.take(projected, inputs["rows"], axis=0)
     embedding = layers.Embedding(vocabulary_size, config.embedding_size, name="embedding")
     embedded = layers.Dropout(config.dropout, name="word_dropout")(embedding(inputs["words"]))
@@ -63,9 +80,8 @@ def build(
     states, _, _ = layers.LSTM(config.units, return_sequences=True, return_state=True, name="lstm")(embedded)
     states = layers.Dropout(config.dropout, name="state_dropout")(states)
     parts = [states, layers.Reshape((1, config.units), name="broadcast")(projected)]
-    if config.attention_heads and features.regions is not None:
-        inputs["regions"] = keras.Input(features.regions.shape[1:], name="regions")
-        parts.append(_attention(states, inputs["regions"], inputs["rows"], config))
+    if places is not None:
+        parts.append(_attention(states, places, inputs["rows"], config))
     merged = layers.Add(name="merge")(parts)
     hidden = layers.Dense(config.units, activation="relu", name="hidden")(merged)
     logits = layers.Dense(vocabulary_size, name="logits")(layers.Dropout(config.dropout, name="hidden_dropout")(hidden))
@@ -73,6 +89,18 @@ def build(
     if embeddings is not None:
         embedding.set_weights([embeddings])
     return model
+
+
+def _last_stage(part: "keras.Model", config: TrainingConfig) -> "keras.Model":
+    """The encoder's last stage, from regions (N, R, K) to the places of its map (N, R, C), ready to be tuned."""
+    import keras
+    from keras import layers
+
+    # Batch normalizations keep their statistics, which are of far more pictures, only if they are not trained at all.
+    for layer in part._flatten_layers():
+        layer.trainable = config.fine_tuning > 0 and not isinstance(layer, layers.BatchNormalization)
+    around = [layers.Reshape(part.input.shape[1:]), part, layers.Reshape((-1, part.output.shape[-1]))]
+    return keras.Sequential(around, name=LAST_STAGE)
 
 
 def _attention(states: "Tensor", regions: "Tensor", rows: "Tensor", config: TrainingConfig) -> "Tensor":
@@ -97,6 +125,11 @@ def _attention(states: "Tensor", regions: "Tensor", rows: "Tensor", config: Trai
     return keras.Sequential([layers.Reshape((-1, heads * width)), layers.Dense(config.units)], name="context")(found)
 
 
+def last_stage(model: "keras.Model") -> "keras.Model | None":
+    """The layer of a model that is the encoder's last stage; None if it has none."""
+    return next((layer for layer in model.layers if layer.name == LAST_STAGE), None)
+
+
 def attends(model: "keras.Model") -> bool:
     """Whether the model attends to the regions of an image."""
     return any(tensor.name == "regions" for tensor in model.inputs)
@@ -118,11 +151,15 @@ def encode_image(model: "keras.Model", inputs: Mapping[str, "Tensor"]) -> Image:
     """What a model needs of images: ``features`` (B, D) and, for attention, ``regions`` (B, R, K)."""
     from keras import ops
 
-    projected = model.get_layer("image")(standardize(model, inputs["features"]))
-    if not attends(model):
+    vectors, regions = inputs["features"], inputs["regions"] if attends(model) else None
+    if (part := last_stage(model)) is not None:
+        regions = part(regions)
+        vectors = ops.mean(regions, axis=1)
+    projected = model.get_layer("image")(standardize(model, vectors))
+    if regions is None:
         return Image(projected)
     # By heads, as the products of each step need them.
-    return Image(projected, ops.transpose(model.get_layer("places")(inputs["regions"]), (0, 2, 1, 3)))
+    return Image(projected, ops.transpose(model.get_layer("places")(regions), (0, 2, 1, 3)))
 
 
 def standardize(model: "keras.Model", vectors: "Tensor") -> "Tensor":

@@ -9,12 +9,13 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.captioner.captioner import Captioner
 from pipeline.captioner.keras_decoder import KerasDecoder
+from pipeline.captioner.merge_model import last_stage
 from pipeline.captioner.metadata import Epoch, PhaseName
 from pipeline.config import GREEDY, TrainingConfig
 from pipeline.errors import PipelineError
@@ -44,6 +45,7 @@ class Phase:
         patience: epochs without a better CIDEr or a lower loss on dev after which it stops.
         steps: steps per epoch.
         learning_rate: initial learning rate of Adam; a cosine decays it to zero over all steps.
+        fine_tuning: learning rate of the encoder's last stage, relative to the other one.
         train_epoch: trains the model for one epoch and returns its mean ``loss`` or ``reward``; takes the model, the
             random generator that determines the order, and the name of the epoch for the progress report.
     """
@@ -53,6 +55,7 @@ class Phase:
     patience: int
     steps: int
     learning_rate: float
+    fine_tuning: float
     train_epoch: Callable[["keras.Model", np.random.Generator, str], dict[str, float]]
 
 
@@ -65,7 +68,9 @@ def cross_entropy(config: TrainingConfig, data: TrainingData) -> Phase:
         batches = captions.training_batches(config.batch_size, rng)
         return {"loss": train_epoch(model, track(batches, total=steps, unit=f"batches of {name}", log=log))}
 
-    return Phase("cross_entropy", config.epochs, config.patience, steps, config.learning_rate, train)
+    return Phase(
+        "cross_entropy", config.epochs, config.patience, steps, config.learning_rate, config.fine_tuning, train
+    )
 
 
 def train_phase(
@@ -101,7 +106,8 @@ def train_phase(
     """
     import keras
 
-    compile_for_training(model, keras.optimizers.schedules.CosineDecay(phase.learning_rate, phase.steps * phase.epochs))
+    schedule = keras.optimizers.schedules.CosineDecay(phase.learning_rate, phase.steps * phase.epochs)
+    compile_for_training(model, schedule, fine_tuning=phase.fine_tuning)
     model.optimizer.build(model.trainable_variables)
     start = values(model.variables)
     checkpoint = Checkpoint.load(checkpoint_key, store) or Checkpoint(
@@ -189,13 +195,33 @@ def dev_cider(captioner: Captioner, dev: SplitFeatures, language: str) -> float:
 
 
 def compile_for_training(
-    model: "keras.Model", learning_rate: "float | keras.optimizers.schedules.LearningRateSchedule"
+    model: "keras.Model",
+    learning_rate: "float | keras.optimizers.schedules.LearningRateSchedule",
+    *,
+    fine_tuning: float = 1.0,
 ) -> None:
-    """Compile a model with Adam and the negative log likelihood of the next words, summed with their weights."""
+    """Compile a model with Adam and the negative log likelihood of the next words, summed with their weights.
+
+    Args:
+        model: the model.
+        learning_rate: of Adam.
+        fine_tuning: learning rate of the encoder's last stage, if the model has it, relative to the other one.
+    """
     import keras
 
+    part = last_stage(model)
+    # TensorFlow updates the variable that is the value of the one of Keras.
+    slower = {
+        id(each) for variable in (part.trainable_variables if part else ()) for each in (variable, variable.value)
+    }
+
+    class Adam(keras.optimizers.Adam):  # type: ignore[misc]
+        def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+            rate = learning_rate * fine_tuning if id(variable) in slower else learning_rate
+            super().update_step(gradient, variable, rate)
+
     model.compile(
-        optimizer=keras.optimizers.Adam(learning_rate),
+        optimizer=Adam(learning_rate),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum"),
         # XLA halves the speed of an LSTM on a CPU; JAX always compiles.
         jit_compile=keras.backend.backend() == "jax",

@@ -130,7 +130,9 @@ def phase(model: "keras.Model", config: TrainingConfig, data: TrainingData) -> P
             rewards.append(mean_reward)
         return {"reward": float(np.mean(rewards))}
 
-    return Phase("scst", config.scst_epochs, config.scst_epochs, steps, config.scst_learning_rate, train)
+    return Phase(
+        "scst", config.scst_epochs, config.scst_epochs, steps, config.scst_learning_rate, config.fine_tuning, train
+    )
 
 
 def padded(ids: Sequence[Sequence[int]], width: int) -> Ids:

@@ -5,7 +5,7 @@ import pytest
 from pipeline.captioner.captioner import Captioner
 from pipeline.captioner.keras_decoder import KerasDecoder
 from pipeline.captioner.networks import NetworkDecoder, export
-from tests.support.small_captioner import REGIONS, VOCABULARY, build_model
+from tests.support.small_captioner import FEATURES, REGIONS, VOCABULARY, build_last_stage, build_model
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +30,29 @@ def attending():
 def other_attending():
     """Another one, wider, with fewer heads, whose widths do not add up to its own."""
     return build_model(REGIONS, seed=1, units=20, attention_heads=3)
+
+
+@pytest.fixture(scope="session")
+def tuning():
+    """An untrained model that begins with the last stage of the encoder."""
+    return build_model(REGIONS, build_last_stage())
+
+
+@pytest.fixture(scope="session")
+def other_tuning():
+    """Another one, wider."""
+    return build_model(REGIONS, build_last_stage(), seed=1, units=20)
+
+
+@pytest.fixture(params=["vectors", "regions", "last stage"])
+def ensemble(request):
+    """Two models, and the features that they need."""
+    names, features = {
+        "vectors": (("model", "other_model"), FEATURES),
+        "regions": (("attending", "other_attending"), REGIONS),
+        "last stage": (("tuning", "other_tuning"), REGIONS),
+    }[request.param]
+    return [request.getfixturevalue(name) for name in names], features
 
 
 @pytest.fixture(scope="session")

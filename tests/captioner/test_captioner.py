@@ -23,16 +23,11 @@ from tests.support.small_captioner import (
     REGIONS,
     SENTENCES,
     VOCABULARY,
+    build_last_stage,
     build_model,
     next_probabilities,
     softmax,
 )
-
-
-@pytest.fixture(params=["vectors", "regions"])
-def ensemble(request, model, other_model, attending, other_attending):
-    """Two models, and the features that they need."""
-    return ([model, other_model], FEATURES) if request.param == "vectors" else ([attending, other_attending], REGIONS)
 
 
 @pytest.mark.parametrize("ensemble_size", [1, 2])
@@ -239,6 +234,14 @@ def weights_by_hand(model, regions, words):
     return softmax(scores / np.sqrt(layer("places").output.shape[-1]))[0].mean(axis=1)
 
 
+def test_vectors_are_standardized_alike(ensemble, captioner_of):
+    """Those of the encoder, even where a model tunes its last stage, by mean and variance of the training images."""
+    models, features = ensemble
+    found = captioner_of(*models).standardized(features[:2])
+    vectors = FEATURES.vectors
+    np.testing.assert_allclose(found, (vectors[:2] - vectors.mean(axis=0)) / vectors.std(axis=0), rtol=1e-4, atol=1e-5)
+
+
 def test_attention_finds_the_region_that_answers(captioner_of):
     """Queries that all want the same of a region find the one that has it, in every picture and for every word."""
     model = build_model(REGIONS)
@@ -256,11 +259,15 @@ def test_attention_finds_the_region_that_answers(captioner_of):
     assert [set(each.argmax(axis=1)) for each in found] == [{5}, {0}, {3}]
 
 
-@pytest.mark.parametrize("features", [FEATURES, REGIONS], ids=["vectors", "regions"])
-def test_captions_follow_the_training(features):
+@pytest.mark.parametrize(
+    ("features", "part"),
+    [(FEATURES, None), (REGIONS, None), (REGIONS, build_last_stage)],
+    ids=["vectors", "regions", "last stage"],
+)
+def test_captions_follow_the_training(features, part):
     """A captioner that has captioned before uses the weights that its model has now."""
-    model = build_model(features)
-    compile_for_training(model, 0.1)
+    model = build_model(features, part and part())
+    compile_for_training(model, 0.1, fine_tuning=0.1)
     captioner = Captioner(KerasDecoder([model]), VOCABULARY, max_length=12)
     before = captioner.caption(features, DecodingConfig(beam_width=2))
     captions = EncodedCaptions(features, np.arange(3), [VOCABULARY.encode(text) for text in SENTENCES[:3]])

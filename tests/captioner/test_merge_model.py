@@ -1,9 +1,16 @@
 """The merge model: its stepwise form, with and without attention, and its embedding."""
 
 import numpy as np
-import pytest
 
-from pipeline.captioner.merge_model import attends, build, decode_step, encode_image, encode_images, predict
+from pipeline.captioner.merge_model import (
+    attends,
+    build,
+    decode_step,
+    encode_image,
+    encode_images,
+    last_stage,
+    predict,
+)
 from pipeline.captioner.sentences import Rows
 from pipeline.data.vocabulary import PAD, START
 from pipeline.features.store import Features
@@ -12,17 +19,12 @@ from tests.support.small_captioner import (
     FEATURES,
     REGIONS,
     VOCABULARY,
+    build_last_stage,
     build_model,
     inputs_of,
     next_probabilities,
     softmax,
 )
-
-
-@pytest.fixture(params=["vectors", "regions"])
-def ensemble(request, model, other_model, attending, other_attending):
-    """Two models, and the features that they need."""
-    return ([model, other_model], FEATURES) if request.param == "vectors" else ([attending, other_attending], REGIONS)
 
 
 def one_each(images):
@@ -83,6 +85,18 @@ def test_attention_finds_the_region(attending):
     found, same, changed = (np.asarray(attending(inputs_of(each, words))) for each in (REGIONS, reversed_, other))
     np.testing.assert_allclose(same, found, rtol=1e-4, atol=1e-5)
     assert not np.allclose(changed[0], found[0], rtol=1e-2)
+
+
+def test_the_last_stage_of_the_encoder(tuning):
+    """It is as in the encoder: the states attend to the places of its map, whose mean is the image vector."""
+    part, layer = build_last_stage(), tuning.get_layer
+    assert last_stage(tuning).trainable_variables and not part.trainable_variables
+    places = np.asarray(part(REGIONS.regions.reshape(-1, 2, 3, 4).astype(np.float32))).reshape(-1, 6, 5)
+    image = encode_image(tuning, REGIONS.inputs)
+    np.testing.assert_allclose(image.projected, layer("image")(layer("scale")(places.mean(axis=1))), rtol=1e-5)
+    np.testing.assert_allclose(image.places, np.swapaxes(layer("places")(places), 1, 2), rtol=1e-5)
+    other = Features(REGIONS.vectors + 1, REGIONS.regions)
+    np.testing.assert_array_equal(encode_image(tuning, other.inputs).projected, image.projected)
 
 
 def test_the_weights_of_a_step_are_what_it_looks_at(attending, other_attending):

@@ -31,9 +31,22 @@ NEIGHBOURS = Neighbours.build(FEATURES.vectors, CAPTIONS.ids, CAPTIONS.image)
 """The images as training photographs."""
 
 
-def build_model(features: Features = FEATURES, **changes: Any) -> Any:
+def build_model(features: Features = FEATURES, last_stage: Any = None, **changes: Any) -> Any:
     """The merge model of these features, with changes to its configuration."""
-    return build(len(VOCABULARY), features, CONFIG.model_copy(update=changes))
+    return build(len(VOCABULARY), features, CONFIG.model_copy(update=changes), last_stage=last_stage)
+
+
+def build_last_stage() -> Any:
+    """The last stage of an encoder, from ``REGIONS`` as a map of 2×3 places to a map of 5 channels, frozen."""
+    import keras
+    from keras import layers
+
+    keras.utils.set_random_seed(2)
+    reads = keras.Input((2, 3, 4))
+    wide = layers.Dropout(0.5)(layers.BatchNormalization()(layers.Conv2D(8, 3, padding="same")(reads)))
+    part = keras.Model(reads, layers.Conv2D(5, 1, activation="relu")(wide))
+    part.trainable = False
+    return part
 
 
 def inputs_of(features: Features, words: Any) -> Any:

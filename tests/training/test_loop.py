@@ -3,10 +3,21 @@
 import numpy as np
 import pytest
 
+from pipeline.captioner.merge_model import last_stage
 from pipeline.data.vocabulary import PAD
+from pipeline.training.batches import EncodedCaptions
 from pipeline.training.loop import compile_for_training, evaluate_loss, train_epoch
 from tests.support import toy
-from tests.support.small_captioner import CAPTIONS, FEATURES, SENTENCES, VOCABULARY, build_model, inputs_of
+from tests.support.small_captioner import (
+    CAPTIONS,
+    FEATURES,
+    REGIONS,
+    SENTENCES,
+    VOCABULARY,
+    build_last_stage,
+    build_model,
+    inputs_of,
+)
 from tests.support.training import assert_same_weights, short, weights
 
 
@@ -69,6 +80,32 @@ def test_only_train_epoch_trains(model):
     # The weights of the image's scale are no parameters, so some arrays stay.
     assert any(not np.array_equal(one, other) for one, other in zip(model.get_weights(), before, strict=True))
     assert evaluate_loss(model, CAPTIONS.evaluation_batches(2)) < first
+
+
+@pytest.mark.parametrize("fine_tuning", [0.0, 0.25])
+def test_the_last_stage_is_tuned_more_slowly(fine_tuning):
+    """Its first step is this fraction of the others'; at 0 it stays as it is."""
+
+    model = build_model(REGIONS, build_last_stage(), fine_tuning=fine_tuning, dropout=0.5)
+    compile_for_training(model, 1e-2, fine_tuning=fine_tuning)
+    part, logits = last_stage(model), model.get_layer("logits")
+    trained = {id(variable) for variable in model.trainable_variables}
+    before = [layer.get_weights() for layer in (part, logits)]
+    captions = EncodedCaptions(REGIONS, CAPTIONS.image, CAPTIONS.ids)
+    train_epoch(model, captions.training_batches(5, np.random.default_rng(0)))
+    of_stage, of_logits = (
+        {
+            id(variable): np.abs(variable - old).max()
+            for variable, old in zip(layer.weights, weights_before, strict=True)
+        }
+        for layer, weights_before in zip((part, logits), before, strict=True)
+    )
+    # The first step of Adam has the size of the learning rate, whatever the gradient.
+    assert list(of_logits.values()) == pytest.approx([1e-2] * 2, rel=1e-2)
+    tuned = 1e-2 * fine_tuning
+    # A kernel and a bias each; the normalization keeps its scale, its shift and its statistics.
+    assert sorted(of_stage.values()) == pytest.approx([0] * 4 + [tuned] * 4, rel=1e-2)
+    assert {number for number, step in of_stage.items() if step} == {*of_stage} & trained
 
 
 def test_train_epoch_returns_the_mean_loss_per_word():
