@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 DOCUMENT = Path(__file__).parents[1] / "docs" / "encoders.md"
 BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
 HEAD = (
-    "| name | pixels | million parameters | GFLOP a picture | length of a vector | KB a vector | KB of regions |\n"
-    "| --- | --- | --- | --- | --- | --- | --- |\n"
+    "| name | pixels | million parameters | GFLOP a picture | length of a vector | KB a vector | KB of regions "
+    "| million parameters of the last stage |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
 )
 
 
@@ -37,10 +38,13 @@ def measure(name: str) -> tuple[float, str]:
     model = applications.build(name, None)
     size, (length,), _ = dimensions(model, name)
     operations = gigaflop(model, size)
-    pool = [layer for layer in model.layers[-1].layers if isinstance(layer, keras.layers.GlobalAveragePooling2D)][-1]
-    _, rows, columns, channels = pool.input.shape
+    found = regions.split(model, size)
+    if found is None:
+        raise ValueError(f"{name} pools no map.")
+    _, rows, columns, channels = found.model.outputs[-1].shape
     places = rows * columns
-    room = f"{places * min(regions.NUMBERS // places, channels) * 2 / 1000:.0f}"
+    part = found.last_stage
+    numbers = places * (channels if part else min(regions.NUMBERS // places, channels))
     cells = [
         f"`{name}`",
         "×".join(map(str, size)),
@@ -48,7 +52,8 @@ def measure(name: str) -> tuple[float, str]:
         f"{operations:.1f}",
         f"{length:,}",
         f"{length * 2 / 1000:.1f}",
-        room if places <= regions.LARGEST_MAP else "none",
+        f"{numbers * 2 / 1000:.0f}" if places <= regions.LARGEST_MAP else "none",
+        f"{part.count_params() / 1e6:.1f}" if part else "none",
     ]
     keras.utils.clear_session()
     return operations, f"| {' | '.join(cells)} |\n"

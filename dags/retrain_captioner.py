@@ -182,7 +182,7 @@ with DAG(
             type="boolean",
             title="Regions",
             description="Also encode the regions of each image, to which the captioner attends: better captions, but "
-            "25 KB more per image in the store, and a training that takes half as long again. An alternative to crops",
+            "up to 25 KB more per image in the store, and up to three times the training. An alternative to crops",
             section="Data",
         ),
         "int8": Param(

@@ -273,8 +273,8 @@ def register_encoder(
             metavar="DATASET_ID",
             # The DAG passes an empty id where nothing is learnt from the dataset.
             callback=_check(names.DATASET_ID, empty=True),
-            help="also encode the regions of each picture, by a projection that is learnt from this dataset: better "
-            "captions, 25 KB more a picture; an alternative to --crops",
+            help="also encode the regions of each picture, if need be by a projection that is learnt from this "
+            "dataset: better captions, up to 25 KB more a picture; an alternative to --crops",
         ),
     ] = None,
     int8: Annotated[

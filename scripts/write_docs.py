@@ -103,8 +103,8 @@ TABLES = (
         layout.shard_result(layout.features_folder("*"), "*"),
         "Every attempt to encode an image has a row. The types of `feature` and `regions` are shown for ResNet50: the "
         "lengths depend on the encoder, and an encoder with crops has a list of vectors. Only encoders with regions "
-        "have the column `regions`, which takes 25 KB a row; whoever needs only the vectors need not read it. The "
-        "query counts the failed attempts by error, so it returns nothing if none has failed.",
+        "have the column `regions`, which takes up to 25 KB a row; whoever needs only the vectors need not read it. "
+        "The query counts the failed attempts by error, so it returns nothing if none has failed.",
         feature_store.schema((2048,), (49, 256)),
         "select error, count(*) as attempts\n"
         "from {files}\n"

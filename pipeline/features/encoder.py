@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +43,9 @@ MODEL = "model.keras"
 
 NETWORK = ("network.xml", "network.bin")
 """The files for CPUs: structure and weights."""
+
+LAST_STAGE = "last-stage.keras"
+"""The file of the part of the model that reads the regions, if they are what its last stage reads."""
 
 _CROPS = "-crops"
 """Ends the name of a multi-crop encoder."""
@@ -115,14 +118,17 @@ def register(spec: str, store: Bucket, *, crops: bool = False) -> str:
     return save_model(model, name, store)
 
 
-def save_model(model: "keras.Model", name: str, store: Bucket) -> str:
-    """Register an encoder under this name and the hash of its weights, unless it is there, and return its id."""
+def save_model(model: "keras.Model", name: str, store: Bucket, *, last_stage: "keras.Model | None" = None) -> str:
+    """Register an encoder under this name and the hash of its weights, unless it is there, and return its id.
+
+    If its regions are what its last stage reads, this stage is stored beside it.
+    """
     encoder_id = f"{name}-{_weights_hash(model)}"
     if not exists(encoder_id, store):
         from pipeline.features import openvino
 
         files = dict(zip(NETWORK, openvino.convert(model), strict=True)) | {MODEL: keras_files.to_bytes(model)}
-        _save(encoder_id, files, store)
+        _save(encoder_id, files, last_stage, store)
     size, *shapes = dimensions(model, name)
     pixels, *features = ("×".join(map(str, numbers)) for numbers in (size, *filter(None, shapes)))
     log.info("encoder %s: %s pixels to %s features", encoder_id, pixels, " and ".join(features))
@@ -209,10 +215,25 @@ def check(encoder_id: str, store: Bucket) -> None:
 
 def load_model(encoder_id: str, store: Bucket) -> "keras.Model":
     """The Keras model of an encoder. Raises ``PipelineError`` if it is missing, or is not the one that was saved."""
+    return _load_keras(encoder_id, MODEL, _checksums(encoder_id, store), store)
+
+
+def has_last_stage(encoder_id: str, store: Bucket) -> bool:
+    """Whether the regions of a registered encoder are what its last stage reads."""
+    return LAST_STAGE in _checksums(encoder_id, store)
+
+
+def load_last_stage(encoder_id: str, store: Bucket) -> "keras.Model | None":
+    """The last stage of an encoder: from its regions as a map, (N, H, W, C), to the map that it pools, (N, H, W, D).
+
+    Returns:
+        None if the regions of the encoder are not what its last stage reads.
+
+    Raises:
+        PipelineError: the file is missing, or is not the one that was saved.
+    """
     checksums = _checksums(encoder_id, store)
-    [data] = _get(encoder_id, [MODEL], checksums, store)
-    key = artifacts.artifact_key(layout.encoder_folder(encoder_id), MODEL, checksums)
-    return keras_files.from_bytes(data, origin=store.url(key))
+    return _load_keras(encoder_id, LAST_STAGE, checksums, store) if LAST_STAGE in checksums else None
 
 
 def load_network(encoder_id: str, store: Bucket) -> "Network":
@@ -222,9 +243,11 @@ def load_network(encoder_id: str, store: Bucket) -> "Network":
     return Network(*_get(encoder_id, NETWORK, _checksums(encoder_id, store), store))
 
 
-def save_network(encoder_id: str, network: "Network", store: Bucket) -> None:
-    """Register an encoder that is only for CPUs."""
-    _save(encoder_id, dict(zip(NETWORK, network, strict=True)), store)
+def save_network(
+    encoder_id: str, network: "Network", store: Bucket, *, last_stage: "keras.Model | None" = None
+) -> None:
+    """Register an encoder that is only for CPUs, with the last stage if its regions are what this reads."""
+    _save(encoder_id, dict(zip(NETWORK, network, strict=True)), last_stage, store)
 
 
 def copy_encoder(encoder_id: str, source: Bucket, target: Bucket) -> int:
@@ -237,7 +260,7 @@ def copy_encoder(encoder_id: str, source: Bucket, target: Bucket) -> int:
     checksums = _checksums(encoder_id, source)
     known = json.find(Checksums, layout.encoder_files(encoder_id), target)
     # The id of an exact encoder is a hash of its weights, but not that of the pictures on which one was calibrated.
-    if known not in (None, checksums) and MODEL not in checksums:
+    if known and MODEL not in checksums and any(known.get(name) != checksums.get(name) for name in NETWORK):
         raise PipelineError(
             f"{target.uri} has another encoder {encoder_id} than {source.uri}: they were calibrated on different "
             "pictures, so a model of the one can't read the features of the other. Train the model with an encoder "
@@ -250,9 +273,17 @@ def copy_encoder(encoder_id: str, source: Bucket, target: Bucket) -> int:
     return copied + 1
 
 
-def _save(encoder_id: str, files: Mapping[str, bytes], store: Bucket) -> None:
+def _save(encoder_id: str, files: dict[str, bytes], last_stage: "keras.Model | None", store: Bucket) -> None:
+    if last_stage is not None:
+        files[LAST_STAGE] = keras_files.to_bytes(last_stage)
     checksums = artifacts.put(layout.encoder_folder(encoder_id), files, store)
     json.write(checksums, layout.encoder_files(encoder_id), store)
+
+
+def _load_keras(encoder_id: str, name: str, checksums: Checksums, store: Bucket) -> "keras.Model":
+    [data] = _get(encoder_id, [name], checksums, store)
+    key = artifacts.artifact_key(layout.encoder_folder(encoder_id), name, checksums)
+    return keras_files.from_bytes(data, origin=store.url(key))
 
 
 def _get(encoder_id: str, names: Iterable[str], checksums: Checksums, store: Bucket) -> list[bytes]:

@@ -30,5 +30,6 @@ def quantize(encoder_id: str, dataset_id: str, store: Bucket) -> str:
     size = encoders.on_cpu(network, encoder_id).size
     pictures = training_pictures(dataset_id, store, size=size, count=PICTURES)
     log.info("%s: calibrating 8-bit integers on %d pictures, which takes a minute or two", encoder_id, len(pictures))
-    encoders.save_network(quantized_id, openvino.quantize(network, pictures), store)
+    quantized = openvino.quantize(network, pictures)
+    encoders.save_network(quantized_id, quantized, store, last_stage=encoders.load_last_stage(encoder_id, store))
     return quantized_id

@@ -1,13 +1,18 @@
 """Regions: the map of an encoder before its pooling, a vector for each place of a picture. A captioner attends to them.
 
 The map comes from the same pass as the pooled vector, so regions cost no time, but room: ResNet50's map of 7×7 places
-has 49 times the numbers of its vector. A 1×1 convolution, which is part of the encoder, reduces it to the principal
-components of training photographs (PCA). They are not whitened, which makes no difference to a captioner.
+has 49 times the numbers of its vector. What is stored is smaller, and one of two things:
+
+- what the last stage of the encoder reads, if this has fewer channels. The stage is stored beside the encoder; a
+  captioner computes the map with it, and tunes it to what captions say (see ``captioner.merge_model``).
+- the principal components of training photographs (PCA), by a 1×1 convolution that is part of the encoder. They are not
+  whitened, which makes no difference to a captioner.
 """
 
 import logging
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,15 +40,18 @@ LARGEST_MAP = 256
 REGIONS = "regions"
 """The layer of an encoder that makes the regions of a map."""
 
+SAMPLES = 4
+"""Pictures on which the pooled vector is compared with the mean of the map."""
+
 
 def add_regions(encoder_id: str, dataset_id: str, store: Bucket) -> str:
     """Register an encoder that yields regions beside the vectors of a registered one, and return its id.
 
-    The projection is learnt once: if the store has such an encoder, it is this one, whatever the dataset.
+    This is done once: if the store has such an encoder, it is this one, whatever the dataset.
 
     Args:
         encoder_id: of a registered encoder; one that has regions is returned unchanged.
-        dataset_id: the dataset from whose training pictures the projection is learnt.
+        dataset_id: the dataset from whose training pictures a projection is learnt, if one is needed.
         store: the store.
 
     Raises:
@@ -51,6 +59,8 @@ def add_regions(encoder_id: str, dataset_id: str, store: Bucket) -> str:
     """
     if encoders.has_regions(encoder_id):
         return encoder_id
+    import keras
+
     parts = names.ENCODER_ID.pattern.fullmatch(encoder_id)
     if parts and parts["int8"]:
         exact = parts["exact"]
@@ -63,25 +73,33 @@ def add_regions(encoder_id: str, dataset_id: str, store: Bucket) -> str:
     size, shape, _ = encoders.dimensions(model, encoder_id)
     if len(shape) > 1:
         raise PipelineError(f"{encoder_id} encodes crops, to which regions are an alternative: leave out one of them.")
-    with_map = _with_map(model, size)
-    if with_map is None:
+    found = split(model, size)
+    if found is None:
         raise PipelineError(
             f"{encoder_id} has no regions, which are the map that the last global pooling of a model pools: leave out "
             "--regions, or end the model in GlobalAveragePooling2D."
         )
-    height, width, channels = with_map.outputs[1].shape[1:]
+    height, width, channels = found.model.outputs[1].shape[1:]
     places = height * width
     if not 1 < places <= LARGEST_MAP:
         raise PipelineError(
             f"The last global pooling of {encoder_id} pools {height}×{width} places, and regions are 2 to "
             f"{LARGEST_MAP}: leave out --regions, or end the model in another map."
         )
+    name = f"{encoder_id}-regions"
+    if found.last_stage is not None and _pools_the_mean(found.model, size):
+        vectors, _, regions = found.model.outputs
+        flat = keras.layers.Reshape((places, -1), name=REGIONS)(regions)
+        log.info("%s: its %d regions are what its last stage reads", encoder_id, places)
+        with_regions = keras.Model(found.model.inputs, [vectors, flat], name=found.model.name)
+        return encoders.save_model(with_regions, name, store, last_stage=found.last_stage)
+    with_map = keras.Model(found.model.inputs, found.model.outputs[:2], name=found.model.name)
     pictures = training_pictures(dataset_id, store, size=size, count=PICTURES)
     log.info("%s: learning the projection of its %d regions from %d pictures", encoder_id, places, len(pictures))
     batches = np.array_split(pictures, -(-len(pictures) // encoders.CPU_BATCH))
     maps = (with_map.predict_on_batch(batch)[1].reshape(-1, channels) for batch in batches)
     matrix, shift = principal_components(maps, NUMBERS // places)
-    return encoders.save_model(_project(with_map, matrix, shift), f"{encoder_id}-regions", store)
+    return encoders.save_model(_project(with_map, matrix, shift), name, store)
 
 
 def grid(encoder_id: str, store: Bucket) -> tuple[int, int]:
@@ -135,36 +153,101 @@ def _find(encoder_id: str, store: Bucket) -> str | None:
     return next((each for each in ids if not each.endswith("-int8") and encoders.exists(each, store)), None)
 
 
-def _with_map(model: "keras.Model", size: tuple[int, int]) -> "keras.Model | None":
-    """The same model of pictures of this size, with what its last global pooling pools as a second output.
+class SplitModel(NamedTuple):
+    """A model, split before its last global pooling.
 
-    None if it pools nothing.
+    Attributes:
+        model: from pictures to what the model yields, to the map that it pools and, with a last stage, to what this
+            reads.
+        last_stage: from what it reads (N, H, W, C) to the map (N, H, W, D); None if there is none.
     """
+
+    model: "keras.Model"
+    last_stage: "keras.Model | None"
+
+
+def split(model: "keras.Model", size: tuple[int, int]) -> SplitModel | None:
+    """The model of pictures of this size, split; None if it pools nothing."""
     import keras
     from keras import layers
 
-    def with_map(model: keras.Model) -> keras.Model | None:
-        maps = []
+    def of_graph(model: keras.Model) -> SplitModel | None:
+        outputs: list[Any] = []
+        pooled: list[tuple[list[Any], keras.Model | None]] = []
 
         def call(layer: Any, *inputs: Any, **options: Any) -> Any:
             if isinstance(layer, layers.GlobalAveragePooling2D | layers.GlobalMaxPooling2D):
-                maps.append(inputs[0])
-            elif isinstance(layer, keras.Model) and (inner := with_map(layer)) is not None:
-                output, pooled = inner(*inputs)
-                maps.append(pooled)
+                pooled.append(([inputs[0]], None))
+            elif isinstance(layer, keras.Model) and (inner := of_graph(layer)) is not None:
+                output, *maps = inner.model(*inputs)
+                pooled.append((maps, inner.last_stage))
                 return output
-            return layer(*inputs, **options)
+            outputs.append(layer(*inputs, **options))
+            return outputs[-1]
 
         # Follows the graph, with the same layers.
         graph = keras.Model(model.inputs, model.outputs[0])
         copy = keras.models.clone_model(graph, clone_function=lambda layer: layer, call_function=call)
-        return keras.Model(copy.inputs, [copy.outputs[0], maps[-1]]) if maps else None
+        if not pooled:
+            return None
+        maps, last_stage = pooled[-1]
+        if last_stage is None and (tensor := _read_by_last_stage(maps[0], outputs)) is not None:
+            maps, last_stage = [*maps, tensor], keras.Model(tensor, maps[0])
+        return SplitModel(keras.Model(copy.inputs, [copy.outputs[0], *maps]), last_stage)
 
-    found = with_map(model)
+    found = of_graph(model)
     if found is None:
         return None
     pictures = keras.Input((*size, 3), name="pictures")
-    return keras.Model(pictures, found(pictures), name=f"{model.name}_regions")
+    return SplitModel(keras.Model(pictures, found.model(pictures), name=f"{model.name}_regions"), found.last_stage)
+
+
+def _read_by_last_stage(pooled: Any, outputs: Sequence[Any]) -> Any:
+    """What the last stage of a model reads: the shortest part that ends in a map and learns more than scales.
+
+    It reads few enough numbers, of the height and width of the map, and the map depends on nothing else.
+
+    Args:
+        pooled: the map, a symbolic tensor.
+        outputs: those of the layers of the model, in their order.
+
+    Returns:
+        One of the outputs, or None.
+    """
+    for tensor in reversed(outputs):
+        shape = getattr(tensor, "shape", ())
+        if len(shape) == 4 and shape[:3] == pooled.shape[:3] and None not in shape[1:]:
+            layers = _layers_between(tensor, pooled) if math.prod(shape[1:]) <= NUMBERS else None
+            if layers and any(
+                len(variable.shape) > 1 for layer in layers for variable in getattr(layer, "variables", ())
+            ):
+                return tensor
+    return None
+
+
+def _layers_between(start: Any, end: Any) -> list[Any] | None:
+    """The layers from one tensor to another; None if the other one also depends on what does not pass the first."""
+    found, seen, tensors = [], {id(start)}, [end]
+    while tensors:
+        tensor = tensors.pop()
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        operation, node, _ = tensor._keras_history
+        inputs = operation._inbound_nodes[node].input_tensors
+        if not inputs:
+            return None  # an input of the model
+        found.append(operation)
+        tensors += inputs
+    return found
+
+
+def _pools_the_mean(model: "keras.Model", size: tuple[int, int]) -> bool:
+    """Whether the vectors of a split model are the mean of its map, as a captioner takes them."""
+    pictures = np.random.default_rng(0).integers(0, 256, (SAMPLES, *size, 3)).astype(np.float32)
+    vectors, pooled, _ = model.predict_on_batch(pictures)
+    mean = pooled.mean(axis=(1, 2))
+    return vectors.shape == mean.shape and bool(np.allclose(vectors, mean, rtol=1e-3, atol=1e-3 * np.abs(mean).max()))
 
 
 def _project(with_map: "keras.Model", matrix: npt.NDArray[np.float32], shift: npt.NDArray[np.float32]) -> "keras.Model":

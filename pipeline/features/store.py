@@ -161,7 +161,7 @@ def look_up(images: pa.Table, *, encoder_id: str, store: Bucket) -> pa.Table:
 def read_features(rows: pa.Table, *, encoder_id: str, store: Bucket, regions: bool = False) -> Features:
     """The features of index rows whose status is ok, in their order: vectors in float32, regions as stored, in float16.
 
-    All of them are in memory: regions take 25 KB a photograph, 150 MB for the 6,000 of Flickr8k.
+    All of them are in memory: regions take up to 25 KB a photograph, 150 MB for the 6,000 of Flickr8k.
 
     Args:
         rows: rows of the index.

@@ -49,7 +49,8 @@ def train_captioner(
         dataset_id: of the dataset.
         vocabulary_key: key of the vocabulary in the store.
         encoder_id: encoder of the features, which must have been extracted.
-        config: sizes and schedule; the heads of attention are 0 for an encoder without regions.
+        config: sizes and schedule; the heads of attention are 0 for an encoder without regions, and fine-tuning is 0
+            for a model without the encoder's last stage.
         store: the store.
         max_failed_fraction: share of the images that may have no features because their extraction failed.
         tracking_uri: where MLflow records the training; empty for no tracking.
@@ -59,6 +60,8 @@ def train_captioner(
     """
     if not encoders.has_regions(encoder_id):
         config = config.model_copy(update={"attention_heads": 0})
+    if not config.attention_heads or not encoders.has_last_stage(encoder_id, store):
+        config = config.model_copy(update={"fine_tuning": 0.0})
     inputs = (dataset_id, vocabulary_key, encoder_id)
     digest = _hash(*inputs, config.model_dump_json())
     if (known := _find(digest, store)) is not None:
@@ -84,7 +87,13 @@ def train_captioner(
         for single in config.single_models:
             log.info("model %d of %d: seed %d", len(models) + 1, config.ensemble_size, single.seed)
             model, member = _train_model(
-                single, data, inputs=inputs, store=store, report=partial(_record, run, config, single.seed)
+                single,
+                data,
+                # Each model tunes one of its own.
+                last_stage=encoders.load_last_stage(encoder_id, store) if config.attention_heads else None,
+                inputs=inputs,
+                store=store,
+                report=partial(_record, run, config, single.seed),
             )
             models.append(model)
             ensemble.append(member)
@@ -112,6 +121,7 @@ def _train_model(
     config: TrainingConfig,
     data: TrainingData,
     *,
+    last_stage: "keras.Model | None",
     inputs: tuple[str, ...],
     store: Bucket,
     report: Callable[[Sequence[Epoch]], None],
@@ -125,7 +135,7 @@ def _train_model(
             data.vocabulary, config.embedding, seed=config.seed, size=config.embedding_size
         )
         log.info("GloVe has vectors for %.1f %% of the words of the vocabulary", 100 * covered)
-    model = build(len(data.vocabulary), data.train.features, config, embeddings)
+    model = build(len(data.vocabulary), data.train.features, config, embeddings, last_stage)
     # The name of a phase's checkpoint is a hash of all that its result depends on, and no more: trainings that begin in
     # the same way share it. Another release may build another model of the same configuration.
     inputs = (*inputs, repr([variable.shape for variable in model.variables]))

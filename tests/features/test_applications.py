@@ -11,23 +11,24 @@ from pipeline.storage import open_bucket
 from tests.support.effort import STRESS
 
 FAMILIES = {
-    "mobilenetv3small": (224, 576, 7),
-    "mobilenetv2": (224, 1280, 7),
-    "mobilenet": (224, 1024, 7),
-    "convnext-tiny": (224, 768, 7),
-    "densenet121": (224, 1024, 7),
-    "efficientnetb0": (224, 1280, 7),
-    "efficientnetv2-b0": (224, 1280, 7),
-    "inception-resnet-v2": (299, 1536, 8),
-    "inception-v3": (299, 2048, 8),
-    "nasnet-mobile": (224, 1056, 7),
-    "resnet50": (224, 2048, 7),
-    "resnet50v2": (224, 2048, 7),
-    "vgg16": (224, 512, 7),
-    "vgg19": (224, 512, 7),
-    "xception": (299, 2048, 10),
+    "mobilenetv3small": (224, 576, 7, 96),
+    "mobilenetv2": (224, 1280, 7, 160),
+    "mobilenet": (224, 1024, 7, 0),
+    "convnext-tiny": (224, 768, 7, 0),
+    "densenet121": (224, 1024, 7, 0),
+    "efficientnetb0": (224, 1280, 7, 192),
+    "efficientnetv2-b0": (224, 1280, 7, 192),
+    "inception-resnet-v2": (299, 1536, 8, 0),
+    "inception-v3": (299, 2048, 8, 0),
+    "nasnet-mobile": (224, 1056, 7, 0),
+    "resnet50": (224, 2048, 7, 0),
+    "resnet50v2": (224, 2048, 7, 0),
+    "vgg16": (224, 512, 7, 0),
+    "vgg19": (224, 512, 7, 0),
+    "xception": (299, 2048, 10, 0),
 }
-"""A network of each family: the side of its pictures, the length of its vectors, and the side of its map."""
+"""A network of each family: the side of its pictures, the length of its vectors, the side of its map, and the channels
+that its last stage reads, 0 if it has none."""
 
 QUICK = 2
 """The first networks of these, which are the smallest, are tried by `make test`; `make stress` tries all."""
@@ -56,7 +57,7 @@ def test_a_network_is_that_of_keras(store, monkeypatch, name):
     """
     import keras
 
-    side, length, places = FAMILIES[name]
+    side, length, places, reads = FAMILIES[name]
     pictures = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), dtype=np.uint8)
     encoder_id = encoder.save_model(applications.build(name, None), name, store)
     loaded = encoder.load(encoder_id, store)
@@ -75,8 +76,10 @@ def test_a_network_is_that_of_keras(store, monkeypatch, name):
 
     monkeypatch.setattr(regions, "training_pictures", lambda *_, **__: pictures)
     with_regions = encoder.load(regions.add_regions(encoder_id, "any/0123456789abcdef", store), store)
+    assert encoder.has_last_stage(with_regions.encoder_id, store) == (reads > 0)
     count = places * places
-    assert (with_regions.shape, with_regions.regions) == ((length,), (count, min(regions.NUMBERS // count, length)))
+    numbers = reads or min(regions.NUMBERS // count, length)
+    assert (with_regions.shape, with_regions.regions) == ((length,), (count, numbers))
     assert np.isfinite(with_regions.encode(pictures).regions).all()
 
 

@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 from pipeline.captioner import registry
-from pipeline.captioner.bundle import load
+from pipeline.captioner.bundle import load, load_models
 from pipeline.captioner.captioner import Captioner
+from pipeline.captioner.keras_decoder import KerasDecoder
+from pipeline.captioner.merge_model import last_stage
 from pipeline.config import DecodingConfig
 from pipeline.data import dataset
 from pipeline.data.ingest import ingest
@@ -26,9 +28,11 @@ from pipeline.nightly import shadow
 from pipeline.ops.import_model import import_model
 from pipeline.serving import on_demand
 from pipeline.storage import layout, open_bucket, parquet
+from pipeline.training import loop
 from tests.support import toy
 from tests.support.memory import MemoryBucket
 from tests.support.nights import colour_in, night, rows_in
+from tests.support.training import assert_same_weights, weights
 
 BEAM = DecodingConfig(beam_width=2)
 
@@ -80,10 +84,75 @@ def models():
 def test_the_map_is_what_the_last_global_pooling_pools(form):
     """However the model is nested, its output stays, and the map comes with it."""
     forms, before = models()
-    found = regions._with_map(forms[form], (8, 8))
-    vectors, places = found.predict_on_batch(pictures())
+    found = regions.split(forms[form], (8, 8))
+    vectors, places, *_ = found.model.predict_on_batch(pictures())
     np.testing.assert_allclose(vectors, forms[form].predict_on_batch(pictures()), rtol=1e-5)
     np.testing.assert_array_equal(places, before.predict_on_batch(pictures()))
+
+
+def split_at(kind):
+    """A model of pictures with a map of 4×4 places; and the layer whose output its last stage should read, or None."""
+    import keras
+    from keras import layers
+
+    def convolution(name, channels, x):
+        return layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(channels, 1, name=name)(x)))
+
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((8, 8, 3))
+    wide = 6 if kind == "residual" else 4
+    stem = layers.Conv2D(wide, 3, strides=2, padding="same", name="stem")(layers.Rescaling(1 / 255)(inputs))
+    x = convolution("expand", 2 if kind == "residual" else 8, stem)
+    squeezed = layers.Dense(x.shape[-1], activation="sigmoid")(layers.GlobalAveragePooling2D()(x))
+    x = layers.Multiply()([x, layers.Reshape((1, 1, -1))(squeezed)])
+    x = layers.Conv2D(wide if kind in ("plain", "residual") else 6, 1, name="project")(x)
+    if kind == "residual":
+        x = layers.Add(name="add")([stem, x])
+    model = keras.Model(inputs, layers.GlobalAveragePooling2D()(convolution("head", 5, x)))
+    return model, {"plain": "project", "wide": "stem", "residual": None}[kind]
+
+
+@pytest.mark.parametrize("nested", [0, 1, 2])
+@pytest.mark.parametrize("kind", ["plain", "wide", "residual"])
+def test_the_last_stage(kind, nested, monkeypatch, tmp_path):
+    """It is the shortest with a kernel that reads few numbers, which no branch bypasses; it ends in the same map."""
+    import keras
+
+    model, reads = split_at(kind)
+    expected = None if reads is None else keras.Model(model.inputs, model.get_layer(reads).output)
+    monkeypatch.setattr(regions, "NUMBERS", 16 * 5)
+    outer = model
+    for _ in range(nested):
+        inputs = keras.Input((8, 8, 3))
+        outer = keras.Model(inputs, outer(inputs))
+    outer.save(tmp_path / "encoder.keras")
+    images = pictures()
+    found = regions.split(keras.saving.load_model(tmp_path / "encoder.keras"), (8, 8))
+    vectors, pooled, *read = found.model.predict_on_batch(images)
+    np.testing.assert_allclose(vectors, model.predict_on_batch(images), rtol=1e-5)
+    if expected is None:
+        assert (found.last_stage, read) == (None, [])
+        return
+    np.testing.assert_allclose(read[0], expected.predict_on_batch(images), rtol=1e-5, atol=1e-6)
+    found.last_stage.save(tmp_path / "stage.keras")
+    part = keras.saving.load_model(tmp_path / "stage.keras")
+    np.testing.assert_allclose(part.predict_on_batch(read[0]), pooled, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(pooled.mean(axis=(1, 2)), vectors, rtol=1e-5)
+    assert regions._pools_the_mean(found.model, (8, 8))
+
+
+def test_only_the_mean_of_a_map_can_be_computed_again():
+    """A model that pools the maximum, or goes on after its pooling, has a last stage, but its vector is another."""
+    import keras
+    from keras import layers
+
+    model, _ = split_at("plain")
+    head, inputs = model.layers[-2].output, model.inputs
+    average, maximum = layers.GlobalAveragePooling2D()(head), layers.GlobalMaxPooling2D()(head)
+    for output in (maximum, layers.Dense(5)(average), layers.Dense(3)(average)):
+        found = regions.split(keras.Model(inputs, output), (8, 8))
+        assert found.last_stage is not None
+        assert not regions._pools_the_mean(found.model, (8, 8))
 
 
 def test_principal_components():
@@ -385,3 +454,120 @@ def test_a_model_that_attends_goes_to_another_store(world, attending):
     )
     np.testing.assert_array_equal(there.regions, here.regions)
     assert encoder.exists(inputs.encoder_id, elsewhere)
+
+
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory):
+    """A toy world whose encoder has a last stage, and a model that tuned it in both phases; and their store."""
+    import keras
+    from keras import layers
+
+    keras.utils.set_random_seed(3)
+    source, store = (open_bucket(str(tmp_path_factory.mktemp(name))) for name in ("source", "store"))
+    path = tmp_path_factory.mktemp("encoder") / "staged.keras"
+    inputs = keras.Input((8, 8, 3))
+    reads = layers.AveragePooling2D(2)(layers.Rescaling(1 / 255)(inputs))
+    places = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(12, 1)(reads)))
+    keras.Model(inputs, layers.GlobalAveragePooling2D()(places)).save(path)
+    world = toy.prepare(source, store, path, regions=True)
+    return world, toy.train(world, store, STAGED), store
+
+
+STAGED = toy.CONFIG.model_copy(update={"attention_heads": 2, "scst_epochs": 1, "scst_learning_rate": 1e-4})
+"""A training in both phases."""
+
+
+def test_regions_are_what_the_last_stage_reads(staged):
+    """Stored in place of a projection, they give the same vectors by the stage beside the encoder, in 8 bits, too."""
+    inputs, _, store = staged
+    loaded = encoder.load(inputs.encoder_id, store)
+    assert (loaded.shape, loaded.regions) == ((12,), (16, 3))
+    assert regions.grid(inputs.encoder_id, store) == (4, 4)
+    found = loaded.encode(pictures())
+    np.testing.assert_allclose(
+        found.regions, pictures().reshape(4, 4, 2, 4, 2, 3).mean(axis=(2, 4)).reshape(4, 16, 3) / 255, rtol=1e-5
+    )
+    quantized = quantization.quantize(inputs.encoder_id, inputs.dataset, store)
+    for encoder_id in (inputs.encoder_id, quantized):
+        assert encoder.has_last_stage(encoder_id, store)
+        part = encoder.load_last_stage(encoder_id, store)
+        places = part.predict_on_batch(found.regions.reshape(4, 4, 4, 3))
+        np.testing.assert_allclose(places.mean(axis=(1, 2)), found.vectors, rtol=1e-4)
+    plain = inputs.encoder_id.partition("-regions-")[0]
+    assert encoder.load_last_stage(plain, store) is None
+    assert regions.add_regions(plain, inputs.dataset, store) == inputs.encoder_id
+
+
+def last_stages(model, store):
+    """The weights of the last stages of an ensemble in the store."""
+    return [last_stage(each).get_weights() for each in load_models(model, store)]
+
+
+def test_a_captioner_tunes_the_last_stage(staged):
+    """Its own, unless the rate is 0; a model without attention has none, and metadata say so. Captions are right."""
+    inputs, model, store = staged
+    encoders = encoder.load_last_stage(inputs.encoder_id, store).get_weights()
+    assert model.config.fine_tuning == 0.1
+    [tuned] = last_stages(model, store)
+    changed = [not np.array_equal(one, other) for one, other in zip(encoders, tuned, strict=True)]
+    # Kernel and bias, but no number of the normalization.
+    assert changed == [True, True, False, False, False, False]
+    still = toy.train(inputs, store, STAGED.model_copy(update={"fine_tuning": 0.0, "epochs": 1}))
+    assert_same_weights(*last_stages(still, store), encoders)
+    pooled = toy.train(inputs, store, STAGED.model_copy(update={"attention_heads": 0, "epochs": 1}))
+    assert pooled.config.fine_tuning == 0
+    assert [last_stage(each) for each in load_models(pooled, store)] == [None]
+    split = read_split(
+        dataset.load(inputs.dataset, store),
+        "test",
+        encoder_id=inputs.encoder_id,
+        store=store,
+        max_failed_fraction=0,
+        regions=True,
+    )
+    networks, _ = load(model.version, store)
+    with_keras = Captioner(
+        KerasDecoder(load_models(model, store)),
+        networks.vocabulary,
+        networks.neighbours,
+        max_length=networks.max_length,
+    )
+    texts = [caption.text for caption in networks.caption(split.features, BEAM)]
+    assert [colour_in(text) for text in texts] == [colour_in(name) for name in split.image_ids]
+    assert [caption.text for caption in with_keras.caption(split.features, BEAM)] == texts
+
+
+def test_an_interrupted_tuning_has_the_same_result(staged, bucket, monkeypatch):
+    """Stopped in the first phase and in the second, it gives the weights of the one that was not interrupted."""
+    inputs, _, store = staged
+    toy.copy(store, bucket, "datasets/", "features/", "encoders/")
+    config = STAGED.model_copy(update={"epochs": 2, "dropout": 0.3})
+    whole = toy.train(inputs, store, config)
+    original, calls = loop.dev_cider, []
+
+    def stop(*arguments):
+        calls.append(arguments)
+        if len(calls) in (2, 4):
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(loop, "dev_cider", stop)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            toy.train(inputs, bucket, config)
+    resumed = toy.train(inputs, bucket, config)
+    assert len(calls) == 5
+    assert_same_weights(weights(resumed, bucket), weights(whole, store))
+
+
+def test_a_model_of_8_bit_features_goes_to_another_store(staged):
+    """With the last stage of its encoder, so that it can be trained again there; another store's copy is the same."""
+    inputs, _, store = staged
+    quantized = quantization.quantize(inputs.encoder_id, inputs.dataset, store)
+    elsewhere = MemoryBucket("elsewhere")
+    assert encoder.copy_encoder(quantized, store, elsewhere) == 4
+    assert encoder.has_last_stage(quantized, elsewhere)
+    network, part = (of(quantized, store) for of in (encoder.load_network, encoder.load_last_stage))
+    own = MemoryBucket("own")
+    encoder.save_network(quantized, network, own, last_stage=part)
+    assert encoder.copy_encoder(quantized, store, own) == 0

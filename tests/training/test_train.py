@@ -178,8 +178,8 @@ def test_the_checkpoint_of_another_architecture_is_not_continued(trained, store,
     with pytest.raises(KeyboardInterrupt):
         toy.train(trained.inputs, store, short(epochs=2))
 
-    def wider(size, features, config, embeddings):
-        return build(size, features, config.model_copy(update={"units": 2 * config.units}), embeddings)
+    def wider(size, features, config, *others):
+        return build(size, features, config.model_copy(update={"units": 2 * config.units}), *others)
 
     build = train.build
     monkeypatch.setattr(train, "build", wider)
