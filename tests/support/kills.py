@@ -503,7 +503,8 @@ def _read(key: str, data: bytes) -> Any:  # noqa: PLR0911 - one for each kind of
         case "npz":
             archive = np.load(io.BytesIO(data), allow_pickle=False)
             arrays = {name: archive[name].tolist() for name in archive.files}
-            return {**arrays, "epochs": json.loads(arrays["epochs"])}
+            # A checkpoint holds its epochs as JSON.
+            return arrays | ({"epochs": json.loads(arrays["epochs"])} if "epochs" in arrays else {})
         case "keras":
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 assert archive.testzip() is None
