@@ -131,7 +131,7 @@ class Captioner:
         return [[first, *others] for first, (_, *others) in zip(judged, beams, strict=True)]
 
     def evidence(self, features: Features, captions: Sequence[Caption]) -> Evidence:
-        """What the confidence of captions of these images is computed from; the captioner must have neighbours."""
+        """The evidence for the confidence of captions of these images; the captioner must have neighbours."""
         assert self.neighbours is not None  # noqa: S101 - for type checkers
         vectors = mean_crop(Features(features.vectors)).vectors
         return Evidence.gather(captions, vectors, self.standardized(features), self.neighbours, self.vocabulary)

@@ -72,11 +72,10 @@ class Evidence(NamedTuple):
         numbers, explained = [], []
         for start in range(0, len(captions), BATCH):
             batch = vectors[start : start + BATCH]
-            nearest, cosines = neighbours.search(batch, NEIGHBOURS)
+            components = neighbours.components(batch)
+            nearest, cosines = neighbours.search(components, NEIGHBOURS)
             squares = np.square(standardized[start : start + BATCH], dtype=float).sum(axis=1)
-            explained.append(
-                np.square(neighbours.components(batch), dtype=float).sum(axis=1) / np.maximum(squares, 1e-9)
-            )
+            explained.append(np.square(components, dtype=float).sum(axis=1) / np.maximum(squares, 1e-9))
             for caption, rows, alike in zip(captions[start : start + BATCH], nearest, cosines, strict=True):
                 ids = vocabulary.encode(caption.text)[1:-1]
                 words = np.unique(np.array(ids, int))

@@ -8,12 +8,14 @@ candidates: a caption of another photograph is mostly wrong in its details.
 import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.captioner.mbr import Voters
-from pipeline.data.vocabulary import PAD
+from pipeline.captioner.search import Floats, Ids, top_k
+from pipeline.captioner.sentences import padded
 from pipeline.features.regions import principal_components
 
 COMPONENTS = 128
@@ -58,34 +60,33 @@ class Neighbours:
         matrix, shift = principal_components([(exact - mean) / deviation], COMPONENTS)
         matrix, shift = matrix / deviation[:, None], shift - (mean / deviation) @ matrix
         kept = np.flatnonzero(np.isin(image, chosen))
-        texts = [ids[row][1:] for row in kept.tolist()]
-        captions = np.full((len(texts), max(map(len, texts))), PAD, np.int32)
-        for row, text in enumerate(texts):
-            captions[row, : len(text)] = text
+        texts = [ids[row] for row in kept.tolist()]
+        captions = padded(texts, max(map(len, texts)) - 1)
         return cls(
             matrix,
             shift,
-            _directions(exact[chosen], matrix, shift).astype(np.float16),
+            _directions(exact[chosen] @ matrix + shift).astype(np.float16),
             captions.astype(np.min_scalar_type(captions.max())),
             np.append(np.searchsorted(image[kept], chosen), len(kept)),
         )
 
-    def find(self, vectors: npt.NDArray[np.floating], count: int) -> npt.NDArray[np.intp]:
-        """The photographs nearest to pictures (B, D) by the cosine, the nearest first, (B, count), or N if fewer."""
-        return self.search(vectors, count)[0]
-
-    def search(
-        self, vectors: npt.NDArray[np.floating], count: int
-    ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
-        """The photographs that ``find`` finds, and their cosines (B, count)."""
-        alike = _directions(vectors.astype(np.float32), self.matrix, self.shift) @ self.photographs.astype(np.float32).T
-        # A copy, since a slice would keep the places of all photographs.
-        nearest = np.argsort(-alike, axis=1, kind="stable")[:, :count].copy()
-        return nearest, np.take_along_axis(alike, nearest, axis=1)
-
-    def components(self, vectors: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+    def components(self, vectors: npt.NDArray[np.floating]) -> Floats:
         """The principal components (B, K) of pictures (B, D)."""
         return vectors.astype(np.float32) @ self.matrix + self.shift
+
+    def search(self, components: Floats, count: int) -> tuple[Ids, Floats]:
+        """The photographs nearest to pictures, of which these are the components (B, K), by the cosine.
+
+        Returns:
+            The photographs (B, count), or all if there are fewer, the nearest first; and their cosines.
+        """
+        cosines, nearest = top_k(_directions(components) @ self._exact.T, min(count, len(self.photographs)))
+        return nearest, cosines
+
+    @cached_property
+    def _exact(self) -> Floats:
+        """The photographs in float32, in which they are compared."""
+        return self.photographs.astype(np.float32)
 
     def captions_of(self, photograph: int) -> npt.NDArray[np.unsignedinteger]:
         """The ids of the captions of a photograph, a row each."""
@@ -93,12 +94,10 @@ class Neighbours:
 
     def voters(self, vectors: npt.NDArray[np.floating], count: int) -> Voters:
         """The captions of the photographs nearest to pictures (B, D), ``count`` photographs each."""
-        nearest = self.find(vectors, count)
-        start, end = self.first[nearest].ravel(), self.first[nearest + 1].ravel()
-        sizes = end - start
-        rows = np.arange(sizes.sum()) + np.repeat(end - np.cumsum(sizes), sizes)
+        nearest, _ = self.search(self.components(vectors), count)
+        captions = [self.captions_of(photograph) for photograph in nearest.ravel().tolist()]
         image = np.repeat(np.arange(len(nearest)), nearest.shape[1])
-        return Voters(self.captions[rows].astype(np.int32), np.repeat(image, sizes))
+        return Voters(np.concatenate(captions).astype(np.int32), np.repeat(image, list(map(len, captions))))
 
     def to_bytes(self) -> bytes:
         """The file of the index, a NumPy archive."""
@@ -113,10 +112,7 @@ class Neighbours:
             return cls(**archive)
 
 
-def _directions(
-    vectors: npt.NDArray[np.float32], matrix: npt.NDArray[np.float32], shift: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]:
-    """The components of vectors (N, D), (N, K), of length 1."""
-    components: npt.NDArray[np.float32] = vectors @ matrix + shift
-    components /= np.maximum(np.linalg.norm(components, axis=1, keepdims=True), 1e-12)
-    return components
+def _directions(components: Floats) -> Floats:
+    """Components (N, K) scaled to a length of 1."""
+    directions: Floats = components / np.maximum(np.linalg.norm(components, axis=1, keepdims=True), 1e-12)
+    return directions

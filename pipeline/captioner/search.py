@@ -61,7 +61,7 @@ def beam_search(
             repeats = _trigram_repeats(ids, position)
             log_probs[np.arange(len(ids))[:, None], repeats] = -np.inf
         # The K best extensions of a sequence are among the K best of each of its beams.
-        return _top_k(log_probs, min(beam_width, log_probs.shape[1]))
+        return top_k(log_probs, min(beam_width, log_probs.shape[1]))
 
     def choose(gains: Floats, words: Ids, rows: Sentences, finished: npt.NDArray[np.bool_]) -> tuple[Any, Any, Any]:
         extensions = words.shape[1]
@@ -181,7 +181,7 @@ def _trigram_repeats(ids: Ids, position: int) -> Ids:
     return np.where(occurred, ids[:, 2:position], np.int32(PAD))
 
 
-def _top_k(values: Floats, count: int) -> tuple[Floats, Ids]:
+def top_k(values: Floats, count: int) -> tuple[Floats, Ids]:
     """The largest values (S, count) of each row and their columns; ties go to the first."""
     if count == 1:
         columns = values.argmax(axis=1)[:, None]

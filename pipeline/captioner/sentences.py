@@ -3,7 +3,11 @@
 A batch has B sequences, one for each image. Each has K adjacent rows, its beams or its samples.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from pipeline.data.vocabulary import PAD, START, UNKNOWN
 from pipeline.errors import PipelineError
@@ -56,3 +60,11 @@ def require_positive(count: int, max_length: int) -> None:
     """Raise ``PipelineError`` unless there is a sentence to decode, and a word in it."""
     if count < 1 or max_length < 1:
         raise PipelineError(f"Number of sentences and length must be at least 1. Received: {count} and {max_length}.")
+
+
+def padded(ids: Sequence[Sequence[int]], width: int) -> npt.NDArray[np.int32]:
+    """Captions from ``<start>`` to ``<end>`` as the rows of an array of ``width`` columns, without their start."""
+    rows = np.full((len(ids), width), PAD, np.int32)
+    for row, caption in zip(rows, ids, strict=True):
+        row[: len(caption) - 1] = caption[1:]
+    return rows

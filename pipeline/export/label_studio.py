@@ -96,7 +96,7 @@ class _Annotation(BaseModel):
 
     @property
     def caption(self) -> str:
-        """What the person has left in the field; empty if nothing."""
+        """The text that the person left in the field; empty if there is none."""
         texts = [result.value.get("text") for result in self.result if result.from_name == CAPTION]
         return " ".join(str(line) for text in texts for line in (text if isinstance(text, list) else [text])).strip()
 

@@ -1,7 +1,7 @@
 """Regions: the map of an encoder before its pooling, a vector for each place of a picture. A captioner attends to them.
 
 The map comes from the same pass as the pooled vector, so regions cost no time, but room: ResNet50's map of 7×7 places
-has 49 times the numbers of its vector. What is stored is smaller, and one of two things:
+has 49 times the numbers of its vector. The store holds one of two smaller forms instead:
 
 - what the last stage of the encoder reads, if this has fewer channels. The stage is stored beside the encoder; a
   captioner computes the map with it, and tunes it to what captions say (see ``captioner.merge_model``).

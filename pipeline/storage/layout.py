@@ -101,8 +101,8 @@ FOLDERS = {
         f"Copies of the pictures are in `{CORRECTIONS}{CORRECTION_PICTURES}`."
     ),
     REVIEW: (
-        "What people who review captions in the gallery do at the moment: who looks at which caption, and what was "
-        "skipped. What they say about captions is a correction."
+        "The state of the gallery's review queue: which reviewer has which caption, and which captions were skipped. "
+        "What reviewers say about captions is stored as corrections."
     ),
     RUNS: (
         "The records of nights and retrainings, the profiles of nights, and which files of unknown suffixes are "

@@ -8,7 +8,7 @@ is rewarded for ending too early.
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.captioner.merge_model import decode_step, encode_images
+from pipeline.captioner.sentences import padded
 from pipeline.config import TrainingConfig
 from pipeline.data.text import allows_repeats
 from pipeline.data.vocabulary import PAD, START
@@ -133,11 +134,3 @@ def phase(model: "keras.Model", config: TrainingConfig, data: TrainingData) -> P
     return Phase(
         "scst", config.scst_epochs, config.scst_epochs, steps, config.scst_learning_rate, config.fine_tuning, train
     )
-
-
-def padded(ids: Sequence[Sequence[int]], width: int) -> Ids:
-    """Captions from ``<start>`` to ``<end>`` as the rows of an array of ``width`` columns, without their start."""
-    rows = np.full((len(ids), width), PAD, np.int32)
-    for row, caption in zip(rows, ids, strict=True):
-        row[: len(caption) - 1] = caption[1:]
-    return rows

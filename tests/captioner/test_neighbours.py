@@ -35,10 +35,12 @@ def test_the_nearest_are_found():
     """They are the ones whose standardized vectors have the largest cosines, the nearest first; itself is the first."""
     standardized = (VECTORS - VECTORS.mean(axis=0)) / VECTORS.std(axis=0)
     unit = standardized / np.linalg.norm(standardized, axis=1, keepdims=True)
-    found = index(["a dog"]).find(VECTORS, 5)
+    photographs = index(["a dog"])
+    found, cosines = photographs.search(photographs.components(VECTORS), 5)
     np.testing.assert_array_equal(found, np.argsort(-unit @ unit.T, axis=1)[:, :5])
     np.testing.assert_array_equal(found[:, 0], np.arange(40))
-    assert index(["a dog"]).find(VECTORS[:2], 100).shape == (2, 40)
+    assert (np.diff(cosines) <= 0).all()
+    assert photographs.search(photographs.components(VECTORS[:2]), 100)[0].shape == (2, 40)
 
 
 def test_their_captions_vote():
@@ -51,7 +53,7 @@ def test_their_captions_vote():
 
 
 def test_a_file_holds_all():
-    """What is read is what was written, and equal indexes are equal files."""
+    """An index is read as it was written, and equal indexes give equal files."""
     photographs = index(["a dog runs", "a dog"], ["a cat sits"])
     data = photographs.to_bytes()
     read = Neighbours.from_bytes(data)

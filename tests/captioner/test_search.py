@@ -111,7 +111,7 @@ def test_top_k(seed, size, count, largest):
     values = np.random.default_rng(seed).integers(-3, largest, (4, size)).astype(np.float32)
     values[values == -3] = -np.inf
     count = min(count, size)
-    found, columns = search._top_k(values, count)
+    found, columns = search.top_k(values, count)
     expected = np.argsort(-values, axis=1, kind="stable")[:, :count]
     np.testing.assert_array_equal(columns, expected)
     np.testing.assert_array_equal(found, np.take_along_axis(values, expected, axis=1))

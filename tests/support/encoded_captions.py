@@ -1,7 +1,7 @@
 """Captions as rows of ids, without a vocabulary."""
 
+from pipeline.captioner.sentences import padded
 from pipeline.data.vocabulary import END, START
-from pipeline.training.scst import padded
 
 
 def encoded(sentences, width=9):

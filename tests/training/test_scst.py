@@ -5,12 +5,13 @@ import math
 import numpy as np
 import pytest
 
+from pipeline.captioner.sentences import padded
 from pipeline.data.vocabulary import END, PAD, START
 from pipeline.features.store import Features
 from pipeline.metrics.cider import CiderD
 from pipeline.training import scst
 from pipeline.training.batches import EncodedCaptions
-from pipeline.training.scst import batches, leave_one_out, padded
+from pipeline.training.scst import batches, leave_one_out
 from tests.support import toy
 from tests.support.encoded_captions import encoded
 from tests.support.training import assert_same_weights
