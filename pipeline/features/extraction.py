@@ -92,8 +92,8 @@ def plan_extraction(
     """
 
     def find_pending() -> pa.Table:
-        rows = feature_store.index(encoder_id, store)
-        pending = pending_images(images, rows, by="attempt", retry_failed=retry_failed)
+        rows = feature_store.index(encoder_id, store, images=images)
+        pending = pending_images(images, [rows], by="attempt", retry_failed=retry_failed)
         failed = rows.filter(pc.field("status") == "failed").select(IDENTITY)
         attempts = failed.group_by(IDENTITY).aggregate([([], "count_all")]).rename_columns([*IDENTITY, "attempt"])
         pending = pending.join(attempts, keys=IDENTITY, join_type="left outer")
@@ -115,7 +115,7 @@ def plan_extraction(
 
 def extract_missing(images: pa.Table, *, run: str, source: str, encoder_id: str, store: Bucket) -> None:
     """Extract in this process the features of images that have no row yet; arguments as for ``plan_extraction``."""
-    known = feature_store.index(encoder_id, store)
+    known = feature_store.index(encoder_id, store, images=images)
     missing = images.join(known.select(IDENTITY), keys=IDENTITY, join_type="left anti")
     if not len(missing):
         return

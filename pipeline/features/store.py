@@ -17,7 +17,7 @@ from pipeline.storage import Bucket, layout, parquet
 from pipeline.storage.parquet import column
 from pipeline.work import shards, tombstones
 from pipeline.work.listing import IMAGES
-from pipeline.work.outcomes import IDENTITY, latest_outcome
+from pipeline.work.outcomes import IDENTITY, latest_outcome, of_images
 
 SIZE = pa.schema(
     [
@@ -126,18 +126,20 @@ def write(images: pa.Table, encoded: Encoded, key: str, store: Bucket) -> None:
     parquet.write(tombstones.read(store).drop(table), key, store)
 
 
-def index(encoder_id: str, store: Bucket) -> pa.Table:
-    """Every row of an encoder's features without the vectors, as a table of schema ``INDEX``.
+def index(encoder_id: str, store: Bucket, *, images: pa.Table | None = None) -> pa.Table:
+    """The rows of an encoder's features without the vectors, as a table of schema ``INDEX``.
 
     Damaged files are left out, with a warning: their images have no features then, and are encoded again.
+
+    Args:
+        encoder_id: the encoder.
+        store: the store.
+        images: the images whose rows are wanted, with the columns ``IDENTITY``; None for all.
     """
-    parts = [INDEX.empty_table()]
     keys = shards.results(f"{layout.features_folder(encoder_id)}/", store)
     tables = parquet.read_all(keys, store, columns=ROWS, by_ranges=True, advice=shards.REDONE)
-    for key, table in tables:
-        shard = layout.shard_of_result(key)
-        parts.append(table.append_column("shard", pa.array([shard] * len(table), pa.string())))
-    return pa.concat_tables(parts)
+    named = (table.append_column("shard", pa.repeat(layout.shard_of_result(key), len(table))) for key, table in tables)
+    return pa.concat_tables([INDEX.empty_table(), *(named if images is None else of_images(images, named))])
 
 
 def look_up(images: pa.Table, *, encoder_id: str, store: Bucket) -> pa.Table:
@@ -148,7 +150,7 @@ def look_up(images: pa.Table, *, encoder_id: str, store: Bucket) -> pa.Table:
     """
     order = images.select(IDENTITY).append_column("position", pa.array(range(len(images)), pa.int64()))
     # A join holds its right side in memory, which is the smaller one here.
-    attempts = index(encoder_id, store).join(order, keys=IDENTITY, join_type="inner")
+    attempts = index(encoder_id, store, images=images).join(order, keys=IDENTITY, join_type="inner")
     found = latest_outcome(attempts, by="attempt").sort_by("position").select(INDEX.names)
     if len(found) < len(images):
         raise PipelineError(
@@ -218,7 +220,7 @@ def copy_features(images: pa.Table, *, encoder_id: str, source: Bucket, target: 
         target: the other store. Images that were forgotten there are left out.
     """
     outcome = [*IDENTITY, "status"]
-    known = index(encoder_id, source).join(images.select(IDENTITY), keys=IDENTITY, join_type="left semi")
+    known = index(encoder_id, source, images=images)
     missing = latest_outcome(known, by="attempt").join(
         index(encoder_id, target).select(outcome), keys=outcome, join_type="left anti"
     )

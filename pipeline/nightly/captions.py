@@ -155,10 +155,17 @@ def needs_review(captions: pa.Table, below: float) -> pa.ChunkedArray:
 def read(
     keys: Iterable[str], store: Bucket, *, columns: pa.Schema = OUTCOME, damaged: list[str] | None = None
 ) -> pa.Table:
-    """Columns of all rows in these objects.
+    """Columns of all rows in these objects; the arguments are those of ``read_each``."""
+    return pa.concat_tables([columns.empty_table(), *read_each(keys, store, columns=columns, damaged=damaged)])
+
+
+def read_each(
+    keys: Iterable[str], store: Bucket, *, columns: pa.Schema = OUTCOME, damaged: list[str] | None = None
+) -> Iterator[pa.Table]:
+    """Columns of the rows in these objects, one after another.
 
     A damaged object is left out, with a warning; its message is added to ``damaged``. Its images have no captions then,
     and are captioned again.
     """
-    parts = parquet.read_all(keys, store, columns=columns, advice=shards.REDONE, damaged=damaged)
-    return pa.concat_tables([columns.empty_table(), *(table for _, table in parts)])
+    for _, table in parquet.read_all(keys, store, columns=columns, advice=shards.REDONE, damaged=damaged):
+        yield table

@@ -6,6 +6,7 @@ which counts the images and compares the night with earlier ones (see ``reconcil
 """
 
 import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -180,16 +181,14 @@ def choose_images(
     listing = listing.append_column("requested", _requested(listing, options, inbox))
     if requested := pc.sum(listing["requested"]).as_py():
         night = night.model_copy(update={"requested": requested, "requested_at": night.listed_at})
-    parts = [(listing, False)]
+    late = pa.repeat(False, len(listing))
     if options.limit:
-        tried = attempts(night, store)
+        tried = list(attempts(night, store))
         waiting = not_done(listing, night, tried).filter(~pc.field("requested"))
         postponed = _by_urgency(waiting, outcomes(tried)).slice(options.limit)
         night = night.model_copy(update={"postponed": len(postponed)})
-        kept = listing.join(postponed.select(IDENTITY), keys=IDENTITY, join_type="left anti")
-        parts = [(kept, False), (postponed.select(listing.column_names), True)]
-    listing = pa.concat_tables(part.append_column("postponed", pa.repeat(late, len(part))) for part, late in parts)
-    return night, listing.sort_by("image_key").cast(NIGHT_LISTING), looked_at
+        late = pc.is_in(listing["image_key"], postponed["image_key"])
+    return night, listing.append_column("postponed", late).cast(NIGHT_LISTING), looked_at
 
 
 def _requested(listing: pa.Table, options: NightOptions, inbox: Bucket) -> pa.Array:
@@ -297,22 +296,23 @@ def begin_record(run: str, night: Night, *, listed: int) -> NightRecord:
     return NightRecord(run=run, started_at=night.listed_at, listed=listed, **facts)
 
 
-def attempts(night: Night, store: Bucket) -> pa.Table:
-    """The attempts at images among the captions that make an image done."""
-    return captions.read(shards.results(night.captions_prefix, store), store)
+def attempts(night: Night, store: Bucket) -> Iterator[pa.Table]:
+    """The attempts at images among the captions that make an image done, shard by shard."""
+    return captions.read_each(shards.results(night.captions_prefix, store), store)
 
 
-def outcomes(attempts: pa.Table) -> pa.Table:
+def outcomes(attempts: Iterable[pa.Table]) -> pa.Table:
     """The attempt that counts for each image."""
-    return latest_outcome(attempts, by="captioned_at")
+    return latest_outcome(pa.concat_tables([captions.OUTCOME.empty_table(), *attempts]), by="captioned_at")
 
 
-def not_done(images: pa.Table, night: Night, attempts: pa.Table) -> pa.Table:
+def not_done(images: pa.Table, night: Night, attempts: Iterable[pa.Table]) -> pa.Table:
     """The listed images that are still to be captioned, for the first time or again."""
     if night.requested_at is None:
         return pending(images, attempts, by="captioned_at", retry_failed=night.retry_failed)
+    attempts = list(attempts)
     others, requested = images.filter(~pc.field("requested")), images.filter(pc.field("requested"))
-    since = attempts.filter(pc.field("captioned_at") > pa.scalar(night.requested_at))
+    since = [each.filter(pc.field("captioned_at") > pa.scalar(night.requested_at)) for each in attempts]
     return pa.concat_tables(
         [
             pending(others, attempts, by="captioned_at", retry_failed=night.retry_failed),

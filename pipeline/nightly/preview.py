@@ -68,9 +68,9 @@ def preview(*, inbox: Bucket, store: Bucket, options: NightOptions, shard_size: 
     """
     night, listing, _ = choose_images(inbox, store, options, read_looked_at(inbox, store))
     images, listed = worked_on(listing), len(listing)
-    tried = attempts(night, store)
+    tried = list(attempts(night, store))
     waiting = not_done(images, night, tried)
-    known = feature_store.index(night.encoder_id, store)
+    known = [feature_store.index(night.encoder_id, store, images=waiting)]
     to_extract = sum(
         len(pending(waiting.filter(pc.field("requested") == requested), known, by="attempt", retry_failed=retry_failed))
         for requested, retry_failed in ((False, night.retry_failed), (True, True))

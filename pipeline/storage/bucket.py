@@ -8,9 +8,9 @@ others (a network failure, a full disk) keep their type and carry a note that na
 import contextlib
 import logging
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from typing import IO, TypeVar
@@ -238,14 +238,25 @@ def read_each(
         except DamagedObjectError as error:
             return error
 
+    for found in _map_in_threads(read_unless_gone, keys):
+        if isinstance(found, DamagedObjectError):
+            log.warning("%s", found)
+            if damaged is not None:
+                damaged.append(str(found))
+        elif found is not None:
+            yield found
+
+
+def _map_in_threads(read: Callable[[str], T], keys: Iterable[str]) -> Iterator[T]:
+    """The results for the keys in their order, with few of them in memory, however slowly they are consumed."""
+    running: deque[Future[T]] = deque()
     with ThreadPoolExecutor(READERS) as pool:
-        for found in pool.map(read_unless_gone, keys):
-            if isinstance(found, DamagedObjectError):
-                log.warning("%s", found)
-                if damaged is not None:
-                    damaged.append(str(found))
-            elif found is not None:
-                yield found
+        for key in keys:
+            running.append(pool.submit(read, key))
+            if len(running) == 2 * READERS:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
 
 
 def hidden_part(key: str) -> str | None:

@@ -9,7 +9,7 @@ same way, unless they could not be had (``UNAVAILABLE``), or a person asks for a
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,7 +29,7 @@ UNAVAILABLE = {GONE, ARCHIVED}
 """Errors of images whose bytes could not be had: they settle nothing, and do not count as failures of a night."""
 
 COMPARED = 100_000
-"""Attempts that are compared with images at once. A join of all of them would take several times their memory."""
+"""Attempts that are compared with images at once. All of them would take more memory than the images."""
 
 REPORTED = 5
 """Kinds of failure, and keys of each, that an error message lists."""
@@ -56,26 +56,48 @@ def latest_outcome(attempts: pa.Table, *, by: str) -> pa.Table:
     return ordered.filter(first)
 
 
-def pending(images: pa.Table, attempts: pa.Table, *, by: str, retry_failed: bool) -> pa.Table:
+def pending(images: pa.Table, attempts: Iterable[pa.Table], *, by: str, retry_failed: bool) -> pa.Table:
     """The rows of ``images`` that the attempts at them do not settle.
 
     Args:
         images: one row per image, with the columns ``IDENTITY``.
-        attempts: rows in any order, also of other images.
+        attempts: rows in any order, also of other images; each table is read once.
         by: the column that orders the attempts at an image.
         retry_failed: whether images that failed are tried again.
     """
     identities = _identities(images)
     settled = pa.chunked_array([pa.repeat(False, len(images))])
+    failed = []
     # An attempt that succeeded settles its image whenever it was, so that only the failed ones are put in order.
-    for start in range(0, len(attempts), COMPARED):
-        ok = attempts.slice(start, COMPARED).filter(pc.field("status") == "ok")
-        settled = pc.or_(settled, pc.is_in(identities, _identities(ok)))
-    if not retry_failed:
-        last = latest_outcome(attempts.filter(pc.field("status") == "failed"), by=by)
-        failed = last.filter(~pc.field("error").isin(list(UNAVAILABLE)))
-        settled = pc.or_(settled, pc.is_in(identities, _identities(failed)))
+    for some in _in_batches(attempts, COMPARED):
+        settled = pc.or_(settled, pc.is_in(identities, _identities(some.filter(pc.field("status") == "ok"))))
+        failed.append(some.filter(pc.field("status") == "failed"))
+    if failed and not retry_failed:
+        last = latest_outcome(pa.concat_tables(failed), by=by)
+        final = last.filter(~pc.field("error").isin(list(UNAVAILABLE)))
+        settled = pc.or_(settled, pc.is_in(identities, _identities(final)))
     return images.filter(pc.invert(settled))
+
+
+def of_images(images: pa.Table, attempts: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The attempts at these images, some of them in each table; ``images`` has the columns ``IDENTITY``."""
+    identities = _identities(images)
+    for some in _in_batches(attempts, COMPARED):
+        yield some.filter(pc.is_in(_identities(some), identities))
+
+
+def _in_batches(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The rows of tables in new ones of ``rows`` rows or more, but less than twice as many."""
+    held, count = [], 0
+    for table in tables:
+        for start in range(0, len(table), rows):
+            held.append(table.slice(start, rows))
+            count += len(held[-1])
+            if count >= rows:
+                yield pa.concat_tables(held)
+                held, count = [], 0
+    if held:
+        yield pa.concat_tables(held)
 
 
 def _identities(images: pa.Table) -> pa.ChunkedArray:

@@ -14,6 +14,7 @@ from pipeline.work.outcomes import (
     UNAVAILABLE,
     check_failures,
     latest_outcome,
+    of_images,
     pending,
 )
 
@@ -149,16 +150,16 @@ OUTCOMES = attempts(attempt("a", 1), attempt("b", 1, BROKEN), attempt("c", 1, GO
 def test_pending():
     """Every listed image but those that succeeded, or failed with their bytes; a new version is another image."""
     listed = images("a1", "b1", "c1", "d1", "d2", "e1")
-    assert sorted(names(pending(listed, OUTCOMES, by="night", retry_failed=False))) == ["c1", "d1", "e1"]
-    assert sorted(names(pending(listed, OUTCOMES, by="night", retry_failed=True))) == ["b1", "c1", "d1", "e1"]
-    assert pending(images(), OUTCOMES, by="night", retry_failed=False).num_rows == 0
-    assert names(pending(images("a1"), OUTCOMES.slice(0, 0), by="night", retry_failed=False)) == ["a1"]
+    assert sorted(names(pending(listed, [OUTCOMES], by="night", retry_failed=False))) == ["c1", "d1", "e1"]
+    assert sorted(names(pending(listed, [OUTCOMES], by="night", retry_failed=True))) == ["b1", "c1", "d1", "e1"]
+    assert pending(images(), [OUTCOMES], by="night", retry_failed=False).num_rows == 0
+    assert names(pending(images("a1"), [OUTCOMES.slice(0, 0)], by="night", retry_failed=False)) == ["a1"]
 
 
 def test_pending_keeps_the_columns_of_the_images():
     """Such as those that the work needs."""
     listed = images("a1", "c1").append_column("shard", pa.array(["x", "y"]))
-    assert pending(listed, OUTCOMES, by="night", retry_failed=False).to_pylist() == [
+    assert pending(listed, [OUTCOMES], by="night", retry_failed=False).to_pylist() == [
         {"image_key": "c", "image_etag": "1", "shard": "y"}
     ]
 
@@ -168,7 +169,7 @@ def test_a_retry_that_fails_again_settles_nothing_that_was_not_there(error):
     """After a failure of another kind, an image that was gone or archived before is settled; if it is again, not."""
     gone, broken = attempt("a", 1, error), attempt("a", 2, BROKEN)
     waiting = [
-        names(pending(images("a1"), attempts(*rows), by="night", retry_failed=False))
+        names(pending(images("a1"), [attempts(*rows)], by="night", retry_failed=False))
         for rows in ([gone], [gone, broken], [gone, broken, attempt("a", 3, error)])
     ]
     assert waiting == [["a1"], [], ["a1"]]
@@ -190,7 +191,24 @@ def test_what_is_pending_depends_on_the_attempt_that_counts(monkeypatch, retry_f
     assert 1 < len(expected) < 9
     for compared, table in enumerate(orders(rows), 1):
         monkeypatch.setattr(outcomes, "COMPARED", compared)
-        assert sorted(names(pending(listed, table, by="night", retry_failed=retry_failed))) == expected
+        parts = (pa.Table.from_batches([batch]) for batch in table.to_batches())
+        for tables in ([table], parts):
+            found = pending(listed, tables, by="night", retry_failed=retry_failed)
+            assert sorted(names(found)) == expected
+
+
+def test_attempts_of_images(monkeypatch):
+    """However many attempts are compared at once, those of other images and of other versions are left out."""
+    parts = [
+        attempts(attempt("a", 1), attempt("b", 1)),
+        attempts(),
+        attempts(attempt("a", 2), attempt("a", 3, etag="2")),
+    ]
+    for compared in (1, 2, 100):
+        monkeypatch.setattr(outcomes, "COMPARED", compared)
+        found = pa.concat_tables(of_images(images("a1", "c1"), parts)).to_pylist()
+        assert [(row["image_key"], row["night"]) for row in found] == [("a", 1), ("a", 2)]
+    assert list(of_images(images("a1"), [])) == []
 
 
 # --- how many may fail -----------------------------------------------------------------------------------------------
