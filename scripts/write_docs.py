@@ -448,12 +448,16 @@ def _keys() -> dict[str, str]:
         (encoder, encoders.MODEL, "The Keras model of the encoder, for GPUs."),
         (encoder, encoders.NETWORK[0], "The structure of the OpenVINO network of the encoder, for CPUs."),
         (encoder, encoders.NETWORK[1], "The weights of this network."),
+        (encoder, encoders.GRID, "The rows and columns of the map whose places are its regions, if it has them."),
+        (encoder, encoders.LAST_STAGE, "The last stage of the encoder, if this reads the regions."),
         (model, bundle.model_name(0), "A Keras model of the ensemble, for GPUs; they are counted from 0."),
         (model, bundle.network_names(0)[0], "The structure of this model's OpenVINO network of images, for CPUs."),
         (model, bundle.network_names(0)[1], "The weights of this network."),
         (model, bundle.network_names(0)[2], "The structure of its network of a decoding step, for CPUs."),
         (model, bundle.network_names(0)[3], "The weights of this network."),
         (model, bundle.VOCABULARY, "The vocabulary of the model."),
+        (model, bundle.NEIGHBOURS, "The vectors and captions of the training photographs, which vote on captions."),
+        (model, bundle.CONFIDENCE, "How its confidence is computed, and what it takes for a novel photograph."),
     ):
         found[artifacts.artifact_key(folder, name, {name: "CHECKSUM"})] = text
     found[layout.CHAMPION] = "The pointer to the model that captions the nights, and its history."

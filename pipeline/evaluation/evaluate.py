@@ -29,8 +29,8 @@ from pipeline.evaluation.drift import Profile
 from pipeline.evaluation.error_analysis import ErrorCount, ErrorKind, by_length, count_errors
 from pipeline.evaluation.report import Attention, Example, Report, render
 from pipeline.evaluation.results import CAPTIONS, Metrics, format_scores
+from pipeline.features import encoder as encoders
 from pipeline.features import extraction
-from pipeline.features.regions import grid
 from pipeline.features.splits import SplitFeatures, read_split
 from pipeline.metrics.coco import FUNCTION_WORDS, HumanBaseline, Scorer, diversity
 from pipeline.storage import Bucket, json, layout, parquet
@@ -195,14 +195,17 @@ def _attention(
     The images depend on nothing but their ids, so that models evaluated on one test split show the same.
     """
     try:
-        rows, columns = grid(encoder_id, store)
+        grid = encoders.load_grid(encoder_id, store)
     except PipelineError as error:
         log.warning("The report does not show where the captioner looks: %s", error)
+        return {}
+    if grid is None:
+        log.warning("The report does not show where the captioner looks: the regions are no places of a map")
         return {}
     ids = np.array(test.image_ids)
     chosen = np.argsort([hashlib.sha256(image.encode()).hexdigest() for image in ids])[:ATTENTION_EXAMPLES]
     weights = captioner.attention(test.features[chosen], [captions[image] for image in ids[chosen]])
-    return {image: each.reshape(-1, rows, columns).tolist() for image, each in zip(ids[chosen], weights, strict=True)}
+    return {image: each.reshape(-1, *grid).tolist() for image, each in zip(ids[chosen], weights, strict=True)}
 
 
 @dataclass(frozen=True)

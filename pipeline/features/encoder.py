@@ -47,6 +47,9 @@ NETWORK = ("network.xml", "network.bin")
 LAST_STAGE = "last-stage.keras"
 """The file of the part of the model that reads the regions, if they are what its last stage reads."""
 
+GRID = "grid.json"
+"""The file that says where the regions are: the rows and columns of the map whose places they are."""
+
 _CROPS = "-crops"
 """Ends the name of a multi-crop encoder."""
 
@@ -118,17 +121,25 @@ def register(spec: str, store: Bucket, *, crops: bool = False) -> str:
     return save_model(model, name, store)
 
 
-def save_model(model: "keras.Model", name: str, store: Bucket, *, last_stage: "keras.Model | None" = None) -> str:
+def save_model(
+    model: "keras.Model",
+    name: str,
+    store: Bucket,
+    *,
+    grid: tuple[int, int] | None = None,
+    last_stage: "keras.Model | None" = None,
+) -> str:
     """Register an encoder under this name and the hash of its weights, unless it is there, and return its id.
 
-    If its regions are what its last stage reads, this stage is stored beside it.
+    If its regions are the places of a map, the ``grid`` of this map is stored beside it; and if they are what its last
+    stage reads, this stage.
     """
     encoder_id = f"{name}-{_weights_hash(model)}"
     if not exists(encoder_id, store):
         from pipeline.features import openvino
 
         files = dict(zip(NETWORK, openvino.convert(model), strict=True)) | {MODEL: keras_files.to_bytes(model)}
-        _save(encoder_id, files, last_stage, store)
+        _save(encoder_id, files, grid, last_stage, store)
     size, *shapes = dimensions(model, name)
     pixels, *features = ("×".join(map(str, numbers)) for numbers in (size, *filter(None, shapes)))
     log.info("encoder %s: %s pixels to %s features", encoder_id, pixels, " and ".join(features))
@@ -236,6 +247,22 @@ def load_last_stage(encoder_id: str, store: Bucket) -> "keras.Model | None":
     return _load_keras(encoder_id, LAST_STAGE, checksums, store) if LAST_STAGE in checksums else None
 
 
+def load_grid(encoder_id: str, store: Bucket) -> tuple[int, int] | None:
+    """The rows and columns of the map whose places are the regions of a picture, row by row from its top left.
+
+    Returns:
+        None if the regions of the encoder are no places of a map.
+
+    Raises:
+        PipelineError: the encoder, or the file, is missing or damaged.
+    """
+    checksums = _checksums(encoder_id, store)
+    if GRID not in checksums:
+        return None
+    [data] = _get(encoder_id, [GRID], checksums, store)
+    return json.parse(tuple[int, int], data, f"{GRID} of {encoder_id}", advice=ADVICE)
+
+
 def load_network(encoder_id: str, store: Bucket) -> "Network":
     """The network of an encoder. Raises ``PipelineError`` if it is missing, or is not the one that was saved."""
     from pipeline.features.openvino import Network
@@ -244,10 +271,15 @@ def load_network(encoder_id: str, store: Bucket) -> "Network":
 
 
 def save_network(
-    encoder_id: str, network: "Network", store: Bucket, *, last_stage: "keras.Model | None" = None
+    encoder_id: str,
+    network: "Network",
+    store: Bucket,
+    *,
+    grid: tuple[int, int] | None = None,
+    last_stage: "keras.Model | None" = None,
 ) -> None:
-    """Register an encoder that is only for CPUs, with the last stage if its regions are what this reads."""
-    _save(encoder_id, dict(zip(NETWORK, network, strict=True)), last_stage, store)
+    """Register an encoder that is only for CPUs; the rest as for ``save_model``."""
+    _save(encoder_id, dict(zip(NETWORK, network, strict=True)), grid, last_stage, store)
 
 
 def copy_encoder(encoder_id: str, source: Bucket, target: Bucket) -> int:
@@ -273,7 +305,15 @@ def copy_encoder(encoder_id: str, source: Bucket, target: Bucket) -> int:
     return copied + 1
 
 
-def _save(encoder_id: str, files: dict[str, bytes], last_stage: "keras.Model | None", store: Bucket) -> None:
+def _save(
+    encoder_id: str,
+    files: dict[str, bytes],
+    grid: tuple[int, int] | None,
+    last_stage: "keras.Model | None",
+    store: Bucket,
+) -> None:
+    if grid is not None:
+        files[GRID] = str(list(grid)).encode()
     if last_stage is not None:
         files[LAST_STAGE] = keras_files.to_bytes(last_stage)
     checksums = artifacts.put(layout.encoder_folder(encoder_id), files, store)

@@ -31,5 +31,11 @@ def quantize(encoder_id: str, dataset_id: str, store: Bucket) -> str:
     pictures = training_pictures(dataset_id, store, size=size, count=PICTURES)
     log.info("%s: calibrating 8-bit integers on %d pictures, which takes a minute or two", encoder_id, len(pictures))
     quantized = openvino.quantize(network, pictures)
-    encoders.save_network(quantized_id, quantized, store, last_stage=encoders.load_last_stage(encoder_id, store))
+    encoders.save_network(
+        quantized_id,
+        quantized,
+        store,
+        grid=encoders.load_grid(encoder_id, store),
+        last_stage=encoders.load_last_stage(encoder_id, store),
+    )
     return quantized_id

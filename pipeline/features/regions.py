@@ -36,10 +36,6 @@ NUMBERS = 49 * 256
 
 LARGEST_MAP = 256
 """Places of a map at most: with more, little would remain of each."""
-
-REGIONS = "regions"
-"""The layer of an encoder that makes the regions of a map."""
-
 SAMPLES = 4
 """Pictures on which the pooled vector is compared with the mean of the map."""
 
@@ -89,33 +85,17 @@ def add_regions(encoder_id: str, dataset_id: str, store: Bucket) -> str:
     name = f"{encoder_id}-regions"
     if found.last_stage is not None and _pools_the_mean(found.model, size):
         vectors, _, regions = found.model.outputs
-        flat = keras.layers.Reshape((places, -1), name=REGIONS)(regions)
+        flat = keras.layers.Reshape((places, -1), name="regions")(regions)
         log.info("%s: its %d regions are what its last stage reads", encoder_id, places)
         with_regions = keras.Model(found.model.inputs, [vectors, flat], name=found.model.name)
-        return encoders.save_model(with_regions, name, store, last_stage=found.last_stage)
+        return encoders.save_model(with_regions, name, store, grid=(height, width), last_stage=found.last_stage)
     with_map = keras.Model(found.model.inputs, found.model.outputs[:2], name=found.model.name)
     pictures = training_pictures(dataset_id, store, size=size, count=PICTURES)
     log.info("%s: learning the projection of its %d regions from %d pictures", encoder_id, places, len(pictures))
     batches = np.array_split(pictures, -(-len(pictures) // encoders.CPU_BATCH))
     maps = (with_map.predict_on_batch(batch)[1].reshape(-1, channels) for batch in batches)
     matrix, shift = principal_components(maps, NUMBERS // places)
-    return encoders.save_model(_project(with_map, matrix, shift), name, store)
-
-
-def grid(encoder_id: str, store: Bucket) -> tuple[int, int]:
-    """The rows and columns of the map whose places are the regions of a picture, row by row from its top left.
-
-    Raises:
-        PipelineError: the encoder, or the one that it is the quantized version of, is missing, damaged, or without such
-            a map.
-    """
-    parts = names.ENCODER_ID.pattern.fullmatch(encoder_id)
-    exact = parts["exact"] if parts else encoder_id
-    layers = {layer.name: layer for layer in encoders.load_model(exact, store).layers}
-    if REGIONS not in layers or len(layers[REGIONS].input.shape) != 4:
-        raise PipelineError(f"The regions of {exact} are not the places of a map that `--regions` added.")
-    _, height, width, _ = layers[REGIONS].input.shape
-    return height, width
+    return encoders.save_model(_project(with_map, matrix, shift), name, store, grid=(height, width))
 
 
 def principal_components(
@@ -257,6 +237,6 @@ def _project(with_map: "keras.Model", matrix: npt.NDArray[np.float32], shift: np
 
     vectors, pooled = with_map.outputs
     projection = layers.Conv2D(matrix.shape[1], 1, name="projection")
-    regions = layers.Reshape((-1, matrix.shape[1]), name=REGIONS)(projection(pooled))
+    regions = layers.Reshape((-1, matrix.shape[1]), name="regions")(projection(pooled))
     projection.set_weights([matrix[None, None], shift])
     return keras.Model(with_map.inputs, [vectors, regions], name=with_map.name)

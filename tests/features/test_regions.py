@@ -203,17 +203,16 @@ def test_the_grid_says_where_a_region_is(tmp_path, bucket):
     keras.Model(sizes, keras.layers.GlobalAveragePooling2D()(sizes)).save(tmp_path / "wide.keras")
     plain = encoder.register(str(tmp_path / "wide.keras"), bucket)
     encoder_id = regions.add_regions(plain, dataset_id, bucket)
-    rows, columns = regions.grid(encoder_id, bucket)
-    assert (rows, columns) == regions.grid(f"{encoder_id}-int8", bucket) == (4, 8)
+    rows, columns = encoder.load_grid(encoder_id, bucket)
+    assert (rows, columns) == encoder.load_grid(quantization.quantize(encoder_id, dataset_id, bucket), bucket) == (4, 8)
     picture = np.zeros((1, 4, 8, 3), np.uint8)
     picture[0, 1, 6] = 255
     found = encoder.load(encoder_id, bucket).encode(picture).regions.reshape(rows, columns, -1)
     differs = (found != found[0, 0]).any(axis=-1)
     assert np.argwhere(differs).tolist() == [[1, 6]]
-    with pytest.raises(PipelineError, match=f"The regions of {plain} are not the places of a map"):
-        regions.grid(plain, bucket)
+    assert encoder.load_grid(plain, bucket) is None
     with pytest.raises(PipelineError, match=r"There is no object .*other-0123456789ab-regions-0123456789ab/"):
-        regions.grid("other-0123456789ab-regions-0123456789ab-int8", bucket)
+        encoder.load_grid("other-0123456789ab-regions-0123456789ab", bucket)
 
 
 def test_the_projection_is_learnt_once(world, monkeypatch):
@@ -407,14 +406,15 @@ def test_a_report_without_heat_maps(world, attending, pooled, monkeypatch, caplo
     _, store = world
 
     def refuse(*_):
-        raise PipelineError("no such map")
+        raise PipelineError("no such encoder")
 
-    monkeypatch.setattr(evaluation, "grid", refuse)
-    for model, line in ((pooled[0], ""), (attending, "does not show where the captioner looks: no such map")):
-        page, table, _ = evaluated(model, store)
-        assert "Where the captioner looks" not in page
-        assert table["attention"].null_count == len(table)
-        assert line in caplog.text
+    for grid, reason in ((lambda *_: None, "the regions are no places of a map"), (refuse, "no such encoder")):
+        monkeypatch.setattr(encoder, "load_grid", grid)
+        for model, line in ((pooled[0], ""), (attending, f"does not show where the captioner looks: {reason}")):
+            page, table, _ = evaluated(model, store)
+            assert "Where the captioner looks" not in page
+            assert table["attention"].null_count == len(table)
+            assert line in caplog.text
 
 
 def test_nights_and_captions_on_demand(world, attending, pooled, new_bucket, tmp_path):
@@ -482,7 +482,7 @@ def test_regions_are_what_the_last_stage_reads(staged):
     inputs, _, store = staged
     loaded = encoder.load(inputs.encoder_id, store)
     assert (loaded.shape, loaded.regions) == ((12,), (16, 3))
-    assert regions.grid(inputs.encoder_id, store) == (4, 4)
+    assert encoder.load_grid(inputs.encoder_id, store) == (4, 4)
     found = loaded.encode(pictures())
     np.testing.assert_allclose(
         found.regions, pictures().reshape(4, 4, 2, 4, 2, 3).mean(axis=(2, 4)).reshape(4, 16, 3) / 255, rtol=1e-5
@@ -565,7 +565,7 @@ def test_a_model_of_8_bit_features_goes_to_another_store(staged):
     inputs, _, store = staged
     quantized = quantization.quantize(inputs.encoder_id, inputs.dataset, store)
     elsewhere = MemoryBucket("elsewhere")
-    assert encoder.copy_encoder(quantized, store, elsewhere) == 4
+    assert encoder.copy_encoder(quantized, store, elsewhere) == 5
     assert encoder.has_last_stage(quantized, elsewhere)
     network, part = (of(quantized, store) for of in (encoder.load_network, encoder.load_last_stage))
     own = MemoryBucket("own")
