@@ -116,8 +116,7 @@ class Vocabulary:
             if [row["id"] for _, row in rows] != list(range(len(rows))):
                 raise ValueError("the ids are not 0, 1, 2, …")
             words, counts = tuple(word for word, _ in rows), tuple(row["count"] for _, row in rows)
-            neutral_wording = document.get("neutral_wording", False)
-            return cls(words, counts, document["min_count"], document["language"], neutral_wording)
+            return cls(words, counts, document["min_count"], document["language"], document["neutral_wording"])
         except (ValueError, KeyError, TypeError) as error:
             raise PipelineError(
                 f"{origin} is not a vocabulary ({error!r}): run `captioning vocabulary` again to write it."
