@@ -26,11 +26,14 @@ from pipeline.captioner.metadata import ModelMetadata, list_models, load_metadat
 from pipeline.captioner.registry import Promotion, find_champion
 from pipeline.data import corrections
 from pipeline.data.corrections import Correction
+from pipeline.data.dataset import list_datasets
+from pipeline.data.ingest import IngestReport
 from pipeline.errors import PipelineError
 from pipeline.evaluation.results import Metrics, latest_metrics
 from pipeline.nightly import current
 from pipeline.nightly.current import MODEL, PERSON
-from pipeline.storage import Bucket, DamagedObjectError, ObjectNotFoundError, layout, parquet
+from pipeline.storage import Bucket, DamagedObjectError, ObjectNotFoundError, json, layout, parquet
+from pipeline.storage.bucket import read_each
 from pipeline.work import runs
 from pipeline.work.outcomes import IDENTITY, latest_outcome
 from pipeline.work.runs import NightRecord
@@ -88,9 +91,9 @@ class Filters(BaseModel):
     source: Literal["", "model", "person"] = Field("", description="who wrote or confirmed the caption")
     unsure: float | None = Field(
         None,
-        gt=0,
+        ge=0,
         le=1,
-        description="upper limit of the confidence; captions of novel photographs are below each limit",
+        description="upper limit of the confidence; captions of novel photographs are below each limit, also 0",
     )
     under: str = Field("", max_length=1024, description="the key of the image begins with this")
     image: str = Field("", max_length=1024, description="key of the image")
@@ -377,6 +380,15 @@ def card(version: str, store: Bucket) -> str:
         return store.get(layout.model_card(version)).decode(errors="replace")
     except ObjectNotFoundError:
         raise PipelineError(f"Model {version} has no card: `captioning evaluate {version}` writes it.") from None
+
+
+def ingest_reports(store: Bucket, *, limit: int, damaged: list[str]) -> list[IngestReport]:
+    """What the newest datasets hold, the newest first; a damaged report is left out, and named in ``damaged``."""
+
+    def read(dataset_id: str) -> IngestReport:
+        return json.read(IngestReport, layout.ingest_report(dataset_id), store)
+
+    return [report for _, report in read_each(read, list_datasets(store, limit=limit), damaged=damaged)]
 
 
 def nights(store: Bucket, *, limit: int, damaged: list[str]) -> list[NightRecord]:

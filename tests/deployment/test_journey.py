@@ -629,8 +629,8 @@ def test_search_and_filters(page, deployment, promoted):
     """A search finds captions; a failed image shows its error; an empty result says so."""
     page.goto(f"{deployment.url}/captions/")
     page.get_by_label("Status").select_option("failed")
-    page.get_by_role("button", name="Show").click()
     expect(page.locator(".card")).to_have_count(1)
+    expect(page.get_by_label("Status")).to_be_focused()
     expect(page.locator(".card")).to_contain_text("cannot be decoded")
     page.goto(f"{deployment.url}/captions/?words=zebra")
     expect(page.get_by_role("heading", name="Nothing found")).to_be_visible()
@@ -638,8 +638,36 @@ def test_search_and_filters(page, deployment, promoted):
     word = page.locator(".card p").nth(3).inner_text().split()[-1]
     page.get_by_label("Search").fill(word)
     page.get_by_label("Search").press("Enter")
+    expect(page).to_have_url(re.compile(f"words={word}"))
     for text in page.locator(".card").all_inner_texts():
         assert word in text
+
+
+@pytest.mark.browser
+def test_from_picture_to_picture(page, deployment, promoted):
+    """A picture leads to those beside it on the page that it was opened from, and back; by keys, too."""
+    page.goto(f"{deployment.url}/captions/?under=camera/&status=ok")
+    names = page.locator(".card .key").evaluate_all("keys => keys.map(key => key.title)")
+    assert all(name.startswith("camera/") for name in names)
+    title = page.get_by_role("heading", level=1)
+    page.locator(".card a").first.click()
+    expect(title).to_have_text(names[0])
+    expect(page.get_by_role("link", name="Previous")).to_be_hidden()
+    page.get_by_role("link", name="Next").click()
+    expect(title).to_have_text(names[1])
+    page.keyboard.press("ArrowRight")
+    expect(title).to_have_text(names[2])
+    page.keyboard.press("ArrowLeft")
+    expect(title).to_have_text(names[1])
+    page.keyboard.press("e")
+    expect(page.get_by_label("Better caption")).to_be_focused()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Escape")
+    expect(title).to_have_text(names[1])
+    page.keyboard.press("Escape")
+    expect(page).to_have_url(re.compile("under=camera"))
+    page.keyboard.press("/")
+    expect(page.get_by_label("Search")).to_be_focused()
 
 
 @pytest.mark.browser
@@ -831,8 +859,8 @@ def test_by_keyboard_alone(page, deployment, promoted):
         page.keyboard.press("Tab")
         names.append(page.evaluate("(document.activeElement.name || document.activeElement.innerText).trim()"))
     names[1] = names[1].rstrip("0123456789")  # the captions that wait
-    assert names[:7] == ["Captions", "Review", "Corrections", "Nights", "Models", "Try it", "Airflow"]
-    assert names[7:14] == ["words", "night", "version", "status", "source", "unsure", "Show"]
+    assert names[:8] == ["Captions", "Review", "Corrections", "Nights", "Models", "Datasets", "Try it", "Airflow"]
+    assert names[8:15] == ["words", "under", "night", "version", "status", "source", "unsure"]
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid"
     page.keyboard.press("Enter")
@@ -878,6 +906,7 @@ def test_light_and_dark_on_a_phone(browser, context, deployment, scheme, unsure)
         "corrections",
         "nights",
         "models",
+        "datasets",
         "try",
         "?words=zebra",
         "image?key=camera/broken.jpg",

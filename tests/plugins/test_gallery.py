@@ -172,6 +172,7 @@ def test_each_route_opens_with_a_login(visit, answering):
         "/review/count",
         "/nights",
         "/models",
+        "/datasets",
         "/try",
         "/static/gallery.css",
         "/image?key=red.jpg",
@@ -643,6 +644,7 @@ def test_empty_pages(visit, tmp_path, monkeypatch):
         ("/corrections", "Nobody has corrected"),
         ("/nights", "No night has run yet"),
         ("/models", "No model has been trained"),
+        ("/datasets", "No captioned photographs have been read"),
     ):
         assert text in visit(path).text
 
@@ -879,6 +881,20 @@ def test_a_card_is_shown(visit, trained, buckets):
     )
 
 
+def test_the_list_of_datasets(visit, buckets):
+    """Their counts, and what goes into the form: their names and, for those who may train, the addresses of sources."""
+    store, _, _ = buckets
+    source = toy.draw(store)
+    report = ingest([source], store, name="toy")
+    page = html.unescape(visit("/datasets").text)
+    for text in (f'data-copy="{report.dataset}"', f'data-copy="{next(iter(report.sources))}"', f">{report.captions}<"):
+        assert text in page
+    assert str(store.root.parent) not in visit("/datasets", role="viewer").text
+    store.put(layout.ingest_report(report.dataset), b"{")
+    page = visit("/datasets").text
+    assert (report.dataset in page, "ingest.json is damaged" in page) == (True, True)
+
+
 def test_filters_of_a_form_come_through(visit):
     """A form sends empty values for the fields that are not used."""
     page = visit("/?words=ball&night=&version=&status=&unsure=").text
@@ -905,7 +921,11 @@ def test_how_sure_the_model_is(visit, buckets):
             assert (">72 % sure<" in page, ">unlike the photographs it learned from<" in page) == shown, path
             assert "90 %" not in page
             assert "probability" not in page
-    assert visit("/?unsure=0.8").text.count('class="card') == 2
+    for limit, shown in {"0.8": 2, "0": 1, "": 6}.items():
+        page = visit(f"/?unsure={limit}").text
+        assert page.count('class="card') == shown, limit
+        assert not limit or f'value="{limit}" selected' in page, limit
+    assert ">below 50 %: to review<" in page
 
 
 def test_the_end_of_the_pages(visit):
@@ -946,6 +966,8 @@ def test_drift_is_plotted(visit, buckets):
     assert (text.count("<circle"), text.count(" beyond")) == (6, 1)
     assert "2026-01-02: -2.00 from earlier nights" in text
     assert 'href="./?night=2026-01-01"' in text
+    assert 'href="./../dags/caption_new_images/runs/n2"' in text
+    assert 'href="models/m1/card"' in text
     assert "night=2026-01-02" not in text, "nothing was written under this date"
     assert "1,200" in text
     assert "1 × the file is empty" in text

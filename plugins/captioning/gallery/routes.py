@@ -1,4 +1,4 @@
-"""The gallery's routes: pages of captions, images, reviews, corrections, nights and models, and captions on demand.
+"""The gallery's routes: pages of captions, images, reviews, corrections, nights, models and datasets, and uploads.
 
 Every route requires Airflow's login. URLs in pages are relative, so that they work behind any proxy.
 """
@@ -25,6 +25,7 @@ from captioning.gallery import access, dependencies, limits
 from captioning.gallery.plots import plot_acceptance, plot_drift
 from captioning.internals import GetUserDep
 from captioning.settings import read_settings as read_airflow_settings
+from pipeline.captioner.registry import find_champion
 from pipeline.data import corrections
 from pipeline.data.corrections import Correction
 from pipeline.data.decoders import DecodersBusyError, DecoderStartError, Thumbnails
@@ -61,6 +62,9 @@ NIGHTS = 40
 MODELS = 15
 """Maximum models that are listed."""
 
+DATASETS = 20
+"""Maximum datasets that are listed."""
+
 CORRECTIONS = 100
 """Maximum corrections that are listed."""
 
@@ -72,7 +76,7 @@ STATIC = {
 }
 
 UNSURE = (0.2, 0.4, 0.6, 0.8)
-"""Thresholds for the confidence, to choose from."""
+"""Thresholds for the confidence, to choose from, besides that of the review queue."""
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self' blob:; style-src 'self'; script-src 'self'; "
@@ -88,9 +92,9 @@ UNCHANGING = {"Cache-Control": "private, max-age=604800, immutable"}
 DRIFT_TITLES = {
     "features": "Image features",
     "failed": "Share of failed images",
-    "novel": "Share of novel photographs",
+    "novel": "Share unlike the training photographs",
     "words": "Caption length",
-    "log_prob": "Word probability",
+    "log_prob": "Log probability of a word",
 }
 """Titles of the drift measures (see ``pipeline.evaluation.drift``)."""
 
@@ -151,7 +155,7 @@ class CaptionQuery(Filters):
 @limits.pages.run
 def show_captions(request: Request, store: Store, query: Annotated[CaptionQuery, Query()]) -> HTMLResponse:
     """A page of the newest captions that match the filters."""
-    shards = browse.shards(store)
+    shards, below = browse.shards(store), read_settings().review_below
     found = browse.page(shards, query, store=store, size=PAGE_SIZE, after=query.after)
     return page(
         request,
@@ -163,7 +167,8 @@ def show_captions(request: Request, store: Store, query: Annotated[CaptionQuery,
         empty=not shards,
         nights=list(dict.fromkeys(shard.night for shard in shards)),
         versions=list(dict.fromkeys(shard.version for shard in shards)),
-        unsure=UNSURE,
+        unsure=sorted({*UNSURE, below}),
+        below=below,
     )
 
 
@@ -182,7 +187,16 @@ def show_image(
         where = f" back to {found.searched_to}" if found.searched_to else ""
         raise HTTPException(status.HTTP_404_NOT_FOUND, f"There are no captions of this picture{where}.")
     can_trigger = access.user_can_trigger(user)
-    return page(request, "image.html", key=key, found=found, damaged=found.damaged, can_trigger=can_trigger)
+    champion = find_champion(store)
+    return page(
+        request,
+        "image.html",
+        key=key,
+        found=found,
+        champion=champion and champion.version,
+        damaged=found.damaged,
+        can_trigger=can_trigger,
+    )
 
 
 @app.get("/review")
@@ -293,6 +307,16 @@ def show_card(request: Request, version: str, store: Store) -> HTMLResponse:
     except PipelineError as error:
         raise HTTPException(status.HTTP_404_NOT_FOUND, str(error)) from error
     return page(request, "card.html", version=version, card=Markup(markdown.render(card)))  # noqa: S704 - escaped
+
+
+@app.get("/datasets")
+@limits.pages.run
+def show_datasets(request: Request, store: Store, user: GetUserDep) -> HTMLResponse:
+    """The newest datasets, and what people who may train from them write into the form."""
+    damaged: list[str] = []
+    reports = browse.ingest_reports(store, limit=DATASETS, damaged=damaged)
+    can_trigger = access.user_can_trigger(user)
+    return page(request, "datasets.html", reports=reports, can_trigger=can_trigger, damaged=damaged)
 
 
 @app.get("/try")

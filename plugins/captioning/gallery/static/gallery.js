@@ -152,7 +152,7 @@ function enableUploads(page, correction) {
     }
     setState("Captioning …", "working");
     const slow = setTimeout(() => {
-      if (upload === last) setState("Loading the model, which takes half a minute …", "working");
+      if (upload === last) setState("Loading the model …", "working");
     }, 3000);
     try {
       const answer = await post(page.dataset.captionUrl, file);
@@ -205,6 +205,52 @@ function enableKeys(page) {
   });
 }
 
+// Filters apply when they are changed, and the one that was changed keeps the focus.
+function enableFilters(form) {
+  const name = remembered("sessionStorage", "captions-filter"), fold = form.querySelector(".fold");
+  remember("sessionStorage", "captions-filter", "");
+  if (name && form.elements[name]) form.elements[name].focus();
+  form.addEventListener("change", (event) => {
+    remember("sessionStorage", "captions-filter", event.target.name);
+    form.requestSubmit();
+  });
+  fold.addEventListener("click", () => {
+    fold.setAttribute("aria-expanded", fold.getAttribute("aria-expanded") === "false");
+  });
+  // A picture's own page leads to the others of this page, and back.
+  const pictures = [...document.querySelectorAll(".card > a")].map((link) => link.href);
+  remember("sessionStorage", "captions-page", JSON.stringify({ address: location.href, pictures }));
+  document.addEventListener("keydown", (event) => {
+    const field = event.target.closest("input, select");
+    if (field && event.key === "Escape") field.blur();
+    if (field || event.key !== "/" || event.ctrlKey || event.altKey || event.metaKey) return;
+    event.preventDefault();
+    form.elements.words.select();
+  });
+}
+
+function enableNeighbours(nav) {
+  let page = null;
+  try { page = JSON.parse(remembered("sessionStorage", "captions-page")); } catch { /* there is none */ }
+  const place = page ? page.pictures.indexOf(location.href) : -1;
+  if (place < 0) return;
+  const [back, previous, next] = nav.querySelectorAll("a");
+  for (const [link, address] of [[back, page.address], [previous, page.pictures[place - 1]], [next, page.pictures[place + 1]]]) {
+    if (address) link.href = address;
+  }
+  nav.hidden = false;
+  const keys = { Escape: back, ArrowLeft: previous, ArrowRight: next };
+  document.addEventListener("keydown", (event) => {
+    const field = event.target.closest("input, button");
+    if (field && event.key === "Escape") field.blur();
+    else if (!field && keys[event.key]?.href && !event.ctrlKey && !event.altKey && !event.metaKey) keys[event.key].click();
+    else if (!field && event.key === "e") {
+      event.preventDefault();
+      document.querySelector(".correction input[name=caption]")?.select();
+    }
+  });
+}
+
 async function showCount(span) {
   const response = await fetch(span.dataset.url, { headers: { Accept: "application/json" } });
   if (!response.ok) return;
@@ -216,6 +262,9 @@ async function showCount(span) {
 document.addEventListener("DOMContentLoaded", () => {
   const page = document.querySelector(".review");
   if (page) enableKeys(page);
+  const filters = document.querySelector("form.filters"), around = document.querySelector(".around");
+  if (filters) enableFilters(filters);
+  if (around) enableNeighbours(around);
   showCount(document.querySelector(".count")).catch(() => { /* the link works without it */ });
 });
 
