@@ -529,11 +529,15 @@ def end_run(
     run: RunName,
     error: Annotated[str | None, typer.Option(help="why it failed, whatever its record says")] = None,
 ) -> None:
-    """Mark a run as failed. Without --error, a run that has ended stays as it is."""
+    """Mark a run as failed. Without --error, a run that has ended stays as it is. Print its measures for monitoring."""
+    from pipeline.ops import measures
     from pipeline.work import runs
 
-    changed = runs.end_run(kind, run, error, _store())
-    _print({"failed": changed, "summary": error or ("marked as failed" if changed else "the run has ended")})
+    store = _store()
+    changed = runs.end_run(kind, run, error, store)
+    summary = error or ("marked as failed" if changed else "the run has ended")
+    found = measures.of_run(runs.read_record(kind, run, store)) | measures.of_store(store)
+    _print({"failed": changed, "summary": summary, "measures": found})
 
 
 @app.command()

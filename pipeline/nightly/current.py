@@ -132,6 +132,7 @@ class Coverage:
         by_person: those whose caption a person wrote or confirmed.
         failed: those without a caption because they failed.
         waiting: those that were not tried yet.
+        newest_at: when a model wrote the newest of their captions; None if none is a model's.
     """
 
     listed_at: datetime
@@ -140,11 +141,12 @@ class Coverage:
     by_person: int
     failed: int
     waiting: int
+    newest_at: datetime | None
 
 
 def coverage(store: Bucket) -> Coverage | None:
     """The coverage; None if no night has ended yet. Raises ``DamagedObjectError``."""
-    columns = ["caption", "source", "error"]
+    columns = ["caption", "source", "captioned_at", "error"]
     try:
         table = parquet.read(layout.CURRENT_CAPTIONS, store, columns=columns, by_ranges=True, advice=ADVICE)
     except ObjectNotFoundError:
@@ -158,6 +160,7 @@ def coverage(store: Bucket) -> Coverage | None:
         by_person=pc.sum(pc.equal(table["source"], PERSON), min_count=0).as_py(),
         failed=failed,
         waiting=len(table) - captioned - failed,
+        newest_at=pc.max(table["captioned_at"].filter(pc.equal(table["source"], MODEL))).as_py(),
     )
 
 

@@ -12,6 +12,7 @@ from airflow.providers.standard.hooks.subprocess import SubprocessHook, Subproce
 from airflow.sdk import BaseOperator, Context, TaskGroup, XComArg
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from captioning import metrics
 from captioning.assets import FEATURES
 from captioning.checkout import find_checkout, find_code, mismatch
 from captioning.child import Child, prepare_child
@@ -155,7 +156,7 @@ class PipelineOperator(BaseOperator):
 
 
 class EndRunOperator(PipelineOperator):
-    """Write the record of a run that failed, with the error messages of its failed tasks.
+    """Write the record of a run that failed, with the error messages of its failed tasks, and send the run's metrics.
 
     The record of a run that succeeded exists by then, and stays as it is.
 
@@ -169,7 +170,9 @@ class EndRunOperator(PipelineOperator):
         """Run the command with the messages of the tasks that have failed."""
         if errors := describe_failures(context):
             self.arguments = [*self.arguments, f"--error={errors}"]
-        return super().execute(context)
+        result = super().execute(context)
+        metrics.send(result["measures"], context["dag"].dag_id)
+        return result
 
 
 def extract_features(plan: Sequence[Any]) -> TaskGroup:
@@ -203,6 +206,7 @@ def end_run(kind: str) -> EndRunOperator:
         task_id=END_RUN,
         kind=kind,
         execution_timeout=timedelta(minutes=10),
-        doc_md="Write the record of a run that failed, with the errors of its tasks. Runs however the run went.",
+        doc_md="Write the record of a run that failed, with the errors of its tasks, and send the run's metrics. Runs "
+        "however the run went.",
     ).as_teardown()
     return teardown

@@ -135,8 +135,8 @@ def test_the_plugins_folder_shows_what_no_package_shows(installed, monkeypatch):
 
 
 PUBLIC = (
-    "airflow.listeners", "airflow.plugins_manager", "airflow.sdk.exceptions", "airflow.triggers.base",
-    "airflow.triggers.shared_stream",
+    "airflow.listeners", "airflow.plugins_manager", "airflow.sdk.exceptions", "airflow.sdk.observability",
+    "airflow.triggers.base", "airflow.triggers.shared_stream",
 )  # fmt: skip
 """Modules of Airflow's public interface beside ``airflow.sdk``, whose names are listed in it, and the providers."""
 
