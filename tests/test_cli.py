@@ -636,15 +636,23 @@ def test_the_champion_is_evaluated_only_for_the_decision(store, result, options,
 
 @pytest.mark.parametrize("kind", [runs.NIGHT, runs.RETRAINING])
 def test_the_end_of_a_run(store, result, kind):
-    """With an error it is failed; without one, only if its record does not say how it ended."""
-    assert result("end-run", kind, "x1", "--error", "killed") == {"failed": True, "summary": "killed"}
+    """With an error it is failed; without one, only if its record does not say how it ended. It is measured."""
+    ended = result("end-run", kind, "x1", "--error", "killed")
+    assert (ended["failed"], ended["summary"]) == (True, "killed")
+    assert ended["measures"][f"{kind}.succeeded"] == 0
+    assert "captions.images" not in ended["measures"]
     record = runs.read_record(kind, "x1", store)
     assert (record.kind, record.status, record.message) == (kind, "failed", "killed")
-    assert result("end-run", kind, "x1") == {"failed": False, "summary": "the run has ended"}
+    ended = result("end-run", kind, "x1")
+    assert (ended["failed"], ended["summary"]) == (False, "the run has ended")
     assert runs.read_record(kind, "x1", store) == record
     assert result("end-run", kind, "x1", "--error", "again")["failed"]
     assert runs.read_record(kind, "x1", store).message == "again"
-    assert result("end-run", kind, "x2") == {"failed": True, "summary": "marked as failed"}
+    write_model("m1", store)
+    registry.promote("m1", store)
+    ended = result("end-run", kind, "x2")
+    assert (ended["failed"], ended["summary"]) == (True, "marked as failed")
+    assert ended["measures"]["champion.judged"] == 0
     assert runs.read_record(kind, "x2", store).message == "The run ended before its last step."
 
 

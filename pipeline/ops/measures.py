@@ -26,7 +26,7 @@ COUNTS = ("listed", "already_done", "postponed", "requested", "captioned", "nove
 
 
 def of_run(record: AnyRecord) -> Measures:
-    """The measures of a run that has ended, from its record. A night that failed before it was counted has no counts."""
+    """The measures of a run that has ended, from its record; without counts if a night failed before it was counted."""
     succeeded = record.status == "succeeded"
     found: Measures = {"succeeded": int(succeeded), "extracted": record.extracted}
     if record.finished_at:

@@ -9,9 +9,11 @@ loads Airflow's models and its API server.
 * Listeners get the scheduler's own objects, and no public way leads from them to notes, XComs and pools: hence
   ``airflow.models`` and ``airflow.settings``.
 
-Public are ``airflow.sdk``, ``airflow.sdk.exceptions`` and ``airflow.sdk.observability``, the base classes of plugins, listeners and triggers, and
+Public are ``airflow.sdk`` and ``airflow.sdk.exceptions``, the base classes of plugins, listeners and triggers, and
 Airflow's providers
-(https://airflow.apache.org/docs/apache-airflow/stable/public-airflow-interface.html).
+(https://airflow.apache.org/docs/apache-airflow/stable/public-airflow-interface.html);
+and, by the word of its maintainers, ``airflow.sdk.observability``
+(https://github.com/apache/airflow/discussions/69096).
 """
 
 from airflow import settings

@@ -33,7 +33,7 @@ RESULTS = {
     "evaluate": {"version": "m1", "CIDEr": 0.5},
     "evaluate-champion": {"champion": None, "summary": "there is no champion"},
     "gate": {"version": "m1", "promoted": True, "reason": "the first champion", "summary": "m1 is the new champion"},
-    "end-run": {"summary": "the record stays"},
+    "end-run": {"summary": "the record stays", "measures": {"night.succeeded": 1}},
     "list": {"listed": 9},
     "plan-captions": ["shard3", "shard4"],
     "caption": {"captioned": 4, "summary": "4 images"},
@@ -284,6 +284,16 @@ def test_a_killed_shard(runs):
     state, tasks = runs.run("caption_new_images", **{"caption shard3": AirflowFailException("killed")})
     assert (state, tasks["caption"]) == ("failed", ["failed", "success"])
     assert runs.error().startswith("caption[0]: no error message: the task was killed or exceeded its time limit")
+
+
+@pytest.mark.parametrize("failing", [{}, {"list": "no champion"}], ids=["succeeded", "failed"])
+def test_the_metrics_of_a_run(runs, monkeypatch, failing):
+    """The teardown sends them however the run went, with the DAG as their tag."""
+    sent = []
+    monkeypatch.setattr("airflow.sdk.observability.stats.gauge", lambda *args, **kwargs: sent.append((args, kwargs)))
+    runs.run("caption_new_images", **failing)
+    ours = [each for each in sent if each[0][0].startswith("captioning.")]
+    assert ours == [(("captioning.night.succeeded", 1), {"tags": {"dag_id": "caption_new_images"}})]
 
 
 def test_a_teardown_that_fails(runs):

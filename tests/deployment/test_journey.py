@@ -28,6 +28,7 @@ from pipeline.work import runs
 from tests.support import secrets, toy
 from tests.support.airflow_server import NIGHT_DAG, RETRAINING_DAG, start_airflow
 from tests.support.faults import Proxy
+from tests.support.metrics_servers import open_statsd
 from tests.support.nights import rows_in
 from tests.support.paths import PROJECT
 from tests.support.receivers import SECRET, open_receivers
@@ -69,10 +70,11 @@ with DAG("warning", schedule="@once", **notifications.night_callbacks()):
 
 
 class Deployment:
-    """A running Airflow with its store and inbox, behind which S3 can be told to misbehave, and two receivers."""
+    """A running Airflow with its store and inbox, behind which S3 can be told to misbehave, and its receivers."""
 
-    def __init__(self, folder, server, receivers, s3, uri):
+    def __init__(self, folder, server, receivers, s3, uri, *, statsd):
         self.home, self.server, self.url, self.receivers, self.s3 = folder, server, server.url, receivers, s3
+        self.statsd = statsd
         self.temporary = folder.with_name("temporary")
         self.store, self.inbox = open_bucket(f"{uri}/store"), open_bucket(f"{uri}/inbox")
 
@@ -80,6 +82,10 @@ class Deployment:
         """Wait until both receivers have this notification, and return its text."""
         wait_for(f"the notification {subject}", lambda: self.receivers.have(subject, containing), SECONDS)
         return self.receivers.sent(subject, containing)
+
+    def metric(self, name, dag_id):
+        """The last value of a metric of a DAG's runs; None if it was never sent."""
+        return self.statsd.gauges.get(f"airflow.captioning.{name},dag_id={dag_id}")
 
     def address(self, run):
         """The page of a run."""
@@ -141,11 +147,13 @@ def deployment(tmp_path_factory, s3_server, s3_bucket_name, source, new):
     inbox.put("camera/broken.jpg", path.read_bytes()[:2000])
     inbox.put(HOSTILE, path.read_bytes())
     inbox.put("notes.txt", b"not to be captioned")
-    with open_receivers() as receivers:
+    with open_receivers() as receivers, open_statsd() as statsd:
         environment = {
             **secrets.without_credentials(),
             **secrets.by_connection(s3.url),
             **receivers.environment,
+            **statsd.environment,
+            "AIRFLOW__METRICS__STATSD_INFLUXDB_ENABLED": "True",
             "CAPTION_STORE": f"{uri}/store",
             "CAPTION_INBOX": f"{uri}/inbox",
             "CAPTION_DATASET": source.as_uri(),
@@ -159,7 +167,7 @@ def deployment(tmp_path_factory, s3_server, s3_bucket_name, source, new):
             "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
         }
         with start_airflow(folder, environment) as server:
-            yield Deployment(folder, server, receivers, s3, uri)
+            yield Deployment(folder, server, receivers, s3, uri, statsd=statsd)
     s3.stop()
 
 
@@ -365,6 +373,13 @@ def test_a_failed_night(deployment, first_night):
 
 
 @pytest.mark.airflow
+def test_a_failed_night_is_among_the_metrics(deployment, first_night):
+    """The task that ends it sends them, in a process that Airflow has set up for that."""
+    wait_for("the metrics of the night", lambda: deployment.metric("night.succeeded", NIGHT_DAG) == 0, SECONDS)
+    assert deployment.metric("night.captioned", NIGHT_DAG) is None
+
+
+@pytest.mark.airflow
 def test_a_failed_night_has_a_note_and_a_record(deployment, first_night):
     """Both hold the error message; the task that writes the record succeeds and leaves the run failed."""
     assert first_night.of_tasks("end_run", "state") == ["success"]
@@ -488,6 +503,18 @@ def test_notes_of_a_retraining(deployment, promoted):
     assert promoted.retraining.of_tasks("extract", "rendered_map_index") == [f"1: {IMAGES} images"]
     assert promoted.retraining.of_tasks("end_run", "state") == ["success"]
     assert runs.read_record(runs.RETRAINING, promoted.retraining.id, deployment.store).status == "succeeded"
+
+
+@pytest.mark.airflow
+def test_metrics_of_a_retraining_and_its_night(deployment, promoted):
+    """They agree with the records of both."""
+    night = runs.read_record(runs.NIGHT, promoted.night.id, deployment.store)
+    wait_for("the metrics of the night", lambda: deployment.metric("night.succeeded", NIGHT_DAG) == 1, SECONDS)
+    assert deployment.metric("night.captioned", NIGHT_DAG) == night.captioned > 0
+    assert deployment.metric("captions.captioned", NIGHT_DAG) == night.captioned
+    retraining = runs.read_record(runs.RETRAINING, promoted.retraining.id, deployment.store)
+    assert deployment.metric("retraining.promoted", RETRAINING_DAG) == 1
+    assert deployment.metric("champion.cider", RETRAINING_DAG) == pytest.approx(retraining.scores["CIDEr"])
 
 
 @pytest.mark.airflow
