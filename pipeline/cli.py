@@ -536,7 +536,10 @@ def end_run(
     store = _store()
     changed = runs.end_run(kind, run, error, store)
     summary = error or ("marked as failed" if changed else "the run has ended")
-    found = measures.of_run(runs.read_record(kind, run, store)) | measures.of_store(store)
+    found = measures.of_run(runs.read_record(kind, run, store))
+    if kind == runs.NIGHT:
+        # Were a retraining to measure it too, its DAG's series would show an old state until the next retraining.
+        found |= measures.of_store(store)
     _print({"failed": changed, "summary": summary, "measures": found})
 
 
