@@ -724,6 +724,10 @@ def test_models_and_nights(page, deployment, promoted):
     version = registry.read_champion(deployment.store).version
     page.goto(f"{deployment.url}/captions/models")
     expect(page.locator("tr.champion")).to_contain_text(version)
+    heading = page.get_by_role("columnheader", name="CIDEr")
+    for order in ("descending", "ascending"):
+        heading.get_by_role("button").click()
+        expect(heading).to_have_attribute("aria-sort", order)
     picture(page, "models", clip={"x": 0, "y": 0, "width": 1280, "height": 260})
     page.get_by_role("link", name="Report").click()
     expect(page.get_by_role("heading", name="Captioner", exact=False).first).to_be_visible()

@@ -855,6 +855,8 @@ def test_a_report_is_shown_and_runs_nothing(visit, trained, buckets):
         answer = visit(f"/models/{version}/report")
         assert (answer.status_code, answer.content) == (200, report)
         assert answer.headers["content-security-policy"].startswith("sandbox; default-src 'none'")
+        models = visit("/models").text
+        assert f">{decoding}<" in models and f">{trained.model.dataset}<" in models
 
 
 def test_a_card_is_shown(visit, trained, buckets):

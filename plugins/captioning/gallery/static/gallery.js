@@ -251,6 +251,28 @@ function enableNeighbours(nav) {
   });
 }
 
+// The heading of a column sorts the rows by it: numbers from the largest, texts from A; again, the other way round.
+function enableSorting(table) {
+  const headings = [...table.tHead.rows[0].cells], body = table.tBodies[0];
+  headings.forEach((heading, column) => {
+    const button = document.createElement("button"), isNumber = heading.classList.contains("number");
+    button.type = "button";
+    button.textContent = heading.textContent;
+    heading.replaceChildren(button);
+    button.addEventListener("click", () => {
+      const first = isNumber ? "descending" : "ascending", second = isNumber ? "ascending" : "descending";
+      const order = heading.ariaSort === first ? second : first;
+      for (const each of headings) each.ariaSort = null;
+      heading.ariaSort = order;
+      const value = (row) => row.cells[column].textContent.trim();
+      const compare = isNumber ? (a, b) => parseFloat(a) - parseFloat(b) : (a, b) => a.localeCompare(b);
+      const [known, unknown] = [(row) => value(row), (row) => !value(row)].map((is) => [...body.rows].filter(is));
+      known.sort((a, b) => (order === "ascending" ? 1 : -1) * compare(value(a), value(b)));
+      body.append(...known, ...unknown);
+    });
+  });
+}
+
 async function showCount(span) {
   const response = await fetch(span.dataset.url, { headers: { Accept: "application/json" } });
   if (!response.ok) return;
@@ -265,6 +287,7 @@ document.addEventListener("DOMContentLoaded", () => {
   const filters = document.querySelector("form.filters"), around = document.querySelector(".around");
   if (filters) enableFilters(filters);
   if (around) enableNeighbours(around);
+  document.querySelectorAll("table.sortable").forEach(enableSorting);
   showCount(document.querySelector(".count")).catch(() => { /* the link works without it */ });
 });
 
