@@ -650,6 +650,10 @@ def test_the_gallery_is_in_the_navigation(page, deployment, promoted):
     shown = gallery.locator("figure img")
     assert_shown(shown)
     picture(page, "picture")
+    gallery.get_by_role("link", name="Nights").click()
+    gallery.get_by_role("link", name="succeeded").first.click()
+    expect(page).to_have_url(re.compile(r"/dags/caption_new_images/runs/"))
+    expect(page.locator("iframe")).to_have_count(0)
 
 
 @pytest.mark.browser

@@ -19,6 +19,16 @@ if (framed) {
   new MutationObserver(applyTheme).observe(window.parent.document.documentElement, { attributeFilter: ["class"] });
 }
 
+// A frame may not leave for Airflow's own pages, but the page around it can be asked to go there.
+document.addEventListener("click", (event) => {
+  const link = event.target.closest("a.outside");
+  if (!framed || !link) return;
+  event.preventDefault();
+  const outside = window.parent.document.createElement("a");
+  outside.href = link.href;
+  outside.click();
+});
+
 // The browser may block storage.
 function remember(area, name, value) {
   try { window[area].setItem(name, value); } catch { /* it is forgotten */ }
