@@ -928,6 +928,9 @@ def test_how_sure_the_model_is(visit, buckets):
         assert page.count('class="card') == shown, limit
         assert not limit or f'value="{limit}" selected' in page, limit
     assert ">below 50 %: to review<" in page
+    write(store, [row(f"{number}.jpg", novel=True) for number in range(30)], night="2026-01-03", shard="s")
+    following = re.search(r'rel="next" href="\./([^"]*)"', visit("/?unsure=0").text)[1]
+    assert visit(f"/{html.unescape(following)}").text.count('class="card') == 7
 
 
 def test_the_end_of_the_pages(visit):

@@ -131,7 +131,9 @@ small, large = (Thumbnails(side, seconds=5, wait=5) for side in (320, 1280))
 pages = Environment(loader=FileSystemLoader(FOLDER / "templates"), autoescape=True, undefined=StrictUndefined)
 pages.globals["airflow"] = read_airflow_settings
 pages.filters["percent"] = lambda share: f"{round(100 * share)} %"
-pages.filters["query"] = lambda values: urlencode({name: value for name, value in values.items() if value})
+pages.filters["query"] = lambda values: urlencode(
+    {name: value for name, value in values.items() if value not in (None, "")}
+)
 
 # Only what a card is made of: no HTML, no links, no pictures.
 markdown = MarkdownIt("zero").enable(["escape", "heading", "list", "table"])
