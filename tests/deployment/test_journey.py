@@ -584,7 +584,7 @@ def test_a_night_survives_killed_processes(deployment, promoted):
 
 
 @pytest.mark.airflow
-def test_notes_of_a_night(promoted):
+def test_notes_of_a_night(deployment, promoted):
     """Its note holds the counts, and it links to its captions."""
     # Each training sets its own threshold, and a few of these pictures may be beyond it.
     novel = sum(row["novel"] for row in rows_in(deployment.store) if row["status"] == "ok")
