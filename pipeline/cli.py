@@ -529,7 +529,7 @@ def end_run(
     run: RunName,
     error: Annotated[str | None, typer.Option(help="why it failed, whatever its record says")] = None,
 ) -> None:
-    """Mark a run as failed. Without --error, a run that has ended stays as it is. Print its measures for monitoring."""
+    """Mark a run as failed. Without --error, a run that has ended stays as it is. Print the measures for monitoring."""
     from pipeline.ops import measures
     from pipeline.work import runs
 

@@ -984,7 +984,8 @@ def test_nights_that_failed_or_run(visit, buckets):
     store, _, _ = buckets
     started = datetime(2026, 1, 3, 2, tzinfo=UTC)
     runs.write_record(NightRecord(run="n1", started_at=started), store)
-    assert ">running<" in visit("/nights").text
+    text = visit("/nights").text
+    assert (">running<" in text, "/card" in text) == (True, False)
     runs.end_run(runs.NIGHT, "n1", f"extract[3]: {HOSTILE}", store)
     text = visit("/nights").text
     assert (">failed<" in text, ">running<" in text, ">0<" in text) == (True, False, False)
