@@ -204,11 +204,17 @@ def context(browser, deployment):
     context.close()
 
 
+def press(page, key):
+    """Press a key once the page's scripts listen to it: a page is shown, and has its address, before they run."""
+    page.wait_for_load_state()
+    page.keyboard.press(key)
+
+
 def log_in(page, deployment):
     """Fill in Airflow's login."""
     page.fill("input[name=username]", "admin")
     page.fill("input[name=password]", json.loads((deployment.home / "passwords.json").read_text())["admin"])
-    page.keyboard.press("Enter")
+    press(page, "Enter")
 
 
 @contextlib.contextmanager
@@ -687,18 +693,18 @@ def test_from_picture_to_picture(page, deployment, promoted):
     expect(page.get_by_role("link", name="Previous")).to_be_hidden()
     page.get_by_role("link", name="Next").click()
     expect(title).to_have_text(names[1])
-    page.keyboard.press("ArrowRight")
+    press(page, "ArrowRight")
     expect(title).to_have_text(names[2])
-    page.keyboard.press("ArrowLeft")
+    press(page, "ArrowLeft")
     expect(title).to_have_text(names[1])
-    page.keyboard.press("e")
+    press(page, "e")
     expect(page.get_by_label("Better caption")).to_be_focused()
-    page.keyboard.press("ArrowRight")
-    page.keyboard.press("Escape")
+    press(page, "ArrowRight")
+    press(page, "Escape")
     expect(title).to_have_text(names[1])
-    page.keyboard.press("Escape")
+    press(page, "Escape")
     expect(page).to_have_url(re.compile("under=camera"))
-    page.keyboard.press("/")
+    press(page, "/")
     expect(page.get_by_label("Search")).to_be_focused()
 
 
@@ -835,24 +841,24 @@ def test_a_review_by_keyboard(page, deployment, unsure):
     expect(key).to_have_text(unsure[0])
     expect(page.locator(".review .sure")).to_have_text("unlike the photographs it learned from")
     assert_shown(page.locator("figure img"))
-    page.keyboard.press("n")
+    press(page, "n")
     expect(key).to_have_text(unsure[1])
     expect(page.locator(".review .sure")).to_have_text("23 % sure")
     expect(link).to_have_text("Review3")
     picture(page, "review", clip={"x": 0, "y": 0, "width": 1280, "height": 560})
-    page.keyboard.press("y")
+    press(page, "y")
     expect(key).to_have_text(unsure[2])
     expect(said).to_have_text("Saved. The next retraining learns from it.")
     expect(left).to_have_text("2 left")
-    page.keyboard.press("c")
+    press(page, "c")
     page.keyboard.type("a sunny day")  # with an s, an n and a y
-    page.keyboard.press("Enter")
+    press(page, "Enter")
     # After the last one comes the first, which was passed over.
     expect(key).to_have_text(unsure[0])
     page.get_by_label("Use the keys").uncheck()
-    page.keyboard.press("s")
+    press(page, "s")
     page.get_by_label("Use the keys").check()
-    page.keyboard.press("s")
+    press(page, "s")
     expect(page.get_by_role("heading", name="Nothing to review")).to_be_visible()
     expect(link).to_have_text("Review")
     found = {row["image_key"]: row for row in corrections.read(deployment.store).to_pylist()}
@@ -888,18 +894,18 @@ def test_pages_without_scripts(browser, context, deployment, corrected):
 def test_by_keyboard_alone(page, deployment, promoted):
     """The first key skips the navigation; every control is in the tab order and shows its focus."""
     page.goto(f"{deployment.url}/captions/")
-    page.keyboard.press("Tab")
+    press(page, "Tab")
     expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
     names = []
     for _ in range(19):
-        page.keyboard.press("Tab")
+        press(page, "Tab")
         names.append(page.evaluate("(document.activeElement.name || document.activeElement.innerText).trim()"))
     names[1] = names[1].rstrip("0123456789")  # the captions that wait
     assert names[:8] == ["Captions", "Review", "Corrections", "Nights", "Models", "Datasets", "Try it", "Airflow"]
     assert names[8:15] == ["words", "under", "night", "version", "status", "source", "unsure"]
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid"
-    page.keyboard.press("Enter")
+    press(page, "Enter")
     expect(page.get_by_role("heading", name="Captions by models")).to_be_visible()
 
 
