@@ -46,6 +46,8 @@ ROWS = (
     ("… peak of memory, MB", "", "one_picture_peak_mb", ""),
     ("captioning 1,000 pictures with features, peak of memory, MB", "", "caption_task_peak_mb", "at most 400"),
     ("a night of 5,000 through Airflow", "extraction alone", "night_over_extraction", "at least 0.9"),
+    ("a first night of 20,000 small pictures", "extraction alone", "small_pictures_over_extraction", ""),
+    ("a first night of 200 pictures of 12 megapixels", "extraction alone", "large_pictures_over_extraction", ""),
     ("a night with nothing new, seconds", "", "empty_night_seconds", "at most 15"),
     ("planning 1,000,000 keys, seconds", "", "plan_1m_seconds", "at most 60"),
     ("… peak of memory, MB", "", "plan_1m_peak_mb", "at most 400"),
