@@ -287,7 +287,7 @@ async function showCount(span) {
   const response = await fetch(span.dataset.url, { headers: { Accept: "application/json" } });
   if (!response.ok) return;
   const { left } = await response.json();
-  span.textContent = left.toLocaleString("en");
+  span.textContent = left ? left.toLocaleString("en") : "";
   span.hidden = !left;
 }
 
