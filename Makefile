@@ -42,7 +42,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 # The server's own job queue would start several processes that are not needed here.
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION ?= false
 
-.PHONY: help demo up mlflow bench docs lint lock clean \
+.PHONY: help demo up mlflow bench docs lint lock sbom clean \
     test test-rest test-airflow test-browser test-kills test-photographs test-cluster test-by-hand stress pictures
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
@@ -50,7 +50,7 @@ help:  ## list the targets
 demo: .venv/installed $(AIRFLOW_HOME)/ready  ## train a captioner and caption photographs in Airflow; DATA=folder|file|URI LANGUAGE=de ENCODER=resnet50|random|file for your own
 	@PYTHONPATH=$(ROOT):$(ROOT)/plugins $(BIN)/python scripts/demo.py --data "$(DATA)" --language "$(LANGUAGE)" --encoder "$(ENCODER)"
 
-up: .venv/installed $(AIRFLOW_HOME)/ready  ## start Airflow on 127.0.0.1:8080 with both DAGs; Ctrl-C stops it
+up: .venv/installed $(AIRFLOW_HOME)/ready  ## start Airflow on 127.0.0.1:8080 with all DAGs; Ctrl-C stops it
 	@PYTHONPATH=$(ROOT):$(ROOT)/plugins $(BIN)/python scripts/up.py
 
 mlflow: .venv-mlflow/installed  ## start MLflow on 127.0.0.1:5000, with the trainings recorded in data/mlflow.db; Ctrl-C stops it
@@ -97,7 +97,7 @@ lint: .venv/installed-dev  ## check style, words, imports and types, and the loc
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/python scripts/check_words.py
-	@$(BIN)/python scripts/audit.py requirements.txt requirements-dev.txt requirements-gpu.txt requirements-mlflow.txt requirements-training.txt
+	@$(BIN)/python scripts/audit.py requirements.txt requirements-dev.txt requirements-gpu.txt requirements-mlflow.txt requirements-sbom.txt requirements-training.txt
 
 # The lock of training is the first, because it holds most: the others take its versions.
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes
@@ -109,9 +109,24 @@ lock:  ## compile the locks from pyproject.toml and the .in files (needs uv)
 	    -o requirements-gpu.txt
 	$(COMPILE) requirements-dev.in --override requirements-override.in -o requirements-dev.txt
 	$(COMPILE) requirements-mlflow.in -o requirements-mlflow.txt
+	$(COMPILE) requirements-sbom.in -o requirements-sbom.txt
+
+# One for each image, by the names that its stage has in the Dockerfile, and one for MLflow's server.
+SBOMS := $(addprefix build/sbom-,$(addsuffix .cdx.json,light train gpu mlflow))
+sbom: $(SBOMS)  ## write what the images' locks hold as build/sbom-*.cdx.json, in CycloneDX
+build/sbom-light.cdx.json: requirements.txt
+build/sbom-train.cdx.json: requirements-training.txt
+build/sbom-gpu.cdx.json: requirements-gpu.txt
+build/sbom-mlflow.cdx.json: requirements-mlflow.txt
+$(SBOMS): .venv-sbom/installed pyproject.toml
+	@mkdir -p build
+	@.venv-sbom/bin/cyclonedx-py requirements $(firstword $(filter requirements%,$^)) --pyproject pyproject.toml \
+	    --output-reproducible -o $@ 2> $@.log || { cat $@.log; exit 1; }
+	@rm $@.log
+	@echo "$@"
 
 clean:  ## remove the environment, the caches and built wheels, but not data/
-	rm -rf .venv .venv-mlflow .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info build dist
+	rm -rf .venv .venv-mlflow .venv-sbom .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info build dist
 
 # The locks are complete, so pip looks for no other packages: it would choose versions of its own where one asks for an
 # extra of another, and would add tensorflow to tensorflow-cpu, because Keras Hub requires it by that name.
@@ -134,6 +149,12 @@ INSTALL := -m pip install --quiet --disable-pip-version-check --no-deps --requir
 	@echo "installing MLflow's server into .venv-mlflow (a minute or two, once)"
 	@[ -x .venv-mlflow/bin/python ] || $(PYTHON) -m venv .venv-mlflow
 	@.venv-mlflow/bin/python $(INSTALL) requirements-mlflow.txt
+	@touch $@
+
+# A program that needs none of the pipeline's packages, and is not to change their versions.
+.venv-sbom/installed: requirements-sbom.txt
+	@[ -x .venv-sbom/bin/python ] || $(PYTHON) -m venv .venv-sbom
+	@.venv-sbom/bin/python $(INSTALL) requirements-sbom.txt
 	@touch $@
 
 $(AIRFLOW_HOME)/ready: .venv/installed

@@ -3,6 +3,16 @@
     python scripts/audit.py requirements.txt …
 
 The advisories come from https://osv.dev. If it is unreachable, a message says so, and the exit status is 0.
+
+It looks up the name and the version of each Python package in the locks, those for other platforms among them, and sees
+nothing else:
+
+* neither the base image, with Python itself and the packages of Debian, nor the images of other servers in
+  docker-compose.yaml, nor Airflow's Helm chart;
+* no libraries that a wheel brings along, such as those of JPEG, OpenSSL or CUDA, unless their wheel has an advisory;
+* neither JavaScript, in the pages of Airflow, MLflow and the gallery, nor the Java programs of the COCO metrics;
+* neither the weights of networks, nor data, nor the code of this project and its settings;
+* no vulnerability that has no advisory there yet, and none that ``IGNORED`` names.
 """
 
 import argparse
