@@ -30,6 +30,7 @@ from pipeline.storage.bucket import (
 
 if TYPE_CHECKING:
     import boto3
+    import botocore.session
     from botocore.exceptions import ClientError
     from types_boto3_s3 import S3Client
     from types_boto3_s3.type_defs import GetObjectOutputTypeDef
@@ -60,6 +61,9 @@ _ARCHIVES = {"GLACIER", "DEEP_ARCHIVE"}
 _PROBE = ".conditional-write"
 """Key of an object that does not exist: the service must refuse to replace it."""
 
+_OF_PROFILE = ("AWS_PROFILE", "AWS_CONFIG_FILE")
+"""Variables that choose a profile."""
+
 _conditional: set[tuple[str, str]] = set()
 """The endpoints and buckets that are known to this process to support conditional writes."""
 
@@ -84,6 +88,7 @@ class S3Bucket(Bucket):
         if not re.fullmatch(r"[\w.-]{1,255}", self.name, re.ASCII):
             raise PipelineError(f"{uri}: what follows s3:// can't be the name of a bucket. {s3_errors.ADVICE}")
         self.prefix = f"{prefix}/" if prefix else ""
+        self._profile = {name: value for name, value in (environment or {}).items() if name in _OF_PROFILE}
         with self._translate_errors("", None):
             self.client = _s3_client(environment or {})
 
@@ -307,7 +312,8 @@ class S3Bucket(Bucket):
                 if (translated := self._translate_answer(error, key, etag)) is not None:
                     raise translated from error
             elif (wrong := s3_errors.wrong_settings(error)) is not None:
-                raise PipelineError(f"{self.url(key)}: {wrong}") from None  # the error itself may show a token
+                # The error itself may show a token.
+                raise PipelineError(f"{self.url(key)}: {self._naming_origin(wrong)}") from None
             error.add_note(f"while accessing {printable(self.url(key))}")
             raise
 
@@ -325,9 +331,20 @@ class S3Bucket(Bucket):
             return None
         text = str(error).rstrip(".")
         if (advice := s3_errors.advice_on_settings(error)) is not None:
-            return PipelineError(f"{self.url(key)}: {text}. {advice}")
+            return PipelineError(f"{self.url(key)}: {text}. {self._naming_origin(advice)}")
         kind = ObjectArchivedError if code == s3_errors.ARCHIVED else ObjectDeniedError
-        return kind(f"{self.url(key)}: {text}. {s3_errors.advice_on_object(error)}", s3_errors.reason(error))
+        advice = self._naming_origin(s3_errors.advice_on_object(error))
+        return kind(f"{self.url(key)}: {text}. {advice}", s3_errors.reason(error))
+
+    def _naming_origin(self, advice: str) -> str:
+        """An advice about settings that names what this bucket's profile was made from."""
+        from botocore.exceptions import BotoCoreError
+
+        try:
+            options = _botocore_session(self._profile.get("AWS_PROFILE"), self._profile).get_scoped_config()
+        except BotoCoreError:  # there is no such profile
+            return advice
+        return s3_errors.naming_origin(advice, options.get(s3_errors.ORIGIN, ""))
 
 
 class _RangeReader(io.RawIOBase):
@@ -409,9 +426,14 @@ def _s3_client(environment: Mapping[str, str]) -> "S3Client":
 def profile_session(profile: str, environment: Mapping[str, str]) -> "boto3.Session":
     """A session of boto3 with a profile, in the config file that ``environment`` of an ``S3Bucket`` names."""
     import boto3
+
+    return boto3.Session(botocore_session=_botocore_session(profile, environment))
+
+
+def _botocore_session(profile: str | None, environment: Mapping[str, str]) -> "botocore.session.Session":
     import botocore.session
 
     session = botocore.session.Session(profile=profile)
     if "AWS_CONFIG_FILE" in environment:
         session.set_config_variable("config_file", environment["AWS_CONFIG_FILE"])
-    return boto3.Session(botocore_session=session)
+    return session

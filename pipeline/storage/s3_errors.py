@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
 
-ADVICE = "Check the bucket's name, and the endpoint and the credentials in the environment (AWS_ENDPOINT_URL, AWS_…)."
+ORIGIN = "captioning_origin"
+"""Option of a profile, of which AWS knows nothing: what the profile was made from, for error messages."""
+
+_ENVIRONMENT = "in the environment (AWS_ENDPOINT_URL, AWS_…)"
+
+ADVICE = f"Check the bucket's name, and the endpoint and the credentials {_ENVIRONMENT}."
 
 ARCHIVED = "InvalidObjectState"
 """The code for an object that must be restored first."""
@@ -70,6 +75,15 @@ _TLS = {
     "WRONG_VERSION_NUMBER": "The endpoint does not speak TLS: begin AWS_ENDPOINT_URL with http://.",
 }
 """Failures of TLS that stay, by what is in their message, and what to correct; others are of the network."""
+
+
+def naming_origin(message: str, origin: str) -> str:
+    """A message about wrong settings that blames what they come from, such as a connection, not the environment."""
+    if not origin or "AWS_" not in message:
+        return message
+    if _ENVIRONMENT in message:
+        return message.replace(_ENVIRONMENT, f"of {origin}")
+    return f"{message} Here, {origin} sets that."
 
 
 def code(error: "ClientError") -> str:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from captioning.settings import read_settings
 from pipeline.errors import PipelineError
 from pipeline.settings import read_settings as pipeline_settings
+from pipeline.storage.s3_errors import ORIGIN
 
 if TYPE_CHECKING:
     from airflow.providers.amazon.aws.utils.connection_wrapper import AwsConnectionWrapper
@@ -203,6 +204,8 @@ def _profile(name: str, connection: "AwsConnectionWrapper") -> Sections:
             in_container = any(variable.startswith("AWS_CONTAINER_CREDENTIALS_") for variable in os.environ)
             options["credential_source"] = "EcsContainer" if in_container else "Ec2InstanceMetadata"
     options |= _environment(_PLACE) | _config(connection)
+    if connection.conn_id:
+        options[ORIGIN] = f"the Airflow connection {connection.conn_id}"
     endpoints = {
         service: endpoint
         for service in ("s3", "sts")

@@ -308,6 +308,24 @@ def test_this_process_opens_them_likewise(define, monkeypatch, tmp_path):
         assert (client._get_credentials().access_key, client.meta.endpoint_url) == (key, endpoint)
 
 
+@pytest.mark.parametrize("in_child", [True, False], ids=["child", "this process"])
+def test_an_error_names_the_connection(child, define, monkeypatch, tmp_path, in_child):
+    """Which holds what is wrong, and not the environment: that of the store, or that of the inbox."""
+    define({"endpoint_url": "here"}, **KEYS)
+    define({"region_name": "Frankfurt, please"}, name="photos", **KEYS)
+    monkeypatch.setenv("CAPTION_INBOX_CONNECTION", "photos")
+    environments = {profile: bucket_environment(tmp_path, profile) for profile in (STORE, INBOX)}
+    if in_child:
+        child()
+        environments = {STORE: None, INBOX: {"AWS_PROFILE": os.environ["CAPTION_INBOX_PROFILE"]}}
+    for profile, name in ((STORE, "aws_default"), (INBOX, "photos")):
+        with pytest.raises(PipelineError) as error:
+            open_bucket("s3://any", environments[profile])
+        assert str(error.value).endswith(
+            f"Check the bucket's name, and the endpoint and the credentials of the Airflow connection {name}."
+        )
+
+
 def test_only_the_owner_can_read_the_profiles(define, tmp_path):
     """Neither the folder nor the file is readable by others, and both are gone at the end."""
     define(**KEYS)
