@@ -567,24 +567,36 @@ def prune(
     older_than: Annotated[
         float, typer.Option(metavar="DAYS", min=0, max=36_500, help="minimum age of removed objects")
     ] = 7.0,
+    records_older_than: Annotated[
+        float,
+        typer.Option(
+            metavar="DAYS",
+            min=0,
+            max=36_500,
+            help="minimum age of removed records and profiles of runs; the newest hundred of each kind are kept",
+        ),
+    ] = 730.0,
     remove: Annotated[
-        bool, typer.Option("--remove", help="remove the objects; by default they are only listed")
+        bool, typer.Option("--remove/--no-remove", help="remove the objects; by default they are only listed")
     ] = False,
 ) -> None:
-    """Remove the objects that none of the last champions need, and the remains of interrupted runs."""
+    """Remove the objects that none of the last champions need, the remains of interrupted runs, and old records."""
     from pipeline.ops import prune as pruning
 
-    store = _store()
-    before = datetime.now(UTC) - timedelta(days=older_than)
-    found = pruning.find(store, keep=keep, before=before)
+    store, now = _store(), datetime.now(UTC)
+    before = now - timedelta(days=older_than)
+    found = pruning.find(store, keep=keep, before=before, records_before=now - timedelta(days=records_older_than))
     if remove:
         pruning.remove(found, before=before, store=store)
+    objects, size = sum(len(each.objects) for each in found), sum(each.size for each in found)
+    done = "removed" if remove else "can be removed, nothing is without --remove"
     _print(
         {
             "removed": remove,
-            "objects": sum(len(each.objects) for each in found),
-            "bytes": sum(each.size for each in found),
+            "objects": objects,
+            "bytes": size,
             "details": [f"{each.kind}: {each.name}, {len(each.objects)} objects, {each.size} bytes" for each in found],
+            "summary": f"{counted(objects, 'object')} ({size / 1e6:,.1f} MB) {done}",
         }
     )
 
@@ -597,12 +609,15 @@ def forget(
         Path | None,
         typer.Option("--from", exists=True, dir_okay=False, help="text file of further keys, one on each line"),
     ] = None,
+    lines: Annotated[
+        str, typer.Option("--keys", metavar="LINES", help="further keys, one on each line, as a form has them")
+    ] = "",
     pictures: Annotated[
         list[Path] | None,
         typer.Option("--picture", exists=True, dir_okay=False, help="a picture whose copies are forgotten"),
     ] = None,
     remove: Annotated[
-        bool, typer.Option("--remove", help="remove them for good; by default they are only looked for")
+        bool, typer.Option("--remove/--no-remove", help="remove them for good; by default they are only looked for")
     ] = False,
 ) -> None:
     """Remove photographs, and all that was made of them, from the store and from MLflow, and never caption them again.
@@ -613,7 +628,7 @@ def forget(
 
     settings = read_settings()
     found = forgetting.forget(
-        {*(keys or []), *(_lines(keys_from) if keys_from else [])},
+        {*(keys or []), *(_lines(keys_from) if keys_from else []), *_split(lines)},
         [picture.read_bytes() for picture in pictures or []],
         inbox=_inbox(),
         store=_store(),
@@ -625,7 +640,17 @@ def forget(
 
 
 @app.command()
-def backup(target: Annotated[str, typer.Argument(help="file:///folder or s3://bucket/prefix")]) -> None:
+def backup(
+    target: Annotated[str, typer.Argument(help="file:///folder or s3://bucket/prefix")],
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="read back what was copied, the champion with its encoder, and the current captions; an error if "
+            "anything is missing there, or is not what was copied",
+        ),
+    ] = False,
+) -> None:
     """Copy the store while it is in use.
 
     To restore a backup, set CAPTION_STORE to the backup and run `captioning backup OLD_ADDRESS`.
@@ -633,7 +658,8 @@ def backup(target: Annotated[str, typer.Argument(help="file:///folder or s3://bu
     from pipeline.ops import backup as backups
     from pipeline.storage import open_bucket
 
-    _print(backups.back_up(_store(), open_bucket(target)).model_dump())
+    copied = backups.back_up(_store(), open_bucket(target), check=check)
+    _print({**copied.model_dump(), "summary": str(copied)})
 
 
 @app.command()
@@ -783,7 +809,7 @@ def status(
 
 @app.command()
 def install_dags(folder: Annotated[Path, typer.Argument(help="Airflow's DAG folder", parser=_path)]) -> None:
-    """Write two files into Airflow's DAG folder that import the DAGs of the installed package."""
+    """Write files into Airflow's DAG folder that import the DAGs of the installed package."""
     from pipeline.ops import dag_files
 
     _print({"files": [str(file) for file in dag_files.write(folder)]})
@@ -1062,11 +1088,16 @@ def _night_options(
 
 
 def _lines(file: Path) -> frozenset[str]:
-    """The lines of a text file that are not empty."""
+    """The lines of a text file, as ``_split`` finds them."""
     try:
-        return frozenset(file.read_text("utf-8").split("\n")) - {""}
+        return _split(file.read_text("utf-8"))
     except UnicodeDecodeError:
         raise PipelineError(f"{file} is not a text file in UTF-8. Write one key on each line.") from None
+
+
+def _split(text: str) -> frozenset[str]:
+    """The lines of a text that are not empty. Spaces and other separators are parts of keys."""
+    return frozenset(text.split("\n")) - {""}
 
 
 def _inbox() -> "Bucket":

@@ -53,9 +53,9 @@ COMMANDS = {
     "end-run": {"kind", "run", "--error"},
     "promote": {"version"},
     "rollback": set(),
-    "prune": {"--keep", "--older-than", "--remove"},
-    "forget": {"keys", "--from", "--picture", "--remove"},
-    "backup": {"target"},
+    "prune": {"--keep", "--older-than", "--records-older-than", "--remove", "--no-remove"},
+    "forget": {"keys", "--from", "--keys", "--picture", "--remove", "--no-remove"},
+    "backup": {"target", "--check"},
     "import-model": {"source", "version", "--promote", "--no-promote", "--profile", "--endpoint-url"},
     "caption": {"pictures", "--alternatives", "--json", "--model", *DECODING},
     "export": {
@@ -663,8 +663,15 @@ def test_a_backup(environment, store, result):
     """Every object is in the copy."""
     store.put("datasets/a", b"1")
     target = open_bucket(str(environment / "elsewhere"))
-    assert result("backup", target.uri) == {"objects": 1, "copied": 1, "bytes": 1}
+    copied = result("backup", target.uri)
+    assert (copied["objects"], copied["copied"], copied["bytes"], copied["checked"]) == (1, 1, 1, None)
     assert target.get("datasets/a") == b"1"
+    store.put("datasets/b", b"2")
+    copied = result("backup", target.uri, "--check")
+    assert copied["checked"] == {"objects": 2, "read_back": 1, "champion": None, "captions": 0}
+    assert copied["summary"] == (
+        "2 objects, 1 of them copied (0.0 MB); 1 object read back; no champion yet; 0 current captions in the backup"
+    )
 
 
 @pytest.fixture
@@ -707,7 +714,9 @@ def test_a_prune(store, result, trained):
     listed = result("prune", "--older-than", "0")
     assert (listed["removed"], listed["objects"], listed["bytes"]) == (False, 1, 1)
     assert store.exists("runs/steps/n1/listing.parquet")
-    assert result("prune", "--older-than", "0", "--remove") == {**listed, "removed": True}
+    assert listed["summary"] == "1 object (0.0 MB) can be removed, nothing is without --remove"
+    done = result("prune", "--older-than", "0", "--remove")
+    assert done == {**listed, "removed": True, "summary": "1 object (0.0 MB) removed"}
     assert not store.exists("runs/steps/n1/listing.parquet")
 
 
@@ -723,6 +732,7 @@ def test_forgetting(environment, store, result):
     assert (found["removed"], found["images"]) == (False, ["a.jpg", "b.jpg", "c.jpg", "d.jpg"])
     assert found["unknown"] == ["d.jpg"]
     assert not store.exists(layout.TOMBSTONES)
+    assert result("forget", "--keys=a.jpg\n\nb.jpg")["images"] == ["a.jpg", "b.jpg"]
     assert result("forget", *arguments, "--remove")["removed"]
     assert tombstones.read(store).has("key", "c.jpg")
 

@@ -138,6 +138,11 @@ def _load_networks(metadata: ModelMetadata, store: Bucket) -> list["ModelNetwork
     return [ModelNetworks(image, step) for image, step in zip(networks, networks, strict=True)]
 
 
+def check(metadata: ModelMetadata, store: Bucket) -> None:
+    """Check all files of a model. Raises ``PipelineError`` if one is missing, or is not the one that was saved."""
+    _get(metadata.files, metadata, store)
+
+
 def copy_files(metadata: ModelMetadata, source: Bucket, target: Bucket) -> int:
     """Copy the files of a model to another store, where its metadata are still to be written; return their number.
 

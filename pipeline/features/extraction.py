@@ -103,7 +103,7 @@ def plan_extraction(
     names = shards.claim(
         find_pending,
         {"folder": layout.features_folder(encoder_id), "source": source, "encoder_id": encoder_id},
-        product=f"features-{encoder_id}",
+        product=shards.product_of_features(encoder_id),
         order=["image_key"],
         store=store,
         shard_size=shard_size,

@@ -260,7 +260,7 @@ def plan_captions(run: str, *, store: Bucket, date: str, shard_size: int) -> lis
             "version": night.version,
             "encoder_id": night.encoder_id,
         },
-        product=f"captions-{night.version}",
+        product=shards.product_of_captions(night.version),
         # Images of the same features shard stay together, so that it is read only once.
         order=["shard", "image_key"],
         store=store,

@@ -1,8 +1,8 @@
 """Pruning: remove the objects that no recent champion needs.
 
 Kept are the models of the last champions and those trained since the last promotion, which may still be promoted; their
-encoders and features; every caption that is the only one of its image; datasets, corrections, sidecars and the records
-of runs. Nothing younger than a given time is removed, so that work in progress is safe.
+encoders and features; every caption that is the only one of its image; datasets, corrections, sidecars and the newest
+records of runs. Nothing younger than a given time is removed, so that work in progress is safe.
 """
 
 import logging
@@ -19,9 +19,12 @@ from pipeline.captioner.registry import read_champion
 from pipeline.nightly import captions
 from pipeline.progress import track
 from pipeline.storage import Bucket, StoredObject, layout
-from pipeline.work import shards
+from pipeline.work import runs, shards
 
 log = logging.getLogger(__name__)
+
+RECORDS = 100
+"""Records of each kind of run that are kept, whatever their age: nights compare themselves with earlier ones."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,14 @@ class Removable:
         return sum(item.size for item in self.objects)
 
 
-def find(store: Bucket, *, keep: int, before: datetime) -> list[Removable]:
+def find(store: Bucket, *, keep: int, before: datetime, records_before: datetime) -> list[Removable]:
     """Find the objects that can be removed.
 
     Args:
         store: the store.
         keep: number of champions, the present one among them, whose models, encoders and features are kept.
         before: only objects written before this time are removed.
+        records_before: the records and profiles of runs must have been written before this time, too.
 
     Raises:
         PipelineError: there is no champion yet.
@@ -58,8 +62,9 @@ def find(store: Bucket, *, keep: int, before: datetime) -> list[Removable]:
         *_captions(store, kept),
         *_encoders(store, kept),
         *_checkpoints(store),
-        *_shards(store),
-        *_runs(store),
+        *_shards(store, kept),
+        *_steps(store),
+        *_records(store, records_before),
     ]
     old = [Removable(each.kind, each.name, [item for item in each.objects if item.modified < before]) for each in found]
     return [each for each in old if each.objects]
@@ -115,17 +120,35 @@ def _encoders(store: Bucket, kept: Sequence[ModelMetadata]) -> Iterator[Removabl
             yield Removable("encoders", encoder_id, _marker_first(objects))
 
 
-def _shards(store: Bucket) -> Iterator[Removable]:
-    """Finished shards and their statistics."""
-    still_open = shards.open_shards(store)
+def _shards(store: Bucket, kept: Sequence[ModelMetadata]) -> Iterator[Removable]:
+    """Finished shards with their statistics, and the claimed ones of models and encoders that are not kept."""
+    needed = {shards.product_of_captions(model.version) for model in kept}
+    needed |= {shards.product_of_features(model.encoder_id) for model in kept}
+    still_open = shards.open_shards(store, products=sorted(needed))
     of_shards = ((layout.shard_of_key(item.key), item) for item in store.list(layout.SHARDS))
     done = [item for shard, item in of_shards if shard is not None and shard not in still_open]
-    yield Removable("shards", "finished", done)
+    yield Removable("shards", "finished, or of models that are gone", done)
+    lists = {layout.open_shards(product) for product in needed}
+    gone = [item for item in store.list(layout.OPEN_SHARDS) if item.key not in lists]
+    yield Removable("shards", "lists of models that are gone", gone)
 
 
-def _runs(store: Bucket) -> Iterator[Removable]:
-    """The intermediate objects of runs; their records and profiles are kept."""
+def _steps(store: Bucket) -> Iterator[Removable]:
+    """The intermediate objects of runs."""
     yield Removable("runs", "listings and lists of shards", list(store.list(layout.STEPS)))
+
+
+def _records(store: Bucket, before: datetime) -> Iterator[Removable]:
+    """The records of old runs, and the profiles of nights that have no record then."""
+    for kind in runs.RECORDS:
+        records = list(store.list(layout.run_records(kind)))
+        newest = sorted(records, key=lambda item: item.modified)[-RECORDS:]
+        old = [item for item in records if item.modified < before and item not in newest]
+        yield Removable("runs", f"records of the kind {kind}", old)
+        if kind == runs.NIGHT:
+            kept = {layout.profile_of_record(item.key) for item in records if item not in old}
+            profiles = [item for item in store.list(layout.PROFILES) if item.modified < before and item.key not in kept]
+            yield Removable("runs", "profiles of nights", profiles)
 
 
 def _checkpoints(store: Bucket) -> Iterator[Removable]:

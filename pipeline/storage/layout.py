@@ -106,8 +106,8 @@ FOLDERS = {
     ),
     RUNS: (
         "The records of nights and retrainings, the profiles of nights, and which files of unknown suffixes are "
-        "photographs, all of which is kept. The objects in "
-        f"`{STEPS}` are needed only until their run ends; `captioning prune` removes them."
+        f"photographs. The objects in `{STEPS}` are needed only until their run ends; `captioning prune` removes them, "
+        "and the records and profiles of runs that are two years old, but never the newest hundred."
     ),
     FORGOTTEN: (
         "What `captioning forget` has removed from the store, as salted hashes: nights and datasets pass over these "
@@ -374,6 +374,11 @@ def run_record(kind: str, run: str) -> str:
 def run_profile(run: str) -> str:
     """Statistics of a night's captions and features, for the detection of drift."""
     return f"{PROFILES}{_run_name(run)}.json"
+
+
+def profile_of_record(key: str) -> str:
+    """The key of the profile of the night whose record has this key."""
+    return f"{PROFILES}{key.rpartition('/')[2]}"
 
 
 def run_listing(run: str) -> str:

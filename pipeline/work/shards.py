@@ -199,9 +199,23 @@ def summary(images: int, failed: int) -> str:
     return counted(images, "image") + (f", {failed:,} failed" if failed else "")
 
 
-def open_shards(store: Bucket) -> set[str]:
-    """The names of all shards that are claimed and not done."""
-    claims = [_read_list(item.key, store)[0] for item in store.list(layout.OPEN_SHARDS)]
+def product_of_features(encoder_id: str) -> str:
+    """The product of the shards of an encoder's features."""
+    return f"features-{encoder_id}"
+
+
+def product_of_captions(version: str) -> str:
+    """The product of the shards of a model's captions."""
+    return f"captions-{version}"
+
+
+def open_shards(store: Bucket, *, products: Iterable[str] | None = None) -> set[str]:
+    """The names of the shards that are claimed and not done: of these products, or of all."""
+    if products is None:
+        lists = [item.key for item in store.list(layout.OPEN_SHARDS)]
+    else:
+        lists = list(map(layout.open_shards, products))
+    claims = [_read_list(key, store)[0] for key in lists]
     return {name for listed in claims for name, result in listed.items() if not store.exists(result)}
 
 

@@ -18,7 +18,7 @@ from pipeline.evaluation.promotion_gate import GateConfig, run_gate
 from pipeline.features import encoder
 from pipeline.features.extraction import extract_missing
 from pipeline.features.splits import read_split
-from pipeline.ops import backup
+from pipeline.ops import backup, forget
 from pipeline.storage import LocalBucket, layout, open_bucket
 from pipeline.training import inputs
 from tests.support import toy
@@ -285,3 +285,58 @@ def test_a_backup_is_in_another_place(tmp_path):
         with pytest.raises(PipelineError, match="must not be in the same place, or inside it"):
             backup.back_up(store, LocalBucket(tmp_path / place))
     assert backup.back_up(store, LocalBucket(tmp_path / "store-2")).objects == 1
+
+
+def test_a_backup_is_read_back(worked_on, new_bucket):
+    """What was copied, the champion and the current captions; a second backup reads back only what it has copied."""
+    store, _ = worked_on
+    copy = new_bucket()
+    first = backup.back_up(store, copy, check=True)
+    version = registry.read_champion(store).version
+    assert first.checked == backup.Checked(objects=first.objects, read_back=first.objects, champion=version, captions=8)
+    second = backup.back_up(store, copy, check=True)
+    assert second.checked == first.checked.model_copy(update={"read_back": second.copied})
+    assert second.copied < first.copied
+
+
+@pytest.mark.parametrize("change", ["lost", "other bytes", "empty"])
+def test_a_copy_that_is_not_what_was_copied(worked_on, new_bucket, monkeypatch, change):
+    """Whatever the target has made of an object, the error names it."""
+    store, _ = worked_on
+    copy = new_bucket()
+    victim = next(item.key for item in store.list(layout.CAPTIONS))
+    put = type(copy).put
+
+    def write(bucket, key, data, **kwargs):
+        if key != victim or bucket.uri != copy.uri:
+            return put(bucket, key, data, **kwargs)
+        if change == "other bytes":
+            return put(bucket, key, data[:-1] + b"x", **kwargs)
+        return put(bucket, key, b"", **kwargs) if change == "empty" else ""
+
+    monkeypatch.setattr(type(copy), "put", write)
+    with pytest.raises(PipelineError, match=victim):
+        backup.back_up(store, copy, check=True)
+
+
+def test_a_backup_that_has_rotted(worked_on, new_bucket):
+    """Damage since an earlier backup is noticed where a restored store needs it first."""
+    store, _ = worked_on
+    copy = new_bucket()
+    backup.back_up(store, copy)
+    metadata = bundle.load_metadata(registry.read_champion(store).version, store)
+    [vocabulary] = [item.key for item in copy.list(layout.model_folder(metadata.version)) if "vocabulary" in item.key]
+    copy.put(vocabulary, bytes(len(copy.get(vocabulary))))
+    with pytest.raises(PipelineError, match=rf"{vocabulary} is not the file that was saved"):
+        backup.back_up(store, copy, check=True)
+
+
+def test_a_checked_backup_of_a_store_that_has_forgotten(worked_on, new_bucket):
+    """What the sweep of the backup has written again is not taken for damage."""
+    store, inbox = worked_on
+    copy = new_bucket()
+    backup.back_up(store, copy)
+    forget.forget(["3-red.jpg"], inbox=inbox, store=store, remove=True)
+    checked = backup.back_up(store, copy, check=True).checked
+    assert checked.captions == 7
+    assert b"3-red.jpg" not in b"".join(contents(copy).values())

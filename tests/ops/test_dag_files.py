@@ -10,7 +10,7 @@ def test_a_file_for_each_dag(tmp_path):
     """Each imports the DAG of its name; a file that is there is replaced."""
     (tmp_path / "retrain_captioner.py").write_text("an earlier version")
     files = dag_files.write(tmp_path)
-    assert [file.name for file in files] == ["caption_new_images.py", "retrain_captioner.py"]
+    assert [file.name for file in files] == ["caption_new_images.py", "maintain_captioning.py", "retrain_captioner.py"]
     for file in files:
         assert file.read_text().splitlines()[1] == f"from captioning_dags.{file.stem} import dag"
 

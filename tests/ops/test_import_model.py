@@ -457,7 +457,8 @@ def test_a_pruned_production_keeps_it(staging, production, inbox):
     """The champion with its encoder and features is kept."""
     move(staging, production)
     night("n1", inbox, production)
-    found = pruning.find(production, keep=1, before=registry.read_champion(production).history[-1].promoted_at)
+    promoted = registry.read_champion(production).history[-1].promoted_at
+    found = pruning.find(production, keep=1, before=promoted, records_before=promoted)
     kinds = {each.kind for each in found}
     assert not kinds & {"models", "encoders", "features"}
     assert pc.all(pc.equal(parquet.read(layout.CURRENT_CAPTIONS, production)["source"], "model")).as_py()

@@ -57,10 +57,15 @@ def store():
     return store
 
 
-def removed(store, *, keep=2, before=LATER):
-    """Prune, and return the keys of the removed objects."""
+def find(store, *, keep=2, before=LATER, records_before=LATER):
+    """What can be removed."""
+    return prune.find(store, keep=keep, before=before, records_before=records_before)
+
+
+def removed(store, **options):
+    """Prune with the options of ``find``, and return the keys of the removed objects."""
     everything = set(store.objects)
-    prune.remove(prune.find(store, keep=keep, before=before), before=before, store=store)
+    prune.remove(find(store, **options), before=options.get("before", LATER), store=store)
     return everything - set(store.objects)
 
 
@@ -146,9 +151,9 @@ def test_unfinished_work_stays(store):
     """Finished shards are removed, of runs all but their records and profiles, and the checkpoints."""
     images = pa.table([["a"], ["e"]], names=IDENTITY)
     claimed = {}
-    for folder in ("done", "open"):
+    for folder, product in (("done", "captions-v4"), ("open", "features-e-1")):
         [claimed[folder]] = shards.claim(
-            lambda: images, {"folder": folder}, product=folder, order=["image_key"], store=store, shard_size=1
+            lambda: images, {"folder": folder}, product=product, order=["image_key"], store=store, shard_size=1
         )
         shards.write_stats(claimed[folder], shards.ShardStats(seconds={"read": 1}), store)
         store.put(layout.shard_slow_images(claimed[folder]), b"{}")
@@ -166,6 +171,47 @@ def test_unfinished_work_stays(store):
         "runs/steps/n1/captions.json",
         "training/0123.npz",
     }
+
+
+def test_claims_of_models_that_are_gone(store):
+    """Shards that nobody will ever finish are removed with the lists of them; others are still known as open."""
+    images = pa.table([["a"], ["e"]], names=IDENTITY)
+    claimed = {}
+    for product in ("captions-v1", "features-e-0", "captions-v3", "features-e-1"):
+        spec = {"folder": product}
+        [claimed[product]] = shards.claim(
+            lambda: images, spec, product=product, order=["image_key"], store=store, shard_size=1
+        )
+    gone = {key for key in removed(store) if key.startswith(layout.SHARDS)}
+    assert gone == {
+        layout.shard(claimed["captions-v1"]),
+        layout.shard(claimed["features-e-0"]),
+        layout.open_shards("captions-v1"),
+        layout.open_shards("features-e-0"),
+    }
+    assert shards.open_shards(store) == {claimed["captions-v3"], claimed["features-e-1"]}
+
+
+def test_old_records_are_removed_but_the_newest(store, monkeypatch):
+    """Of each kind the newest stay, however old; a profile goes with the record of its night, and no other does."""
+    monkeypatch.setattr(prune, "RECORDS", 2)
+    start = datetime(2020, 1, 1, tzinfo=UTC)
+    for day in range(5):
+        for record in (
+            runs.NightRecord(run=f"r{day}", started_at=start),
+            runs.RetrainingRecord(run=f"r{day}", started_at=start),
+        ):
+            runs.write_record(record, store)
+            store.modified[layout.run_record(record.kind, record.run)] = start + timedelta(days=day)
+        store.put(layout.run_profile(f"r{day}"), b"{}")
+        store.modified[layout.run_profile(f"r{day}")] = start + timedelta(days=day)
+    runs.write_record(runs.NightRecord(run="r1", started_at=start), store)  # written again: now the newest
+    assert removed(store, keep=4, records_before=start) == set()
+    gone = {layout.run_record("night", run) for run in ("r0", "r2", "r3")}
+    gone |= {layout.run_profile(run) for run in ("r0", "r2", "r3")}
+    gone |= {layout.run_record("retraining", run) for run in ("r0", "r1", "r2")}
+    assert removed(store, keep=4, records_before=start + timedelta(days=9)) == gone
+    assert [record.run for record in runs.list_records("night", store)] == ["r1", "r4"]
 
 
 def test_young_objects_stay(store):
@@ -194,13 +240,13 @@ def test_nothing_is_removed_without_a_champion():
     store = MemoryBucket("store")
     model("v1", store, promoted=False)
     with pytest.raises(PipelineError, match="No model has been promoted"):
-        prune.find(store, keep=1, before=LATER)
+        find(store, keep=1)
 
 
 def test_finding_removes_nothing(store):
     """Removable objects are found without any change, with their sizes."""
     before = dict(store.objects)
-    found = prune.find(store, keep=2, before=LATER)
+    found = find(store)
     assert store.objects == before
     assert {(removable.kind, removable.name) for removable in found} == {
         ("models", "v1"),
@@ -216,7 +262,7 @@ def test_finding_removes_nothing(store):
 @pytest.mark.parametrize("deletion", range(1, 20))
 def test_interrupted_pruning_leaves_no_incomplete_model(store, deletion):
     """Wherever it is interrupted, a model or an encoder is complete or none; repeated, it has the same result."""
-    found = prune.find(store, keep=2, before=LATER)
+    found = find(store)
     assert sum(len(removable.objects) for removable in found) == 19
     store.crash_in = deletion
     with pytest.raises(CrashError):
@@ -226,4 +272,4 @@ def test_interrupted_pruning_leaves_no_incomplete_model(store, deletion):
         left = [key for key in store.objects if key.startswith(f"models/{version}/")]
         assert len(left) in (0, 8) or layout.model_metadata(version) not in left
     removed(store)
-    assert prune.find(store, keep=2, before=LATER) == []
+    assert find(store) == []
