@@ -69,6 +69,13 @@ def scale() -> Measured:
     return {"plan_1m_seconds": found[-1]["seconds"], "plan_1m_peak_mb": found[-1]["peak_mb"]}
 
 
+def growth() -> Measured:
+    """Requests and bytes of a night in a store that has grown for years, before and after maintenance."""
+    from benchmarks.growth import NIGHTS, measure
+
+    return {f"growth_{nights}_{name}": value for nights in NIGHTS for name, value in measure(nights).items()}
+
+
 def gallery() -> Measured:
     """The gallery's pages over a million captions, against reading all of them into pandas."""
     from benchmarks.gallery import CAPTIONS, measure
@@ -114,6 +121,7 @@ MEASUREMENTS: dict[str, Callable[[], Measured]] = {
     "decoding": decoding,
     "start": start,
     "scale": scale,
+    "growth": growth,
     "gallery": gallery,
     "night": night,
     "first_nights": first_nights,

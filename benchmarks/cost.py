@@ -50,7 +50,7 @@ A_SHARD = Requests(reads=11, writes=3)
 """Of extraction: to plan it, to write it, and to read its features again."""
 
 AN_EARLIER_NIGHT = Requests(reads=8, writes=0)
-"""To read its record and look up what one of its shards has done: each night, again."""
+"""To read its record and look up what one of its shards has done, each night again; 5 if it is none of the last 30."""
 
 A_LISTING = Requests(reads=0, writes=1 / 1000)
 """Of a picture, new or not."""

@@ -55,9 +55,13 @@ class Listing(LocalBucket):
         """It is there."""
 
     def list(self, prefix: str = "", *, passed_over: Counter[str] | None = None) -> Iterator[StoredObject]:
-        """Keys such as a camera's folders have, with etags such as S3's."""
-        for number in range(self.keys):
-            yield StoredObject(f"2026/{number // 1000:04}/IMG_{number:07}.jpg", f"{number:032x}", 100_000, TAKEN)
+        """All photographs."""
+        yield from map(photograph, range(self.keys))
+
+
+def photograph(number: int) -> StoredObject:
+    """A key such as a camera's folders have, with an etag such as S3's."""
+    return StoredObject(f"2026/{number // 1000:04}/IMG_{number:07}.jpg", f"{number:032x}", 100_000, TAKEN)
 
 
 def main() -> None:
@@ -84,17 +88,7 @@ def measure(keys: int) -> dict[str, float]:
 
 def prepare(store: Bucket, keys: int) -> None:
     """A champion, the features of all photographs, and the captions of nearly all."""
-    metadata = ModelMetadata(
-        version=VERSION,
-        created_at=datetime.now(UTC),
-        encoder_id=ENCODER,
-        dataset="none",
-        max_length=20,
-        config=TrainingConfig(),
-        ensemble=[],
-    )
-    store.put(layout.model_metadata(VERSION), metadata.model_dump_json().encode())
-    promote(VERSION, store)
+    promote_champion(store)
     everything = list(Listing(keys).list())
     of_captions = layout.captions_folder(VERSION, "2026-01-01")
     for start in range(0, keys, SHARD_SIZE):
@@ -123,6 +117,21 @@ def prepare(store: Bucket, keys: int) -> None:
             schema=captions.SCHEMA,
         )
         parquet.write(written, layout.shard_result(of_captions, f"{start:016x}"), store)
+
+
+def promote_champion(store: Bucket) -> None:
+    """A champion that is nothing but its metadata."""
+    metadata = ModelMetadata(
+        version=VERSION,
+        created_at=datetime.now(UTC),
+        encoder_id=ENCODER,
+        dataset="none",
+        max_length=20,
+        config=TrainingConfig(),
+        ensemble=[],
+    )
+    store.put(layout.model_metadata(VERSION), metadata.model_dump_json().encode())
+    promote(VERSION, store)
 
 
 def work(step: str, folder: str, keys: int) -> None:

@@ -136,6 +136,8 @@ def index(encoder_id: str, store: Bucket, *, images: pa.Table | None = None) -> 
         store: the store.
         images: the images whose rows are wanted, with the columns ``IDENTITY``; None for all.
     """
+    if images is not None and not len(images):  # a night that finds nothing new
+        return INDEX.empty_table()
     keys = shards.results(f"{layout.features_folder(encoder_id)}/", store)
     tables = parquet.read_all(keys, store, columns=ROWS, by_ranges=True, advice=shards.REDONE)
     named = (table.append_column("shard", pa.repeat(layout.shard_of_result(key), len(table))) for key, table in tables)

@@ -96,6 +96,16 @@ def test_vectors_are_those_of_their_images(photographs, store, toy_encoder):
         np.testing.assert_allclose(vector, pixels.reshape(-1, 3).mean(axis=0), atol=1.0)
 
 
+def test_features_of_no_images_are_not_looked_up(photographs, store, toy_encoder, monkeypatch):
+    """A night that finds nothing new reads none of the files of features."""
+    encoder_id = encoder.register(str(toy_encoder), store)
+    images = tabulate(photographs.list())
+    for shard in plan(images, photographs, encoder_id, store):
+        extraction.extract(shard, store=store)
+    monkeypatch.setattr(feature_store.parquet, "read_all", lambda *_, **__: pytest.fail("files were read"))
+    assert len(feature_store.look_up(images.slice(0, 0), encoder_id=encoder_id, store=store)) == 0
+
+
 def test_a_changed_image_is_a_new_image(photographs, store, toy_encoder):
     """Written again, an image is pending under its new etag; replaced before it was read, it fails."""
     encoder_id = encoder.register(str(toy_encoder), store)
