@@ -1,4 +1,4 @@
-"""The operators of both DAGs: tasks that run a command of ``python -m pipeline`` in a child process."""
+"""The operators of all DAGs: tasks that run a command of ``python -m pipeline`` in a child process."""
 
 import itertools
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 from airflow.providers.standard.hooks.subprocess import SubprocessHook, SubprocessResult
 from airflow.sdk import BaseOperator, Context, TaskGroup, XComArg
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from captioning import metrics
 from captioning.assets import FEATURES
@@ -58,9 +58,10 @@ class PipelineOperator(BaseOperator):
         get ``shard`` in addition
     :param shard: the last argument, which also names a mapped task in the UI
     :param pages: the pages that the task links to, as paths on Airflow's server by label, templated
+    :param skip: why the command is not run, templated; empty if it is
     """
 
-    template_fields: Sequence[str] = ("arguments", "shard", "pages")
+    template_fields: Sequence[str] = ("arguments", "shard", "pages", "skip")
     ui_color = "#e8f1fb"
 
     def __init__(
@@ -69,18 +70,23 @@ class PipelineOperator(BaseOperator):
         arguments: Sequence[Any],
         shard: str | None = None,
         pages: Mapping[str, str] | None = None,
+        skip: str = "",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.arguments = arguments
         self.shard = shard
         self.pages = pages or {}
+        self.skip = skip
         self.operator_extra_links = [PageLink(name) for name in self.pages]
         self.summary: str | None = None
         self.hook = SubprocessHook()
 
     def execute(self, context: Context) -> Any:
         """Run the command and copy its output to the task's log."""
+        if self.skip:
+            context["ti"].xcom_push(SUMMARY, f"skipped: {self.skip}")
+            raise AirflowSkipException(self.skip)
         lists = (argument if isinstance(argument, list) else [argument] for argument in self.arguments)
         arguments = [*map(str, itertools.chain(*lists)), *([self.shard] if self.shard else [])]
         with private_folder() as folder:
@@ -176,7 +182,7 @@ class EndRunOperator(PipelineOperator):
 
 
 def extract_features(plan: Sequence[Any]) -> TaskGroup:
-    """The tasks that extract missing features, the same in both DAGs.
+    """The tasks that extract missing features, the same in nights and retrainings.
 
     Args:
         plan: the command that plans the extraction and returns its shards.

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from captioning.names import NIGHT_DAG, RETRAINING_DAG
+from captioning.names import MAINTENANCE_DAG, NIGHT_DAG, RETRAINING_DAG
 from pipeline.settings import PREFIX, load_settings
 
 
@@ -49,8 +49,14 @@ class AirflowSettings(BaseSettings):
     retraining_schedule: str = Field(
         "", description="when retrainings run by the clock, as five cron fields, such as `0 3 * * 0`; empty for never"
     )
+    maintenance_schedule: str = Field("0 12 * * 0", description="when the maintenance runs, as five cron fields")
+    backup: str = Field(
+        "",
+        pattern=r"^((file|s3)://\S+)?$",
+        description="where the maintenance backs the store up, such as `s3://backups/captioning`; empty for no backup",
+    )
     timezone: str = Field(
-        "UTC", description="time zone of both schedules, by its name in the IANA database, such as `Europe/Berlin`"
+        "UTC", description="time zone of all schedules, by its name in the IANA database, such as `Europe/Berlin`"
     )
     scheduled_promotion: Literal["auto", "approve", "never"] = Field(
         "approve", description="promotion of a retraining that runs by the clock: `auto`, `approve` or `never`"
@@ -59,11 +65,11 @@ class AirflowSettings(BaseSettings):
         "",
         max_length=100,
         pattern=r"^[A-Za-z0-9_.-]*$",
-        description="begins the ids of both DAGs and the names of their assets, such as `team_a_`; deployments that "
+        description="begins the ids of all DAGs and the names of their assets, such as `team_a_`; deployments that "
         "share an Airflow need different ones",
     )
     owner: str = Field(
-        "captioning", min_length=1, max_length=500, description="owner of both DAGs, as Airflow's list of DAGs shows it"
+        "captioning", min_length=1, max_length=500, description="owner of all DAGs, as Airflow's list of DAGs shows it"
     )
     pool: str = Field(
         "gpu", min_length=1, max_length=256, description="pool of the tasks that use the accelerator or all cores"
@@ -75,7 +81,7 @@ class AirflowSettings(BaseSettings):
         "no Airflow, and that of Airflow then needs no extra of the package; empty for Airflow's own Python",
     )
 
-    @field_validator("night_schedule", "retraining_schedule")
+    @field_validator("night_schedule", "retraining_schedule", "maintenance_schedule")
     @classmethod
     def _is_cron(cls, value: str, info: ValidationInfo) -> str:
         from croniter import croniter  # type: ignore[import-untyped]
@@ -119,6 +125,11 @@ class AirflowSettings(BaseSettings):
     def retraining_dag(self) -> str:
         """The id of the DAG of retrainings."""
         return self.dag_prefix + RETRAINING_DAG
+
+    @property
+    def maintenance_dag(self) -> str:
+        """The id of the DAG of the maintenance."""
+        return self.dag_prefix + MAINTENANCE_DAG
 
     @property
     def accelerator(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The DAGs as Airflow reads them, and the operator that both are made of."""
+"""The DAGs as Airflow reads them, and the operator that all are made of."""
 
 import itertools
 import os
@@ -23,7 +23,7 @@ from tests.support.variables import DEFAULTS
 
 @pytest.fixture(scope="module")
 def dagbag(airflow_home):
-    """Both DAGs, loaded as the DAG processor does."""
+    """All DAGs, loaded as the DAG processor does."""
     from airflow.dag_processing.dagbag import DagBag
 
     return DagBag(str(PROJECT / "dags"))
@@ -38,23 +38,26 @@ def dag(dagbag, request):
 OURS = ("choose_approval", "approval", "emit_champion_event", "emit_retraining_event")
 """Tasks that run no command."""
 
+NAMES = ("caption_new_images", "maintain_captioning", "retrain_captioner")
+ALL = pytest.mark.parametrize("dag", NAMES, indirect=True)
+MAINTENANCE = pytest.mark.parametrize("dag", ["maintain_captioning"], indirect=True)
 BOTH = pytest.mark.parametrize("dag", ["retrain_captioner", "caption_new_images"], indirect=True)
 
 
 def test_every_dag_loads(dagbag):
-    """There are two DAGs and no import errors."""
+    """There are three DAGs and no import errors."""
     assert dagbag.import_errors == {}
-    assert set(dagbag.dags) == {"retrain_captioner", "caption_new_images"}
+    assert sorted(dagbag.dags) == sorted(NAMES)
 
 
 @pytest.mark.parametrize("syntax", ["glob", "regexp"])
 def test_the_repository_is_a_bundle(syntax, airflow_home, monkeypatch):
-    """Where the whole repository is a DAG bundle, Airflow parses the two DAG files and nothing else."""
+    """Where the whole repository is a DAG bundle, Airflow parses the DAG files and nothing else."""
     from airflow.dag_processing.dagbag import DagBag
     from airflow.utils.file import list_py_file_paths
 
     monkeypatch.setenv("AIRFLOW__CORE__DAG_IGNORE_FILE_SYNTAX", syntax)
-    dags = [PROJECT / "dags" / name for name in ("caption_new_images.py", "retrain_captioner.py")]
+    dags = [PROJECT / "dags" / f"{name}.py" for name in NAMES]
     for bundle in (PROJECT, PROJECT / "dags"):
         assert sorted(map(Path, list_py_file_paths(bundle, safe_mode=False))) == dags
     assert DagBag(str(PROJECT)).import_errors == {}
@@ -79,15 +82,16 @@ print([name for name in heavy if name in sys.modules], len(bag.dags))
 def test_parsing_is_light(airflow_home):
     """Parsing the DAG files imports neither Keras nor pandas, Arrow or boto3, and needs no network and no child."""
     done = subprocess.run([sys.executable, "-c", PARSE], cwd=PROJECT, capture_output=True, text=True, check=False)
-    assert done.stdout.splitlines()[-1:] == ["[] 2"], done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1:] == ["[] 3"], done.stdout + done.stderr
 
 
-@BOTH
+@ALL
 def test_the_grid_explains_itself(dag):
     """Every task says what it does and has the deployment's owner, and related tasks are folded into groups."""
     assert [task.task_id for task in dag.tasks if not task.doc_md] == []
     assert {task.owner for task in dag.tasks} == {"captioning"}
     groups = {
+        "maintain_captioning": {},
         "caption_new_images": {
             "features": {"plan_extraction", "extract"},
             "captions": {"plan_captions", "caption"},
@@ -103,7 +107,7 @@ def test_the_grid_explains_itself(dag):
     assert found == groups[dag.dag_id]
 
 
-@BOTH
+@ALL
 def test_tasks_retry_with_backoff_and_end(dag):
     """Every task of the pipeline is retried with growing pauses and has a time limit; one run is active at a time."""
     tasks = [task for task in dag.tasks if task.task_id not in OURS]
@@ -122,13 +126,19 @@ def test_hostile_pictures_do_not_outlast_a_task(dag):
     assert needed / 2 < 0.9 * dag.get_task("extract").execution_timeout.total_seconds()
 
 
-@BOTH
+@ALL
 def test_keras_waits_for_the_accelerator(dag):
     """Tasks that run Keras are in the pool and the queue of the accelerator, the others are not."""
     heavy = {task.task_id for task in dag.tasks if task.pool == "gpu"}
     assert heavy == {task.task_id for task in dag.tasks if task.queue == "gpu"}
-    expected = {"register_encoder", "extract", "train", "evaluate", "evaluate_champion", "compare"}
-    assert heavy == (expected if dag.dag_id == "retrain_captioner" else {"extract", "caption"})
+    assert (
+        heavy
+        == {
+            "retrain_captioner": {"register_encoder", "extract", "train", "evaluate", "evaluate_champion", "compare"},
+            "caption_new_images": {"extract", "caption"},
+            "maintain_captioning": set(),
+        }[dag.dag_id]
+    )
 
 
 @BOTH
@@ -307,6 +317,62 @@ def test_the_form_of_a_night_has_the_limit_of_reviews(dag, chosen, option):
         assert dag.get_template_env().from_string(template).render(params=params) == f"--review-below={option}"
 
 
+@MAINTENANCE
+def test_the_maintenance_is_a_chain(dag):
+    """Nothing runs beside anything else, and pruning comes after the backup; once a week, and never twice at once."""
+    chain = ["await_runs", "forget", "fold", "back_up", "prune", "report", "choose_recaption", "recaption"]
+    assert {task.task_id for task in dag.tasks} == set(chain)
+    for before, after in itertools.pairwise(chain):
+        assert dag.task_dict[after].upstream_task_ids == {before}
+    assert dag.timetable.expression == "0 12 * * 0"
+    assert dag.start_date is None  # with one, unpausing the DAG would start a run that was due before
+    assert dag.task_dict["await_runs"].mode == "reschedule"
+
+
+@MAINTENANCE
+@pytest.mark.parametrize(
+    ("chosen", "forget", "prune"),
+    [
+        ({}, ["--keys=", "--no-remove"], ["--keep=3", "--no-remove"]),
+        ({"forget": None}, ["--keys=", "--no-remove"], ["--keep=3", "--no-remove"]),
+        (
+            {"forget": "a b.jpg\nc/d.jpg", "remove_forgotten": True},
+            ["--keys=a b.jpg\nc/d.jpg", "--remove"],
+            ["--keep=3", "--no-remove"],
+        ),
+        ({"keep": 5, "remove_pruned": True}, ["--keys=", "--no-remove"], ["--keep=5", "--remove"]),
+    ],
+)
+def test_the_form_of_a_maintenance(dag, chosen, forget, prune):
+    """Its choices become options of the commands, and nothing is removed unless it says so; bad values are refused."""
+    from airflow.sdk.exceptions import ParamValidationError
+
+    params = {**dag.params.dump(), **chosen}
+    environment = dag.get_template_env()
+    for task_id, options in (("forget", forget), ("prune", prune)):
+        templates = map(environment.from_string, dag.task_dict[task_id].arguments[1:])
+        assert [template.render(params=params) for template in templates] == options
+    skipped = environment.from_string(dag.task_dict["forget"].skip).render(params=params)
+    assert bool(skipped) is not bool(chosen.get("forget"))
+    for name, wrong in {
+        "forget": 1,
+        "remove_forgotten": "yes",
+        "remove_pruned": 1,
+        "keep": 0,
+        "recaption": "*",
+    }.items():
+        assert dag.params.get_param(name).description
+        with pytest.raises(ParamValidationError):
+            dag.params.get_param(name).resolve(wrong)
+
+
+def test_the_maintenance_knows_the_task_that_waits_for_a_person(dagbag):
+    """It is the one in the retraining."""
+    from captioning.names import APPROVAL
+
+    assert APPROVAL in dagbag.dags["retrain_captioner"].task_dict
+
+
 @pytest.mark.parametrize("dag", ["retrain_captioner"], indirect=True)
 def test_the_form_shows_the_training_configuration(dag):
     """Every field of the configuration is a parameter with its default and description; bad values are refused."""
@@ -350,7 +416,7 @@ def test_numbers_stay_within_their_bounds(dag):
                 server.deep_merge({name: value}).validate()
 
 
-@BOTH
+@ALL
 def test_choices_are_shown_in_words(dag):
     """Each choice of a list has a text, which begins with the choice itself."""
     for name in dag.params:
@@ -420,6 +486,14 @@ class TestOperator:
             outlets=[DATASET],
         )
         assert result == pushed == events[DATASET].extra == {"dataset": "toy/0", "images": 3}
+
+    def test_a_command_that_is_not_to_run(self, run):
+        """The task is skipped, and its note says why."""
+        from airflow.sdk.exceptions import AirflowSkipException
+
+        with pytest.raises(AirflowSkipException, match="there is no backup"):
+            run("raise SystemExit(1)", skip="there is no backup")
+        assert run.pushed == {"summary": "skipped: there is no backup"}
 
     def test_a_mapped_task_is_named_by_its_summary(self, run):
         """A mapped task is named by number and shard until it has succeeded, then by number and summary."""

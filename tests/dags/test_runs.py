@@ -1,4 +1,4 @@
-"""Runs of both DAGs with commands that are replaced: what runs after what, and how runs end."""
+"""Runs of all DAGs with commands that are replaced: what runs after what, and how runs end."""
 
 import json
 from collections import defaultdict
@@ -38,6 +38,10 @@ RESULTS = {
     "plan-captions": ["shard3", "shard4"],
     "caption": {"captioned": 4, "summary": "4 images"},
     "compare": {"version": "m1", "comparison": "the scores of m1", "summary": "the scores of m1"},
+    "forget": {"removed": True, "summary": "1 image in 4 objects forgotten"},
+    "fold": {"corrections": 3, "summary": "3 corrections"},
+    "backup": {"objects": 9, "summary": "9 objects, 2 of them copied (0.1 MB)"},
+    "prune": {"removed": False, "summary": "0 objects (0.0 MB) can be removed"},
     "reconcile": {"captioned": 8, "warnings": [], "retraining_due": "", "arrived": 0, "summary": "9 images listed"},
 }
 """The result of each command, of `night` by its second word."""
@@ -82,7 +86,7 @@ class Runs:
 
 @pytest.fixture
 def runs(airflow_home, monkeypatch):
-    """Both DAGs with replaced commands."""
+    """All DAGs with replaced commands."""
     from airflow.dag_processing.dagbag import DagBag
 
     from captioning import operators
@@ -313,3 +317,103 @@ def test_many_failures_are_counted(runs):
     assert state == "failed"
     assert runs.error().count("disk full") == 10
     assert runs.error().endswith("; and 2 more failed tasks")
+
+
+@pytest.fixture
+def backed_up(monkeypatch, runs):
+    """All DAGs, where there is a place for backups."""
+    from airflow.dag_processing.dagbag import DagBag
+
+    monkeypatch.setenv("CAPTION_BACKUP", "s3://backups/captioning")
+    runs.dags = DagBag(str(PROJECT / "dags")).dags
+    return runs
+
+
+def summary(run_dag):
+    """The summary that the task `report` of the last maintenance has left."""
+    from airflow.models.xcom import XComModel
+    from airflow.settings import Session
+
+    query = select(XComModel.value).where(XComModel.dag_id == run_dag, XComModel.task_id == "report")
+    return Session().scalars(query.order_by(XComModel.timestamp.desc())).first()
+
+
+def test_a_maintenance_by_the_clock(runs):
+    """Nothing is forgotten or removed, and the report says why there is no backup."""
+    state, tasks = runs.run("maintain_captioning")
+    skipped = {task_id for task_id, found in tasks.items() if found == "skipped"}
+    assert (state, skipped) == ("success", {"forget", "back_up", "recaption"})
+    assert runs.commands == [["fold"], ["prune", "--keep=3", "--no-remove"]]
+    assert summary("maintain_captioning") == (
+        "forget: skipped: the form names no photograph; fold: 3 corrections; "
+        "back_up: skipped: CAPTION_BACKUP names no place for a backup; prune: 0 objects (0.0 MB) can be removed"
+    )
+
+
+def test_a_maintenance_by_hand(backed_up):
+    """It forgets, backs up, prunes, and starts a night that captions all photographs again."""
+    from airflow.models import DagRun
+    from airflow.settings import Session
+
+    backed_up.run("caption_new_images")
+    form = {"forget": "a.jpg\nb c.jpg", "remove_forgotten": True, "remove_pruned": True, "keep": 2, "recaption": True}
+    state, tasks = backed_up.run("maintain_captioning", form)
+    assert (state, set(tasks.values())) == ("success", {"success"})
+    assert backed_up.commands == [
+        ["forget", "--keys=a.jpg\nb c.jpg", "--remove"],
+        ["fold"],
+        ["backup", "s3://backups/captioning", "--check"],
+        ["prune", "--keep=2", "--remove"],
+    ]
+    night = Session().scalars(select(DagRun).where(DagRun.dag_id == "caption_new_images").order_by(DagRun.id.desc()))
+    assert night.first().conf == {"recaption": "*"}
+
+
+def test_nothing_is_removed_after_a_backup_that_failed(backed_up):
+    """The run fails, and so the note of the run has the error."""
+    state, tasks = backed_up.run("maintain_captioning", {"remove_pruned": True}, backup="the copy is damaged")
+    assert (state, tasks["back_up"], tasks["prune"]) == ("failed", "failed", "upstream_failed")
+    assert (tasks["report"], tasks["recaption"]) == ("upstream_failed", "upstream_failed")
+    assert [arguments[0] for arguments in backed_up.commands] == ["fold", "backup"]
+
+
+@pytest.mark.parametrize(
+    ("nights", "retrainings", "approvals", "waits"),
+    [(0, 0, 0, False), (1, 0, 0, True), (0, 1, 0, True), (0, 1, 1, False), (1, 1, 1, True)],
+)
+def test_the_maintenance_waits_for_other_runs(airflow_home, nights, retrainings, approvals, waits):
+    """For those that are going on, but not for a person's approval."""
+    from captioning.maintenance import AwaitRuns
+
+    asked = []
+
+    def count_runs(dag_id, states):
+        asked.append((dag_id, states))
+        return {"caption_new_images": nights, "retrain_captioner": retrainings}[dag_id]
+
+    instance = SimpleNamespace(get_dr_count=count_runs, get_ti_count=lambda *_, **__: approvals)
+    assert AwaitRuns(task_id="await_runs").poke({"ti": instance}) is not waits
+    assert asked == [("caption_new_images", ["running"]), ("retrain_captioner", ["running"])]
+
+
+def test_the_maintenance_does_not_wait_for_ever(airflow_home, monkeypatch):
+    """After two days it gives up, without a retry, and the error says what it waited for."""
+    from airflow.sdk import BaseSensorOperator
+    from airflow.sdk.exceptions import AirflowSensorTimeout
+
+    from captioning.maintenance import AwaitRuns
+
+    def time_out(sensor, context):
+        assert not sensor.poke(context)
+        raise AirflowSensorTimeout
+
+    monkeypatch.setattr(BaseSensorOperator, "execute", time_out)
+    left = {}
+    instance = SimpleNamespace(
+        get_dr_count=lambda *_, **__: 1, get_ti_count=lambda *_, **__: 0, xcom_push=left.__setitem__
+    )
+    task = AwaitRuns(task_id="await_runs")
+    assert task.timeout == 2 * 24 * 3600
+    with pytest.raises(AirflowFailException, match="caption_new_images and retrain_captioner still ran after 2 days"):
+        task.execute({"ti": instance})
+    assert list(left) == ["error"]

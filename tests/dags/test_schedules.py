@@ -19,7 +19,7 @@ BERLIN = "Europe/Berlin"
 
 @pytest.fixture
 def load(airflow_home, monkeypatch):
-    """Loads both DAGs with some settings, as the DAG processor does; the DAGs and the errors of the imports."""
+    """Loads all DAGs with some settings, as the DAG processor does; the DAGs and the errors of the imports."""
     from airflow.dag_processing.dagbag import DagBag
 
     def load(**settings):
@@ -87,6 +87,14 @@ def test_retrainings_run_by_the_clock_if_a_schedule_is_set(load, starts):
     assert [each.in_timezone(BERLIN).format("MM-DD HH:mm") for each in sundays] == ["10-25 03:00", "11-01 03:00"]
 
 
+def test_the_maintenance_runs_by_the_clock(load, starts):
+    """Once a week, in the time zone of the settings."""
+    dags, errors = load(maintenance_schedule="30 13 * * 6", timezone=BERLIN)
+    assert errors == {}
+    saturdays = starts(dags["maintain_captioning"], pendulum.datetime(2026, 10, 20, tz="UTC"), 14)
+    assert [each.in_timezone(BERLIN).format("MM-DD HH:mm") for each in saturdays] == ["10-24 13:30", "10-31 13:30"]
+
+
 @pytest.mark.parametrize(
     ("delay", "reported", "starts_a_night"),
     [
@@ -137,6 +145,8 @@ def test_the_promotion_where_nobody_fills_in_the_form(load, run_type, setting, p
         ("night_schedule", "0 0 2 * * *", "expected five cron fields"),
         ("night_schedule", "", "expected five cron fields"),
         ("retraining_schedule", "weekly", "expected five cron fields"),
+        ("maintenance_schedule", "", "expected five cron fields"),
+        ("backup", "backups", "should match pattern"),
         ("arrival_delay", "-1", "greater than or equal to 0"),
         (
             "inbox_queue",
@@ -151,9 +161,9 @@ def test_the_promotion_where_nobody_fills_in_the_form(load, run_type, setting, p
     ],
 )
 def test_a_wrong_setting_is_an_import_error(load, setting, value, expected):
-    """Of both DAGs; it names the variable and says what is expected."""
+    """Of all DAGs; it names the variable and says what is expected."""
     dags, errors = load(**{setting: value})
-    assert (dags, len(errors)) == ({}, 2)
+    assert (dags, len(errors)) == ({}, 3)
     for error in errors.values():
         assert f"CAPTION_{setting.upper()}: " in error
         assert expected in error
@@ -167,7 +177,8 @@ bag = DagBag("dags")
 assert not bag.import_errors, bag.import_errors
 tasks = [task for dag in bag.dags.values() for task in dag.tasks]
 assets = [asset for task in tasks for asset in (*task.outlets, *task.inlets)]
-assets += [asset for dag in bag.dags.values() for asset in dag.timetable.asset_condition.objects]
+conditions = [getattr(dag.timetable, "asset_condition", None) for dag in bag.dags.values()]
+assets += [asset for condition in filter(None, conditions) for asset in condition.objects]
 print(json.dumps({
     "dags": sorted(bag.dags),
     "assets": sorted({text for asset in assets for text in (asset.name, asset.uri)}),
@@ -181,7 +192,7 @@ print(json.dumps({
 
 
 def test_deployments_share_no_dag_asset_pool_or_queue(airflow_home):
-    """Two sets of variables make four DAGs, and no event of one deployment starts a run of the other."""
+    """Two sets of variables make six DAGs, and no event of one deployment starts a run of the other."""
 
     def show(prefix, **settings):
         environment = {
@@ -201,8 +212,8 @@ def test_deployments_share_no_dag_asset_pool_or_queue(airflow_home):
         show(prefix, pool=name, queue=name, arrival_delay="60", inbox_queue=f"{address}/{name}", inbox_connection=name)
         for prefix, name in (("team_a_", "a"), ("team-b.", "b"))
     )
-    assert one["dags"] == ["team_a_caption_new_images", "team_a_retrain_captioner"]
-    assert other["dags"] == ["team-b.caption_new_images", "team-b.retrain_captioner"]
+    assert one["dags"] == ["team_a_caption_new_images", "team_a_maintain_captioning", "team_a_retrain_captioner"]
+    assert other["dags"] == ["team-b.caption_new_images", "team-b.maintain_captioning", "team-b.retrain_captioner"]
     assert len(one["assets"]) == 14
     [watcher] = one["watchers"]
     arguments = {"queue": f"{address}/a", "connection_id": "a", "profile": ""}

@@ -133,7 +133,7 @@ def show_logs(cluster, config):
 
 def test_a_retraining_makes_the_first_champion(world, toy_encoder):
     """Celery's workers train, evaluate and promote; a task of each queue is done by a worker that serves that queue."""
-    wait_for("both DAGs to be read", lambda: world.call("GET", "/api/v2/dags")["total_entries"] == 2)
+    wait_for("all DAGs to be read", lambda: world.call("GET", "/api/v2/dags")["total_entries"] == 3)
     source = toy.draw(open_bucket("s3://training"))
     conf = {"dataset": source, "encoder": str(toy_encoder), "min_count": 1, **toy.CONFIG.model_dump()}
     world.call("PATCH", RETRAINING, {"is_paused": False})

@@ -30,7 +30,7 @@ import sys
 from airflow.dag_processing.dagbag import DagBag
 
 bag = DagBag()
-assert (len(bag.dags), bag.import_errors) == (2, {})
+assert (len(bag.dags), bag.import_errors) == (3, {})
 
 from airflow.api_fastapi.app import create_app, get_auth_manager
 from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
@@ -171,7 +171,7 @@ def test_a_night(deployment):
 
 
 def test_what_airflow_does_itself(deployment):
-    """It parses both DAGs and shows the pages of the gallery, and has an upload captioned without Keras."""
+    """It parses the DAGs and shows the pages of the gallery, and has an upload captioned without Keras."""
     answer = json.loads(deployment.run("-c", ITSELF, data=toy.picture("green")).splitlines()[-1])
     assert colour_in(answer["captions"][0]["caption"]) == "green"
 

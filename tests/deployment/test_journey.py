@@ -24,9 +24,9 @@ from pipeline.captioner import registry
 from pipeline.data import corrections, dataset, synthetic
 from pipeline.nightly import current
 from pipeline.storage import layout, open_bucket, parquet
-from pipeline.work import runs
+from pipeline.work import runs, tombstones
 from tests.support import secrets, toy
-from tests.support.airflow_server import NIGHT_DAG, RETRAINING_DAG, start_airflow
+from tests.support.airflow_server import MAINTENANCE_DAG, NIGHT_DAG, RETRAINING_DAG, start_airflow
 from tests.support.faults import Proxy
 from tests.support.metrics_servers import open_statsd
 from tests.support.nights import rows_in
@@ -76,7 +76,7 @@ class Deployment:
         self.home, self.server, self.url, self.receivers, self.s3 = folder, server, server.url, receivers, s3
         self.statsd = statsd
         self.temporary = folder.with_name("temporary")
-        self.store, self.inbox = open_bucket(f"{uri}/store"), open_bucket(f"{uri}/inbox")
+        self.store, self.inbox, self.backup = (open_bucket(f"{uri}/{name}") for name in ("store", "inbox", "backup"))
 
     def notification(self, subject, containing):
         """Wait until both receivers have this notification, and return its text."""
@@ -156,6 +156,7 @@ def deployment(tmp_path_factory, s3_server, s3_bucket_name, source, new):
             "AIRFLOW__METRICS__STATSD_INFLUXDB_ENABLED": "True",
             "CAPTION_STORE": f"{uri}/store",
             "CAPTION_INBOX": f"{uri}/inbox",
+            "CAPTION_BACKUP": f"{uri}/backup",
             "CAPTION_DATASET": source.as_uri(),
             "CAPTION_ENCODER": "random",
             "CAPTION_TRACKING_URI": secrets.TRACKING,
@@ -329,12 +330,17 @@ def corrected(deployment, context, promoted):
 
 @pytest.fixture(scope="module")
 def kept(deployment, promoted, corrected):
-    """A second retraining, with another seed, whose candidate a person keeps; and what that person was asked."""
+    """A second retraining, with another seed, whose candidate a person keeps; and what that person was asked.
+
+    While the retraining waits for the person, a maintenance runs.
+    """
     run = deployment.server.trigger(RETRAINING_DAG, {**promoted.retraining.shown["conf"], "epochs": 2, "seed": 1})
     question = run.question()
+    maintenance = deployment.server.trigger(MAINTENANCE_DAG)
+    assert maintenance.end() == "success"
     run.answer("Keep as a candidate")
     assert run.end() == "success"
-    return SimpleNamespace(run=run, question=question)
+    return SimpleNamespace(run=run, question=question, maintenance=maintenance)
 
 
 @pytest.fixture(scope="module")
@@ -347,6 +353,16 @@ def repeated(deployment, kept):
     night = deployment.server.trigger(NIGHT_DAG)
     assert night.end() == "success"
     return SimpleNamespace(retraining=retraining, night=night, before=before)
+
+
+@pytest.fixture(scope="module")
+def maintained(deployment, repeated):
+    """A maintenance whose form names a photograph to forget, and the night that it starts."""
+    run = deployment.server.trigger(MAINTENANCE_DAG, {"forget": HOSTILE, "remove_forgotten": True, "recaption": True})
+    assert run.end() == "success"
+    night = next(run for run in deployment.server.runs(NIGHT_DAG) if run.shown["conf"] == {"recaption": "*"})
+    assert night.end() == "success"
+    return SimpleNamespace(run=run, night=night)
 
 
 @pytest.fixture(scope="module")
@@ -1037,6 +1053,32 @@ def test_a_repeated_retraining_and_night_do_nothing(deployment, promoted, repeat
     assert (record.extracted, record.captioned, record.failed, record.already_done) == (0, 0, 0, NEW)
     record = runs.read_record(runs.RETRAINING, repeated.retraining.id, deployment.store)
     assert (record.status, record.promoted) == ("succeeded", False)
+
+
+# --- the maintenance --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.airflow
+def test_a_maintenance_while_a_person_is_asked(kept, promoted):
+    """It does not wait for the person, removes nothing, and its note says what it did, for example with the backup."""
+    note = kept.maintenance.shown["note"]
+    assert note.startswith("forget: skipped: the form names no photograph; fold: 1 correction; back_up: ")
+    assert re.search(rf"objects read back; champion {promoted.version}; {NEW} current captions in the backup; ", note)
+    assert re.search(
+        r"prune: 0 objects \(0\.0 MB\) can be removed, nothing is without --remove \(\d+ seconds?\)$", note
+    )
+    assert kept.maintenance.of_tasks("recaption", "state") == ["skipped"]
+
+
+@pytest.mark.airflow
+def test_a_maintenance_forgets_a_photograph(deployment, maintained):
+    """With its copy, it is in neither the store nor the backup, and the next night captions all others again."""
+    assert re.search(r"forget: 2 images .*in \d+ objects forgotten", maintained.run.shown["note"])
+    for bucket in (deployment.store, deployment.backup):
+        assert HOSTILE not in current.read(bucket)["image_key"].to_pylist()
+        assert tombstones.read(bucket).has("key", HOSTILE)
+    record = runs.read_record(runs.NIGHT, maintained.night.id, deployment.store)
+    assert (record.listed, record.requested, record.passed_over["forgotten"]) == (NEW - 2, NEW - 2, 2)
 
 
 # --- a refused night, and what nobody may read -----------------------------------------------------------------------

@@ -41,7 +41,7 @@ from airflow.plugins_manager import ensure_plugins_loaded
 
 ensure_plugins_loaded()
 bag = BundleDagBag("{bundle}", bundle_path="{bundle}", bundle_name="captioning")
-assert len(bag.dags) == 2 and not bag.import_errors
+assert len(bag.dags) == 3 and not bag.import_errors
 """
 
 TASK = """

@@ -19,7 +19,7 @@ from tests.support.waiting import wait_for
 PORTS = ("AIRFLOW__API__PORT", "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT", "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT")
 """The ports on which Airflow listens; another one may run on this machine."""
 
-NIGHT_DAG, RETRAINING_DAG = "caption_new_images", "retrain_captioner"
+NIGHT_DAG, RETRAINING_DAG, MAINTENANCE_DAG = "caption_new_images", "retrain_captioner", "maintain_captioning"
 
 
 RUN_SECONDS = 600
