@@ -53,6 +53,8 @@ COMMANDS = {
     "end-run": {"kind", "run", "--error"},
     "promote": {"version"},
     "rollback": set(),
+    "make-keys": {"folder"},
+    "sign": {"versions"},
     "prune": {"--keep", "--older-than", "--remove"},
     "forget": {"keys", "--from", "--picture", "--remove"},
     "backup": {"target"},
