@@ -405,6 +405,8 @@ def evaluate(
     _print(
         {
             "version": version,
+            "dataset": metrics.dataset,
+            "images": metrics.images,
             **metrics.summary,
             "report": store.url(report),
             "summary": f"{version}: {format_scores(metrics.summary)}",

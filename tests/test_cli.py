@@ -342,7 +342,8 @@ def test_a_night(store, result, command, trained):
         assert result("extract", shard)["failed"] == 0
     for shard in result("night", "plan-captions", "n1", "--date", "2026-01-02"):
         captioned = {"shard": shard, "images": 3, "captioned": 3, "failed": 0, "summary": "3 images"}
-        assert result("night", "caption", shard, "--review-below=") == captioned
+        made_by = {"version": version, "encoder_id": trained.inputs.encoder_id}
+        assert result("night", "caption", shard, "--review-below=") == captioned | made_by
     reconciled = result("night", "reconcile", "n1", "--review-below=0.9")
     assert (reconciled["captioned"], reconciled["status"]) == (3, "succeeded")
     assert reconciled["summary"].startswith("3 images listed = 3 captioned + 0 failed + 0 done before")
