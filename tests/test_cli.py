@@ -702,6 +702,32 @@ def test_an_import(environment, staging, result, command, monkeypatch):
     assert (status, "profile (nobody) could not be found" in error) == (2, True)
 
 
+def test_signing(environment, result, command, monkeypatch, trained):
+    """A store is signed with a new pair of keys; who has the public one reads it, and can't promote."""
+    toy.copy(trained.store, open_bucket(os.environ["CAPTION_STORE"]), layout.MODELS, layout.ENCODERS)
+    open_bucket(os.environ["CAPTION_INBOX"]).put("red.jpg", toy.picture("red"))
+    version, encoder_id = trained.model.version, trained.inputs.encoder_id
+    result("promote", version)
+    keys = result("make-keys", str(environment / "keys"))
+    monkeypatch.setenv("CAPTION_VERIFY_KEY", keys["verify_key"])
+    monkeypatch.setenv("CAPTION_VERIFY_STATE", str(environment / "verified.json"))
+    status, _, error = command("night", "list", "n1")
+    assert (status, "champion.json is not signed as it is" in error) == (2, True)
+    monkeypatch.setenv("CAPTION_SIGNING_KEY", keys["signing_key"])
+    assert result("sign") == {
+        "models": [version],
+        "encoders": [encoder_id],
+        "champion": version,
+        "summary": f"1 model and 1 encoder signed, and {version} as the champion",
+    }
+    monkeypatch.delenv("CAPTION_SIGNING_KEY")
+    assert result("night", "list", "n1")["version"] == version
+    status, _, error = command("promote", version)
+    assert (status, f"Can't promote {version}: CAPTION_VERIFY_KEY is set" in error) == (2, True)
+    status, _, error = command("sign", "../evil")
+    assert (status, "Not the version of a model" in error) == (2, True)
+
+
 def test_a_prune(store, result, trained):
     """By default objects are only listed."""
     toy.copy(trained.store, store, layout.MODELS)
