@@ -405,6 +405,8 @@ def evaluate(
     _print(
         {
             "version": version,
+            "dataset": metrics.dataset,
+            "images": metrics.images,
             **metrics.summary,
             "report": store.url(report),
             "summary": f"{version}: {format_scores(metrics.summary)}",
@@ -557,6 +559,31 @@ def rollback() -> None:
     from pipeline.captioner import registry
 
     _print({"champion": registry.roll_back(_store()).version})
+
+
+@app.command()
+def make_keys(
+    folder: Annotated[Path, typer.Argument(help="folder for signing.pem and verify.pem", parser=_path)],
+) -> None:
+    """Make a pair of keys for CAPTION_SIGNING_KEY (signing.pem) and CAPTION_VERIFY_KEY (verify.pem)."""
+    from pipeline.storage import signatures
+
+    private, public = signatures.make_keys(folder)
+    _print({"signing_key": str(private), "verify_key": str(public)})
+
+
+@app.command()
+def sign(
+    versions: Annotated[
+        list[str] | None,
+        typer.Argument(help="versions of models; by default all models, all encoders and the champion's pointer"),
+    ] = None,
+) -> None:
+    """Sign models in the store with their encoders, as they are, with CAPTION_SIGNING_KEY."""
+    from pipeline.ops import sign as signing
+
+    signed = signing.sign([names.VERSION.check(version) for version in versions or []], _store())
+    _print({**signed.model_dump(), "summary": str(signed)})
 
 
 @app.command()

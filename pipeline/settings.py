@@ -66,6 +66,22 @@ class Settings(BaseSettings):
         pattern=r"^(sqlite:///.+\.db|https?://.+)?$",
         description="where MLflow records trainings: an SQLite file or a server; empty for no tracking",
     )
+    signing_key: str = Field(
+        "",
+        description="path of the private key, in PEM, with which models, encoders and the champion's pointer are "
+        "signed; only where models are made and promoted; empty for no signatures",
+    )
+    verify_key: str = Field(
+        "",
+        description="path of the public key, in PEM, without whose signature no model, encoder or champion is used; "
+        "several, separated by commas, while the key is being replaced; empty if nothing is verified",
+    )
+    verify_state: str = Field(
+        "",
+        description="path or URI of a file outside the store, such as `/var/lib/captioning/verified.json`, which "
+        "remembers how new the verified champion's pointer is, so that no older one is accepted; required with "
+        "`CAPTION_VERIFY_KEY`",
+    )
     requester_pays: bool = Field(
         False, description="pay for the requests to S3 buckets whose owner does not (Requester Pays)"
     )

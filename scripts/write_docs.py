@@ -37,6 +37,7 @@ SETTINGS: dict[str, tuple[type[BaseModel], Sequence[str]]] = {
     ),
     "Wording of all captions": (Settings, ["forbidden_words", "neutral_wording"]),
     "Retraining": (Settings, ["retrain_after_corrections", "retrain_after_drift", "shadow"]),
+    "Signatures": (Settings, ["signing_key", "verify_key", "verify_state"]),
     "Schedule": (AirflowSettings, ["night_schedule", "retraining_schedule", "timezone", "scheduled_promotion"]),
     "Maintenance": (AirflowSettings, ["maintenance_schedule", "backup"]),
     "Nights that uploads start": (AirflowSettings, ["arrival_delay", "inbox_queue"]),
@@ -466,6 +467,12 @@ def _keys() -> dict[str, str]:
     ):
         found[artifacts.artifact_key(folder, name, {name: "CHECKSUM"})] = text
     found[layout.CHAMPION] = "The pointer to the model that captions the nights, and its history."
+    for key, text in (
+        (layout.encoder_files("ENCODER_ID"), "Its signature, 64 bytes of Ed25519, if `CAPTION_SIGNING_KEY` is set."),
+        (layout.model_metadata("VERSION"), "The signature of the metadata, likewise."),
+        (layout.CHAMPION, "The signature of the pointer, likewise; those of earlier states are kept."),
+    ):
+        found[layout.signature(key, "CHECKSUM")] = text
     found[layout.CURRENT_CAPTIONS] = "The captions that count: one row for each image in the inbox."
     found[layout.CORRECTION_LOG] = "All corrections in one table, as of the last fold."
     found[layout.REVIEW_STATE] = "Who reviews which caption at the moment, and which captions were skipped."

@@ -38,7 +38,7 @@ LAYERS = (
 HEAVY = ("evaluation", "metrics", "training", "nightly", "serving", "ops", "export")
 """Packages of ``pipeline`` that the champion's version can be read without."""
 
-CHAMPION_MODULES = 15
+CHAMPION_MODULES = 16
 """Modules of ``pipeline``, at most, that reading the champion's version loads."""
 
 STORE_PREFIXES = {

@@ -53,6 +53,8 @@ COMMANDS = {
     "end-run": {"kind", "run", "--error"},
     "promote": {"version"},
     "rollback": set(),
+    "make-keys": {"folder"},
+    "sign": {"versions"},
     "prune": {"--keep", "--older-than", "--records-older-than", "--remove", "--no-remove"},
     "forget": {"keys", "--from", "--keys", "--picture", "--remove", "--no-remove"},
     "backup": {"target", "--check"},
@@ -340,7 +342,8 @@ def test_a_night(store, result, command, trained):
         assert result("extract", shard)["failed"] == 0
     for shard in result("night", "plan-captions", "n1", "--date", "2026-01-02"):
         captioned = {"shard": shard, "images": 3, "captioned": 3, "failed": 0, "summary": "3 images"}
-        assert result("night", "caption", shard, "--review-below=") == captioned
+        made_by = {"version": version, "encoder_id": trained.inputs.encoder_id}
+        assert result("night", "caption", shard, "--review-below=") == captioned | made_by
     reconciled = result("night", "reconcile", "n1", "--review-below=0.9")
     assert (reconciled["captioned"], reconciled["status"]) == (3, "succeeded")
     assert reconciled["summary"].startswith("3 images listed = 3 captioned + 0 failed + 0 done before")
@@ -704,6 +707,32 @@ def test_an_import(environment, staging, result, command, monkeypatch):
     }
     status, _, error = command("import-model", staging.uri, "--profile=nobody")
     assert (status, "profile (nobody) could not be found" in error) == (2, True)
+
+
+def test_signing(environment, result, command, monkeypatch, trained):
+    """A store is signed with a new pair of keys; who has the public one reads it, and can't promote."""
+    toy.copy(trained.store, open_bucket(os.environ["CAPTION_STORE"]), layout.MODELS, layout.ENCODERS)
+    open_bucket(os.environ["CAPTION_INBOX"]).put("red.jpg", toy.picture("red"))
+    version, encoder_id = trained.model.version, trained.inputs.encoder_id
+    result("promote", version)
+    keys = result("make-keys", str(environment / "keys"))
+    monkeypatch.setenv("CAPTION_VERIFY_KEY", keys["verify_key"])
+    monkeypatch.setenv("CAPTION_VERIFY_STATE", str(environment / "verified.json"))
+    status, _, error = command("night", "list", "n1")
+    assert (status, "champion.json is not signed as it is" in error) == (2, True)
+    monkeypatch.setenv("CAPTION_SIGNING_KEY", keys["signing_key"])
+    assert result("sign") == {
+        "models": [version],
+        "encoders": [encoder_id],
+        "champion": version,
+        "summary": f"1 model and 1 encoder signed, and {version} as the champion",
+    }
+    monkeypatch.delenv("CAPTION_SIGNING_KEY")
+    assert result("night", "list", "n1")["version"] == version
+    status, _, error = command("promote", version)
+    assert (status, f"Can't promote {version}: CAPTION_VERIFY_KEY is set" in error) == (2, True)
+    status, _, error = command("sign", "../evil")
+    assert (status, "Not the version of a model" in error) == (2, True)
 
 
 def test_a_prune(store, result, trained):

@@ -14,7 +14,7 @@ from pipeline.captioner.metadata import ModelMetadata, load_metadata
 from pipeline.captioner.neighbours import Neighbours
 from pipeline.data.vocabulary import Vocabulary
 from pipeline.features import accelerator
-from pipeline.storage import Bucket, artifacts, json, keras_files, layout
+from pipeline.storage import Bucket, artifacts, json, keras_files, layout, signatures
 
 if TYPE_CHECKING:
     import keras
@@ -53,7 +53,7 @@ def save(
         fit: finds the confidence of the captioner, whose networks caption as they will in a night; None if it has none.
 
     Raises:
-        PipelineError: a model can't be converted to OpenVINO.
+        PipelineError: a model can't be converted to OpenVINO, or the model can't be signed.
     """
     from pipeline.captioner.networks import NetworkDecoder, export
 
@@ -72,7 +72,7 @@ def save(
         files[CONFIDENCE] = confidence.model_dump_json(indent=1).encode()
     checksums = artifacts.put(layout.model_folder(metadata.version), files, store)
     metadata = metadata.model_copy(update={"files": checksums})
-    json.write(metadata, layout.model_metadata(metadata.version), store)
+    signatures.put(layout.model_metadata(metadata.version), json.dump(metadata), store)
     return metadata
 
 

@@ -7,7 +7,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from pipeline.config import ENGLISH, TrainingConfig
 from pipeline.errors import PipelineError
-from pipeline.storage import Bucket, DamagedObjectError, ObjectNotFoundError, json, layout
+from pipeline.storage import Bucket, DamagedObjectError, ObjectNotFoundError, json, layout, signatures
 from pipeline.storage.artifacts import Checksums
 
 READERS = 8
@@ -57,10 +57,15 @@ class ModelMetadata(BaseModel):
 
 
 def load_metadata(version: str, store: Bucket) -> ModelMetadata:
-    """The metadata of a model. Raises ``PipelineError`` if there is no such model."""
-    advice = "Delete the folder of the model, and train it again."
+    """The metadata of a model.
+
+    Raises:
+        PipelineError: there is no such model.
+        SignatureError: the settings ask for a signature, and it has none of a trusted key.
+    """
+    key, advice = layout.model_metadata(version), "Delete the folder of the model, and train it again."
     try:
-        return json.read(ModelMetadata, layout.model_metadata(version), store, advice=advice)
+        return json.parse(ModelMetadata, signatures.get(key, store), store.url(key), advice=advice)
     except ObjectNotFoundError:
         raise PipelineError(
             f"There is no model {version!r} in {store.uri}: `captioning status` lists the models."

@@ -1,13 +1,15 @@
 """The registry: the pointer to the champion, the model that captions the nights, and its history."""
 
 import logging
+import time
 from datetime import UTC, datetime
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from pipeline.captioner.metadata import load_metadata
 from pipeline.errors import PipelineError
-from pipeline.storage import ABSENT, Bucket, DamagedObjectError, json, layout
+from pipeline.storage import ABSENT, Bucket, DamagedObjectError, json, layout, signatures
+from pipeline.storage.signatures import SignatureError
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ class Champion(BaseModel):
 
     version: str
     history: list[Promotion] = Field(description="every promotion that was not rolled back, the newest last")
+    counter: int = Field(0, description="grows with each change, so that an old pointer is not taken for the newest")
 
 
 def read_champion(store: Bucket) -> Champion:
@@ -52,12 +55,16 @@ def promote(version: str, store: Bucket, *, run: str = "", reason: str = "by han
     """Make a model the champion, whatever its scores; ``run`` and ``reason`` go into the history.
 
     Raises:
-        PipelineError: there is no such model.
+        PipelineError: there is no such model, or the pointer must be signed and there is no private key.
+        SignatureError: the settings ask for signatures, and the model or the pointer has none of a trusted key.
         ObjectChangedError: another promotion happened at the same moment.
     """
+    signatures.require_signing_key(f"promote {version}")
     load_metadata(version, store)
     try:
         current, etag = _read(store)
+    except SignatureError:
+        raise
     except DamagedObjectError as error:
         log.warning("%s The history of promotions is lost.", error)
         current, etag = None, store.etag(layout.CHAMPION)
@@ -65,26 +72,57 @@ def promote(version: str, store: Bucket, *, run: str = "", reason: str = "by han
         return current
     history = current.history if current else []
     promotion = Promotion(version=version, promoted_at=datetime.now(UTC), run=run, reason=reason)
-    promoted = Champion(version=version, history=[*history, promotion])
-    json.write(promoted, layout.CHAMPION, store, if_match=etag)
-    return promoted
+    return _write(Champion(version=version, history=[*history, promotion]), current, store, etag)
 
 
 def roll_back(store: Bucket) -> Champion:
-    """Make the previous champion the champion again. Raises ``PipelineError`` if there is none, or it was pruned."""
+    """Make the previous champion the champion again.
+
+    Raises:
+        PipelineError: there is none, it was pruned, or the pointer must be signed and there is no private key.
+        SignatureError: the settings ask for signatures, and that model or the pointer has none of a trusted key.
+        ObjectChangedError: another promotion happened at the same moment.
+    """
+    signatures.require_signing_key("roll back the champion")
     current, etag = _read(store)
     if current is None or len(current.history) < 2:
         raise PipelineError(f"There is no earlier champion in {store.uri} to roll back to.")
     history = current.history[:-1]
     load_metadata(history[-1].version, store)
-    previous = Champion(version=history[-1].version, history=history)
-    json.write(previous, layout.CHAMPION, store, if_match=etag)
-    return previous
+    return _write(Champion(version=history[-1].version, history=history), current, store, etag)
 
 
-def _read(store: Bucket) -> tuple[Champion | None, str]:
+def sign_champion(store: Bucket) -> Champion | None:
+    """Sign the pointer as it is, whoever wrote it, as the newest; None if no model has been promoted yet.
+
+    Raises:
+        PipelineError: no private key can be read.
+        ObjectChangedError: a promotion happened at the same moment.
+    """
+    current, etag = _read(store, verify=False)
+    return None if current is None else _write(current, current, store, etag)
+
+
+def _write(champion: Champion, previous: Champion | None, store: Bucket, etag: str) -> Champion:
+    # The time is above every counter there has been, even if the store was restored from an old backup.
+    counter = max(time.time_ns() // 1_000_000, previous.counter + 1 if previous else 0)
+    champion = champion.model_copy(update={"counter": counter})
+    signatures.put(layout.CHAMPION, json.dump(champion), store, if_match=etag)
+    if signatures.is_verifying():
+        signatures.check_counter(counter, 0, layout.CHAMPION, store)
+    return champion
+
+
+def _read(store: Bucket, *, verify: bool = True) -> tuple[Champion | None, str]:
+    checks = verify and signatures.is_verifying()
+    # Before the pointer is read: another process may see a newer one meanwhile.
+    seen = signatures.highest_counter(layout.CHAMPION, store) if checks else 0
     etag = store.etag(layout.CHAMPION)
-    if etag == ABSENT:
-        return None, ABSENT
-    advice = "`captioning promote VERSION` writes it again."
-    return json.read(Champion, layout.CHAMPION, store, etag=etag, advice=advice), etag
+    found = None
+    if etag != ABSENT:
+        data = signatures.get(layout.CHAMPION, store, etag=etag, verify=verify)
+        advice = "`captioning promote VERSION` writes it again."
+        found = json.parse(Champion, data, store.url(layout.CHAMPION), advice=advice)
+    if checks:
+        signatures.check_counter(found.counter if found else 0, seen, layout.CHAMPION, store)
+    return found, etag

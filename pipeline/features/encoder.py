@@ -22,7 +22,17 @@ from pipeline.errors import PipelineError
 from pipeline.features import accelerator, applications
 from pipeline.features.crops import multi_crop
 from pipeline.features.store import Features
-from pipeline.storage import Bucket, ObjectNotFoundError, artifacts, json, keras_files, layout, names, open_object
+from pipeline.storage import (
+    Bucket,
+    ObjectNotFoundError,
+    artifacts,
+    json,
+    keras_files,
+    layout,
+    names,
+    open_object,
+    signatures,
+)
 from pipeline.storage.artifacts import Checksums
 
 if TYPE_CHECKING:
@@ -301,7 +311,10 @@ def copy_encoder(encoder_id: str, source: Bucket, target: Bucket) -> int:
     if exists(encoder_id, target):
         return 0
     copied = artifacts.copy_files(layout.encoder_folder(encoder_id), checksums, source, target, advice=ADVICE)
-    json.write(checksums, layout.encoder_files(encoder_id), target)
+    key = layout.encoder_files(encoder_id)
+    data = source.get(key)
+    copied += signatures.copy_signature(key, data, source, target)
+    target.put(key, data)
     return copied + 1
 
 
@@ -317,7 +330,7 @@ def _save(
     if last_stage is not None:
         files[LAST_STAGE] = keras_files.to_bytes(last_stage)
     checksums = artifacts.put(layout.encoder_folder(encoder_id), files, store)
-    json.write(checksums, layout.encoder_files(encoder_id), store)
+    signatures.put(layout.encoder_files(encoder_id), json.dump(checksums), store)
 
 
 def _load_keras(encoder_id: str, name: str, checksums: Checksums, store: Bucket) -> "keras.Model":
@@ -331,7 +344,8 @@ def _get(encoder_id: str, names: Iterable[str], checksums: Checksums, store: Buc
 
 
 def _checksums(encoder_id: str, store: Bucket) -> Checksums:
-    return json.read(Checksums, layout.encoder_files(encoder_id), store, advice=ADVICE)
+    key = layout.encoder_files(encoder_id)
+    return json.parse(Checksums, signatures.get(key, store), store.url(key), advice=ADVICE)
 
 
 def _build(spec: str) -> tuple["keras.Model", str]:

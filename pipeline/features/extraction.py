@@ -135,6 +135,7 @@ class Extraction:
         failed: images that failed.
         images_per_second: in wall time, without loading the encoder.
         encoder_id: of the encoder.
+        source: URI of the bucket of the images.
     """
 
     shard: str
@@ -142,6 +143,7 @@ class Extraction:
     failed: int
     images_per_second: float
     encoder_id: str
+    source: str
 
     def __str__(self) -> str:
         return shards.summary(self.images, self.failed)
@@ -157,9 +159,10 @@ def extract(name: str, *, store: Bucket) -> Extraction:
 
     shard = shards.read(name, store, parameters=("encoder_id", "source"), columns=[*IDENTITY, "attempt"])
     encoder_id, source = shard.spec["encoder_id"], shard.spec["source"]
+    photographs = open_source(source, store)
     if shards.is_done(shard, store, columns=feature_store.ROWS):
         log.info("%s exists: nothing to do", store.url(shard.result_key))
-        return Extraction(name, 0, 0, 0.0, encoder_id)
+        return Extraction(name, 0, 0, 0.0, encoder_id, photographs.uri)
     stopwatch = Stopwatch()
     with stopwatch.section("load"):
         encoder = encoders.load(encoder_id, store)
@@ -171,7 +174,7 @@ def extract(name: str, *, store: Bucket) -> Extraction:
     with Decoders(encoder.size) as pool:
         read = partial(
             read_picture,
-            open_source(source, store),
+            photographs,
             SlowImages(pool, slow, lambda slow: json.write(slow, slow_key, store)).decode,
             stopwatch=stopwatch,
             check_etag=not has_portable_names(source),
@@ -182,7 +185,7 @@ def extract(name: str, *, store: Bucket) -> Extraction:
     rate = len(images) / max(time.monotonic() - start, 1e-9)
     shards.write_stats(name, shards.ShardStats(seconds=stopwatch.seconds), store)
     failed = sum(error is not None for error in encoded.errors)
-    done = Extraction(name, len(images), failed, round(rate, 2), encoder_id)
+    done = Extraction(name, len(images), failed, round(rate, 2), encoder_id, photographs.uri)
     log.info("%s: %s, %.1f a second", name, done, rate)
     log.info("seconds, summed over all threads: %s", stopwatch)
     return done

@@ -77,13 +77,15 @@ def caption_shard(name: str, *, store: Bucket, decoding: DecodingConfig, review_
         review_below: confidence below which a person should look at a caption.
 
     Returns:
-        The name of the ``shard``, how many ``images`` it has, and a ``summary``.
+        The name of the ``shard``, how many ``images`` were captioned or failed, the ``version`` of the model and the
+        ``encoder_id`` of the features, and a ``summary``.
     """
     shard = shards.read(name, store, parameters=("version", "encoder_id"), columns=feature_store.INDEX.names)
+    version, encoder_id = shard.spec["version"], shard.spec["encoder_id"]
+    made_by = {"version": version, "encoder_id": encoder_id}
     if shards.is_done(shard, store, columns=OUTCOME):
         log.info("%s exists: nothing to do", store.url(shard.result_key))
-        return {"shard": name, "images": 0, "summary": shards.summary(0, 0)}
-    version, encoder_id = shard.spec["version"], shard.spec["encoder_id"]
+        return {"shard": name, "images": 0, **made_by, "summary": shards.summary(0, 0)}
     stopwatch = Stopwatch()
     readable = shard.images.filter(pc.field("status") == "ok")
     failed = len(shard.images) - len(readable)
@@ -115,6 +117,7 @@ def caption_shard(name: str, *, store: Bucket, decoding: DecodingConfig, review_
         "images": len(shard.images),
         "captioned": len(captions),
         "failed": failed,
+        **made_by,
         "summary": summary,
     }
 

@@ -25,7 +25,7 @@ from pipeline.features import encoder as encoders
 from pipeline.features import store as feature_store
 from pipeline.ops.sweep import sweep
 from pipeline.progress import counted
-from pipeline.storage import ABSENT, Bucket, ObjectNotFoundError, json, layout, parquet
+from pipeline.storage import ABSENT, Bucket, ObjectNotFoundError, json, layout, parquet, signatures
 from pipeline.work import tombstones
 from pipeline.work.tombstones import Tombstones, facts_of_row
 
@@ -69,6 +69,8 @@ def import_model(version: str | None, *, source: Bucket, target: Bucket, promote
             "that gets the model."
         )
     source.require()
+    if promote:
+        signatures.require_signing_key("promote the imported model")
     version = _find_version(version, source)
     metadata = load_metadata(version, source)
     is_new = _check_version(metadata, source, target)
@@ -84,8 +86,11 @@ def import_model(version: str | None, *, source: Bucket, target: Bucket, promote
         + bundle.copy_files(metadata, source, target)
         + _copy_evaluations(metadata, source, target)
     )
+    key = layout.model_metadata(version)
+    data = source.get(key)
+    copied += signatures.copy_signature(key, data, source, target)
     if is_new:
-        json.write(metadata, layout.model_metadata(version), target, if_match=ABSENT)
+        target.put(key, data, if_match=ABSENT)
     # The one there may name evaluations that are not copied.
     card.write(metadata, target)
     # Reports are rendered again without forgotten photographs, which needs the model.

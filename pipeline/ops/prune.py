@@ -80,7 +80,9 @@ def remove(removable: Sequence[Removable], *, before: datetime, store: Bucket) -
 
 def _models(store: Bucket, kept: Sequence[ModelMetadata]) -> Iterator[Removable]:
     versions = {model.version for model in kept}
-    for version, objects in _by_folder(item for item in store.list(layout.MODELS) if item.key != layout.CHAMPION):
+    # Outside of all folders are the champion's pointer and its signatures.
+    in_folders = (item for item in store.list(layout.MODELS) if item.key.count("/") > 1)
+    for version, objects in _by_folder(in_folders):
         if version not in versions:
             yield Removable("models", version, _marker_first(objects))
 

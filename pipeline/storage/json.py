@@ -18,8 +18,13 @@ def write(document: Any, key: str, bucket: Bucket, *, if_match: str | None = Non
     Raises:
         ObjectChangedError: the object's etag is not ``if_match``.
     """
+    bucket.put(key, dump(document), if_match=if_match)
+
+
+def dump(document: Any) -> bytes:
+    """A pydantic model, or a structure of plain values, as indented JSON."""
     model = type(document) if isinstance(document, BaseModel) else Any
-    bucket.put(key, TypeAdapter(model).dump_json(document, indent=2), if_match=if_match)
+    return TypeAdapter(model).dump_json(document, indent=2)
 
 
 def read(kind: type[T], key: str, bucket: Bucket, *, etag: str | None = None, advice: str = "") -> T:

@@ -10,6 +10,7 @@ from ``FOLDERS`` and from the docstrings of the functions that return keys.
 import hashlib
 import re
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from pipeline.config import DecodingConfig
 
@@ -145,6 +146,12 @@ _UNSAFE = re.compile(
 _UNSAFE_OR_DOT = re.compile(rf"{_UNSAFE.pattern}|\.")
 
 
+def signature(key: str, checksum: str) -> str:
+    """The signature of the document with this key and this SHA-256, beside the document."""
+    path = PurePosixPath(key)
+    return str(path.with_name(f"{path.stem}-{checksum[:12]}.sig"))
+
+
 def dataset_folder(dataset_id: str) -> str:
     """Folder of a dataset."""
     return f"{DATASETS}{dataset_id}"
@@ -185,6 +192,12 @@ def encoder_folder(encoder_id: str) -> str:
 def encoder_files(encoder_id: str) -> str:
     """The checksums of an encoder's files; written last, which registers it."""
     return f"{encoder_folder(encoder_id)}/{_ENCODER_FILES}"
+
+
+def encoder_of_files(key: str) -> str | None:
+    """The id of the encoder the checksums of whose files have this key; ``None`` for other keys."""
+    encoder_id, _, name = key.removeprefix(ENCODERS).rpartition("/")
+    return encoder_id if name == _ENCODER_FILES else None
 
 
 def features_folder(encoder_id: str) -> str:

@@ -19,7 +19,7 @@ from pipeline.data.vocabulary import embedding_matrix
 from pipeline.evaluation import calibration, card
 from pipeline.features import encoder as encoders
 from pipeline.features.crops import mean_crop
-from pipeline.storage import ABSENT, Bucket, DamagedObjectError, ObjectChangedError, layout
+from pipeline.storage import ABSENT, Bucket, DamagedObjectError, ObjectChangedError, layout, signatures
 from pipeline.training import loop, scst
 from pipeline.training import mlflow as tracking
 from pipeline.training.batches import TrainingData
@@ -70,6 +70,8 @@ def train_captioner(
             card.write(known, store)  # that training was interrupted before its last write
         return known
     import keras  # where it is missing, that is said before anything is read
+
+    signatures.require_signing_key("train a model")
 
     version = _version(digest, store)
     models: list[keras.Model] = []

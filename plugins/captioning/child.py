@@ -19,8 +19,8 @@ from pipeline.errors import PipelineError
 from pipeline.settings import PROJECT
 
 BASE = (
-    "boto3", "jinja2", "markdown_it", "numpy", "pandas", "pandera", "PIL", "pillow_heif", "pyarrow", "pydantic",
-    "pydantic_settings", "tqdm", "typer",
+    "boto3", "cryptography", "jinja2", "markdown_it", "numpy", "pandas", "pandera", "PIL", "pillow_heif", "pyarrow",
+    "pydantic", "pydantic_settings", "tqdm", "typer",
 )  # fmt: skip
 """The modules of the base packages, which every command needs."""
 

@@ -80,6 +80,7 @@ class PipelineOperator(BaseOperator):
         self.skip = skip
         self.operator_extra_links = [PageLink(name) for name in self.pages]
         self.summary: str | None = None
+        self.done: tuple[list[str], dict[str, Any]] | None = None
         self.hook = SubprocessHook()
 
     def execute(self, context: Context) -> Any:
@@ -101,7 +102,7 @@ class PipelineOperator(BaseOperator):
             raise self._error(finished, context)
         result = json.loads(finished.output)
         if isinstance(result, dict):
-            self.summary = result.get(SUMMARY)
+            self.summary, self.done = result.get(SUMMARY), (arguments, result)
             for outlet in self.outlets:
                 context["outlet_events"][outlet].extra = result
             for key, value in result.items():
@@ -155,6 +156,12 @@ class PipelineOperator(BaseOperator):
     def result(self, key: str) -> XComArg:
         """The value of a key of the result, as an argument of another task."""
         return XComArg(self, key=key)
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """What the task has read and written; Airflow's provider for OpenLineage asks for it, if it is installed."""
+        from captioning import lineage
+
+        return lineage.operator_lineage(*self.done) if self.done else None
 
     def on_kill(self) -> None:
         """Stop the command when Airflow stops the task."""

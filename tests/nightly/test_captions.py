@@ -80,7 +80,9 @@ def test_a_crash_before_the_shard_is_written_leaves_no_row(inbox, store, trained
         reconciled("n1", store)
     assert runs.read_record(runs.NIGHT, "n1", store).status == "failed"
     done = captions.caption_shard(shard, store=store, decoding=BEAM, review_below=0.5)
-    assert done == {"shard": shard, "images": 7, "captioned": 6, "failed": 1, "summary": "7 images, 1 failed"}
+    made_by = {"version": trained.model.version, "encoder_id": trained.inputs.encoder_id}
+    counts = {"images": 7, "captioned": 6, "failed": 1, "summary": "7 images, 1 failed"}
+    assert done == {"shard": shard, **counts, **made_by}
     assert identities(rows_in(store)) == photographs(inbox, trained.model.version)
 
 

@@ -129,7 +129,7 @@ def test_where_the_code_is(monkeypatch, tmp_path):
             r"or later \(lost\)\. Name another",
         ),
         (lambda folder, bare: program(folder / "p", OLD), r"or later \(it is Python 3\.10\)"),
-        (lambda folder, bare: bare, "does not have boto3, jinja2, .* Install the wheel of Airflow's version there"),
+        (lambda folder, bare: bare, "does not have boto3, crypto.* Install the wheel of Airflow's version there"),
     ],
     ids=["nowhere", "folder", "environment", "no program", "no format", "no Python", "broken", "old", "empty"],
 )
