@@ -601,7 +601,7 @@ def test_notes_of_a_night(deployment, promoted):
     )
     assert promoted.night.of_tasks("extract", "rendered_map_index") == [f"1: {NEW} images, 1 failed"]
     assert promoted.night.links("reconcile") == {
-        "Captions": f"/captions/?night={promoted.night.shown['run_after'][:10]}"
+        "Captions": f"/captions/by-model?night={promoted.night.shown['run_after'][:10]}"
     }
 
 
@@ -639,7 +639,8 @@ def frame(page, deployment):
 
 @pytest.mark.browser
 def test_the_gallery_is_in_the_navigation(page, deployment, promoted):
-    """It shows the newest captions with their pictures; a click leads to a picture with all its captions."""
+    """It shows the current captions with their pictures, page by page, and those by models; a click leads to a picture
+    with all its captions."""
     gallery = frame(page, deployment)
     cards = gallery.locator(".card")
     expect(cards).to_have_count(24)
@@ -647,9 +648,15 @@ def test_the_gallery_is_in_the_navigation(page, deployment, promoted):
     for number in (*range(8), 0):
         assert_shown(gallery.locator(".card img").nth(number))
     picture(page, "gallery")
-    gallery.get_by_role("link", name="Older").click()
-    expect(cards).to_have_count(8)
-    gallery.get_by_role("link", name="Newest").click()
+    expect(gallery.get_by_text("32 photographs, page 1 of 2.")).to_be_visible()
+    gallery.get_by_role("link", name="Captions by models").click()
+    for forward, back in (("Older", "Newest"), ("Next", "Previous")):
+        expect(cards).to_have_count(24)
+        gallery.get_by_role("link", name=forward).click()
+        expect(cards).to_have_count(8)
+        gallery.get_by_role("link", name=back).click()
+        expect(cards).to_have_count(24)
+        gallery.get_by_role("link", name="Current captions").click()
     expect(cards).to_have_count(24)
     cards.nth(3).get_by_role("link").click()
     expect(gallery.get_by_role("heading", name="Captions by models")).to_be_visible()
@@ -902,7 +909,8 @@ def test_by_keyboard_alone(page, deployment, promoted):
         names.append(page.evaluate("(document.activeElement.name || document.activeElement.innerText).trim()"))
     names[1] = names[1].rstrip("0123456789")  # the captions that wait
     assert names[:8] == ["Captions", "Review", "Corrections", "Nights", "Models", "Datasets", "Try it", "Airflow"]
-    assert names[8:15] == ["words", "under", "night", "version", "status", "source", "unsure"]
+    assert names[8:10] == ["Current captions", "Captions by models"]
+    assert names[10:18] == ["words", "under", "version", "status", "source", "unsure", "review", "order"]
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid"
     press(page, "Enter")
