@@ -716,6 +716,40 @@ def test_from_picture_to_picture(page, deployment, promoted):
 
 
 @pytest.mark.browser
+def test_a_picture_is_enlarged(page, deployment, promoted):
+    """By a click and by the keyboard; Esc and a click end it, and the page stays."""
+    page.goto(f"{deployment.url}/captions/?status=ok")
+    page.locator(".card a").first.click()
+    title = page.get_by_role("heading", level=1)
+    enlarged = page.get_by_role("dialog")
+    assert_shown(page.locator("figure img"))
+    page.locator("figure img").click()
+    assert_shown(enlarged.get_by_role("img"))
+    enlarged.get_by_role("img").click()
+    expect(enlarged).to_have_count(0)
+    press(page, "z")
+    expect(enlarged.get_by_role("button", name="Close")).to_be_focused()
+    press(page, "Escape")
+    expect(enlarged).to_have_count(0)
+    expect(title).to_be_visible()
+
+
+@pytest.mark.browser
+def test_pictures_like_one(page, deployment, promoted):
+    """They appear on its page when they are asked for, and lead to their own."""
+    page.goto(f"{deployment.url}/captions/?status=ok")
+    page.locator(".card a").first.click()
+    title = page.get_by_role("heading", level=1).inner_text()
+    page.get_by_role("link", name="More like this").click()
+    found = page.locator("#similar")
+    expect(found.locator(".card").first).to_be_visible()
+    assert_shown(found.locator("img").first)
+    expect(found).to_contain_text("Compared with")
+    found.locator(".card a").first.click()
+    expect(page.get_by_role("heading", level=1)).not_to_have_text(title)
+
+
+@pytest.mark.browser
 def test_a_hostile_name_is_a_name(page, deployment, promoted):
     """It is shown as it is written, leads to its picture, and nothing of it runs."""
     page.goto(f"{deployment.url}/captions/?words=bold")

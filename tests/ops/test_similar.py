@@ -1,18 +1,14 @@
 """Photographs like one, by the features in the store."""
 
-import numpy as np
-import pyarrow as pa
 import pytest
 
 from pipeline.captioner import registry
 from pipeline.errors import PipelineError
-from pipeline.features import store as feature_store
-from pipeline.features.store import Encoded, Features
 from pipeline.ops import similar
 from pipeline.ops.similar import find_similar
 from pipeline.storage import layout
-from pipeline.work.outcomes import IDENTITY
 from tests.support.caption_tables import current_row, write_current
+from tests.support.features import write_features
 from tests.support.memory import MemoryBucket
 from tests.support.models import write_model
 
@@ -26,19 +22,6 @@ VECTORS = {
     "failed.jpg": None,
 }
 """A vector for each photograph; one of them is not in the inbox, and one can't be read."""
-
-
-def write_features(store, vectors, name, *, etag="e", encoder_id="encoder-1"):
-    """Write a file of features."""
-    shape = np.shape(next(each for each in vectors.values() if each is not None))
-    arrays = np.array([np.zeros(shape) if each is None else each for each in vectors.values()], np.float16)
-    errors = ["bad" if each is None else None for each in vectors.values()]
-    table = pa.table(
-        [list(vectors), [etag] * len(vectors), pa.array([0] * len(vectors), pa.int32())], [*IDENTITY, "attempt"]
-    )
-    key = layout.shard_result(layout.features_folder(encoder_id), f"{name:016x}")
-    feature_store.write(table, Encoded(Features(arrays), errors, [(8, 8)] * len(vectors)), key, store)
-    return key
 
 
 def fill(store):

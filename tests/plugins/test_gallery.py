@@ -40,6 +40,7 @@ from tests.support import toy
 from tests.support.caption_tables import current_row, row, shard_key, write, write_current
 from tests.support.damaged_images import encoded
 from tests.support.decoder_code import CANNOT_START, in_decoders
+from tests.support.features import write_features
 from tests.support.gallery import routes
 from tests.support.long_history import write_history
 from tests.support.memory import MemoryBucket
@@ -632,6 +633,100 @@ def test_a_thumbnail_keeps_its_shape(visit, buckets):
     assert "immutable" in answer.headers["cache-control"]
     assert Image.open(io.BytesIO(visit("/thumbnail?key=wide.png&whole=true").content)).size == (1280, 640)
     assert visit("/thumbnail", params={"key": "wide.png", "etag": "older"}).status_code == 404
+
+
+def test_the_file_of_a_picture(visit, buckets):
+    """Its size in pixels and bytes, its date, and a link to the file itself, which is shown as a picture."""
+    _, inbox, _ = buckets
+    page = html.unescape(visit("/image?key=red.jpg").text)
+    assert ("64 × 48 pixels" in page, "1.2 kB" in page) == (True, True)
+    assert f"of {inbox.modified('red.jpg'):%Y-%m-%d %H:%M} UTC" in page
+    link = re.search(r'href="(original\?.*?)"', page)[1]
+    answer = visit(f"/{link}")
+    assert answer.content == toy.picture("red")
+    assert answer.headers["content-type"] == f"image/{Image.open(io.BytesIO(answer.content)).format.lower()}"
+    assert answer.headers["content-disposition"] == "inline; filename*=UTF-8''red.jpg"
+    assert answer.headers["content-length"] == str(len(answer.content))
+    assert ("immutable" in answer.headers["cache-control"], "default-src 'none'" in str(answer.headers)) == (True, True)
+    hostile = visit("/original", params={"key": f"{HOSTILE}.jpg"})
+    assert hostile.headers["content-disposition"] == f"inline; filename*=UTF-8''{quote(f'{HOSTILE}.jpg', safe='')}"
+    assert "no-store" in hostile.headers["cache-control"]
+
+
+@pytest.mark.parametrize(
+    ("key", "etag", "why"),
+    [
+        ("red.jpg", "older", "it was replaced or removed"),
+        ("page.jpg", "", "it is not a picture in a known format"),
+        ("drawing.svg", "", "it is not a picture in a known format"),
+        ("../secret.jpg", "", "it was replaced or removed"),
+        (".hidden.jpg", "", "it was replaced or removed"),
+    ],
+)
+def test_files_that_are_not_shown(visit, buckets, key, etag, why):
+    """What is no picture, is hidden, elsewhere, or another version."""
+    _, inbox, _ = buckets
+    (inbox.root / ".hidden.jpg").write_bytes(toy.picture("red"))
+    inbox.put("page.jpg", b"<html><script>alert(1)</script>")
+    inbox.put("drawing.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>")
+    answer = visit("/original", params={"key": key, "etag": etag})
+    assert (answer.status_code, answer.json()["detail"]) == (404, f"The picture can't be shown: {why}.")
+
+
+def test_a_picture_that_has_left_the_inbox(visit, buckets):
+    """Its page has its captions, and no date of a file."""
+    _, inbox, _ = buckets
+    inbox.delete("red.jpg")
+    page = visit("/image?key=red.jpg")
+    assert (page.status_code, "a ball" in page.text, " UTC" in page.text) == (200, True, False)
+
+
+def test_all_that_people_said_of_a_picture(visit, post_correction, buckets):
+    """In time order, with who said it, also what no longer counts and what was said of another version."""
+    _, inbox, etag = buckets
+    form = {**WORDS, "image_key": "red.jpg", "image_etag": etag}
+    assert 'class="history"' not in visit("/image?key=red.jpg").text.partition('id="words"')[2]
+    for words in ({}, {"action": "withdrawn"}, {"action": "confirmed"}):
+        assert post_correction({**form, **words}).status_code == 201
+    said = html.unescape(visit("/image?key=red.jpg").text).partition('id="words"')[2]
+    found = re.findall(
+        r"<span>(corrected|withdrawn|looks right)</span> <span>someone</span> <span>[\d-]+ [\d:]+ UTC", said
+    )
+    assert found == ["corrected", "withdrawn", "looks right"]
+    assert ("a red ball" in said, "another version" in said) == (True, False)
+    other = inbox.put("red.jpg", toy.picture("green"))
+    assert post_correction({**form, "image_etag": other}).status_code == 201
+    assert visit("/image?key=red.jpg").text.partition('id="words"')[2].count("another version") == 1
+
+
+def test_other_captions_to_choose(visit, buckets):
+    """Those by other models can be put into the field, by those who may correct the caption."""
+    later = {**row("red.jpg", "a red circle", version="m2"), "image_etag": buckets[2]}
+    write(buckets[0], [later], night="2026-01-02", shard="t", version="m2")
+    page = visit("/image?key=red.jpg").text
+    assert re.findall(r'data-suggestion="(.*?)"', page) == ["a red circle"]
+    assert 'href="by-model?night=2026-01-02"' in page
+    assert 'href="models/m2/card"' in page
+    assert "data-suggestion" not in visit("/image?key=red.jpg", role="viewer").text
+
+
+def test_pictures_like_one(visit, buckets):
+    """A link leads to them, if there is a champion; those that are nearly the same come first, and are marked."""
+    store, _, etag = buckets
+    assert "similar?" not in visit("/image?key=red.jpg").text
+    assert visit("/similar", params={"key": "red.jpg", "etag": etag}).status_code == 409
+    write_model("m1", store)
+    registry.promote("m1", store)
+    link = html.unescape(re.search(r'href="(similar\?.*?)"', visit("/image?key=red.jpg").text)[1])
+    assert "were not found in time" in visit(f"/{link}").text
+    other = f"{HOSTILE}.jpg"
+    write_features(store, {"red.jpg": [1, 0], "x.jpg": [0, 1]}, 1, etag=etag)
+    write_features(store, {other: [5, 1], "x.jpg": [1, 1]}, 2)
+    page = visit(f"/{link}").text
+    assert "Compared with 4 photographs" in page
+    assert ("<img src=x" in page, HOSTILE in html.unescape(page)) == (False, True)
+    assert page.count("nearly the same picture") == 1
+    assert page.count('class="card"') == 2
 
 
 def test_decoders_that_cannot_start(visit, post_correction, tmp_path, monkeypatch):
