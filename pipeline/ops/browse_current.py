@@ -279,7 +279,8 @@ def _encoded(facts: pa.Table) -> pa.Table:
 
 def _passing(file: pq.ParquetFile, facts: _Facts, filters: Filters) -> pa.Table:
     """The facts about the images that pass the filters."""
-    found = facts.table.filter(row_filter(filters))
+    passing = row_filter(filters)
+    found = facts.table if passing.equals(pc.scalar(True)) else facts.table.filter(passing)  # which copies it
     if not (filters.words or filters.under):
         return found
     names = SEARCHED if filters.words else ["image_key"]
