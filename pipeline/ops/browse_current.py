@@ -241,6 +241,8 @@ def _within(rows: pa.ChunkedArray, start: int, stop: int) -> pa.ChunkedArray:
 def _read(file: pq.ParquetFile, columns: Sequence[str] | pa.Schema, group: int, start: int) -> pa.Table:
     """Columns of a row group, with the number of each ``row`` of the table."""
     table = parquet.select(file, columns, groups=[group]).replace_schema_metadata(None)
+    # Arrow keeps what it has freed, which for all row groups is more than the facts.
+    pa.default_memory_pool().release_unused()
     return table.append_column("row", pa.array(range(start, start + len(table)), pa.int32()))
 
 
