@@ -23,6 +23,16 @@ class Promotion(BaseModel):
     reason: str
 
 
+class Rollback(BaseModel):
+    """A promotion that was taken back."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: str = Field(description="the model that was the champion until then")
+    rolled_back_at: AwareDatetime
+    reason: str
+
+
 class Champion(BaseModel):
     """The pointer to the champion."""
 
@@ -30,6 +40,11 @@ class Champion(BaseModel):
 
     version: str
     history: list[Promotion] = Field(description="every promotion that was not rolled back, the newest last")
+    rollbacks: list[Rollback] = Field([], description="the newest last")
+
+
+class ChampionChangedError(PipelineError):
+    """Another model has become the champion than the person had seen."""
 
 
 def read_champion(store: Bucket) -> Champion:
@@ -48,11 +63,21 @@ def find_champion(store: Bucket) -> Champion | None:
     return _read(store)[0]
 
 
-def promote(version: str, store: Bucket, *, run: str = "", reason: str = "by hand") -> Champion:
+def promote(
+    version: str, store: Bucket, *, run: str = "", reason: str = "by hand", seen: str | None = None
+) -> Champion:
     """Make a model the champion, whatever its scores; ``run`` and ``reason`` go into the history.
+
+    Args:
+        version: of the model.
+        store: the store.
+        run: of the retraining; empty for a person.
+        reason: why.
+        seen: version of the champion that the person saw, empty if there was none; None: whichever it is.
 
     Raises:
         PipelineError: there is no such model.
+        ChampionChangedError: the champion is not the one that was ``seen``.
         ObjectChangedError: another promotion happened at the same moment.
     """
     load_metadata(version, store)
@@ -61,25 +86,45 @@ def promote(version: str, store: Bucket, *, run: str = "", reason: str = "by han
     except DamagedObjectError as error:
         log.warning("%s The history of promotions is lost.", error)
         current, etag = None, store.etag(layout.CHAMPION)
+    _require_seen(current, seen)
     if current is not None and current.version == version:
         return current
-    history = current.history if current else []
+    history, rollbacks = (current.history, current.rollbacks) if current else ([], [])
     promotion = Promotion(version=version, promoted_at=datetime.now(UTC), run=run, reason=reason)
-    promoted = Champion(version=version, history=[*history, promotion])
+    promoted = Champion(version=version, history=[*history, promotion], rollbacks=rollbacks)
     json.write(promoted, layout.CHAMPION, store, if_match=etag)
     return promoted
 
 
-def roll_back(store: Bucket) -> Champion:
-    """Make the previous champion the champion again. Raises ``PipelineError`` if there is none, or it was pruned."""
+def roll_back(store: Bucket, *, reason: str = "by hand", seen: str | None = None) -> Champion:
+    """Make the previous champion the champion again.
+
+    Args:
+        store: the store.
+        reason: why.
+        seen: as for ``promote``.
+
+    Raises:
+        PipelineError: there is no previous champion, or it was pruned.
+        ChampionChangedError: the champion is not the one that was ``seen``.
+        ObjectChangedError: a promotion happened at the same moment.
+    """
     current, etag = _read(store)
+    _require_seen(current, seen)
     if current is None or len(current.history) < 2:
         raise PipelineError(f"There is no earlier champion in {store.uri} to roll back to.")
     history = current.history[:-1]
     load_metadata(history[-1].version, store)
-    previous = Champion(version=history[-1].version, history=history)
+    undone = Rollback(version=current.version, rolled_back_at=datetime.now(UTC), reason=reason)
+    previous = Champion(version=history[-1].version, history=history, rollbacks=[*current.rollbacks, undone])
     json.write(previous, layout.CHAMPION, store, if_match=etag)
     return previous
+
+
+def _require_seen(current: Champion | None, seen: str | None) -> None:
+    now = current.version if current else ""
+    if seen is not None and seen != now:
+        raise ChampionChangedError(f"Nothing was changed: the champion is now {now or 'none'}. Look at it first.")
 
 
 def _read(store: Bucket) -> tuple[Champion | None, str]:
