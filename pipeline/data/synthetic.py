@@ -200,7 +200,7 @@ def generate(directory: Path, *, images: int = 600, new: int = 0, seed: int = 0,
     return images
 
 
-def draw(number: int) -> bytes:
+def generate_one(number: int) -> bytes:
     """A single picture as a JPEG (RGB, 224×224), for a number always the same one."""
     return _jpeg(_paint(_scene(0, number, ENGLISH)))
 

@@ -1095,8 +1095,12 @@ def test_axe_finds_nothing_wrong(themed, deployment, candidate, unsure):
     """On every page, on a large screen and on a phone: each control has a name, and all text enough contrast."""
     page, found = themed, []
     for path in PAGES:
-        page.goto(f"{deployment.url}/captions{path.format(version=candidate, key=unsure[0])}")
-        if path == "/try":
+        address = f"{deployment.url}/captions{path.format(version=candidate, key=unsure[0])}"
+        page.goto(address)
+        if path.endswith("/report/page"):  # in its sandbox, axe would wait for ever
+            page.goto("about:blank")
+            page.set_content(page.request.get(address).text())
+        elif path == "/try":
             page.get_by_role("button", name="Try a sample picture").click()
             expect(page.locator(".result p.caption")).not_to_be_empty(timeout=120_000)
         for width in (1280, 390):

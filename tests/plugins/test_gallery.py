@@ -1048,12 +1048,12 @@ def test_two_models_are_compared(visit, buckets):
     assert "<img src=x" not in answer.text
     text = " ".join(html.unescape(re.sub("<.*?>", " ", answer.text)).split())
     assert "Of 2 photographs in the inbox, 1 have different captions; these come first." in text
-    assert f"People have corrected 1 of them: {spoken_name('m2')} now writes what they wrote about 1." in text
+    assert f"People have corrected 1 of them. Of these, {spoken_name('m2')} now describes 1 in the person's" in text
     assert "closer to the person's words" in text
     assert "Its CIDEr is 0.200 lower" in text and "−0.200" in text
     assert "as the person wrote" in text and "ann corrected" in text
     swapped = visit("/compare?a=m2&b=m1").text
-    assert ("lower. Another seed" in swapped, "no longer does about 1" in swapped) == (False, True)
+    assert ("lower. Another seed" in swapped, "and 1 no longer." in swapped) == (False, True)
     assert compared(visit("/compare?b=m2&start=1").text)[0][0] == f"{HOSTILE}.jpg"
     [(name, captions)] = compared(visit("/compare?b=m2&of=test").text)
     assert (name, captions) == ("toy/0123456789abcdef.jpg", ["a dog", "a dog", "a human caption"])

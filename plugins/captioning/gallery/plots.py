@@ -10,7 +10,7 @@ from pipeline.work.runs import NightRecord
 WIDTH, HEIGHT, MARGIN = 560, 160, 8
 """In units of the SVG; the height is that of the lines, with a margin above and below."""
 
-LEFT, RIGHT, BELOW = 56, 60, 24
+LEFT, RIGHT, BELOW = 66, 70, 24
 """The room beside and below the lines: for the labels of the scale, the last values, and the dates."""
 
 APART = 16

@@ -309,7 +309,7 @@ def show_sample(store: Store, inbox: Inbox) -> Response:
         with contextlib.suppress(HTTPException):
             picture = _thumbnail(large, inbox, row["image_key"], row["image_etag"])
             return Response(picture, media_type="image/jpeg")
-    return Response(synthetic.draw(random.randrange(1000)), media_type="image/jpeg")
+    return Response(synthetic.generate_one(random.randrange(1000)), media_type="image/jpeg")
 
 
 @app.get("/thumbnail")

@@ -313,7 +313,7 @@ function enableSorting(table) {
 
 // Where there is little room, each row is a card, in which each cell has the heading of its column before it.
 function labelCells() {
-  for (const table of document.querySelectorAll(".scroll > table")) {
+  for (const table of document.querySelectorAll(".rows > table")) {
     const names = [...table.tHead.rows[0].cells].map((heading) => heading.textContent);
     for (const row of table.tBodies[0].rows) {
       [...row.cells].forEach((cell, column) => {
