@@ -206,7 +206,7 @@ def test_no_page_is_left_out_of_the_tests_in_a_browser():
     from captioning.gallery.routes import HTMLResponse, app
 
     pages = {route.path for route in app.routes if route.endpoint.__annotations__["return"] is HTMLResponse}
-    assert pages == {path.partition("?")[0] for path in PAGES}
+    assert pages <= {path.partition("?")[0] for path in PAGES} <= {route.path for route in app.routes}
 
 
 ACTIONS = ("corrected", "confirmed", "withdrawn")
