@@ -33,8 +33,9 @@ def test_the_ends_have_their_dates_and_values():
 
 
 def test_a_single_night_has_one_date():
-    """Both ends of its plot are the same."""
-    assert plot_drift("words", nights((0.3, 0.3)), limit=0.5).dates == [(plots.LEFT, date(2026, 1, 1))]
+    """In the middle, as both ends of its plot are the same."""
+    plot = plot_drift("words", nights((0.3, 0.3)), limit=0.5)
+    assert plot.dates == [((plot.left + plot.right) / 2, date(2026, 1, 1))]
 
 
 @pytest.mark.parametrize("pair", [(0.2, 0.21), (0.21, 0.2), (0.2, 0.2)])

@@ -41,7 +41,7 @@ class Plot:
         lines: those of drift are of the nights that have the measure, one for each reference.
         rules: y of the horizontal lines.
         labels: texts at the left edge, with their y.
-        dates: the first and the last date, each with its x; one where these are the same.
+        dates: the first and the last date, each with its x; one, in the middle, where these are the same.
         last: the last value of each line, with its y; empty for a line without any.
         title: a summary for screen readers.
         band: y of the upper and the lower limit; None without limits.
@@ -136,8 +136,8 @@ def plot_acceptance(weeks: Sequence[Acceptance]) -> Plot | None:
 
 
 def _ends(first: date, last: date) -> Sequence[tuple[float, date]]:
-    """The dates at both ends of the lines."""
-    return [(LEFT, first)] if first == last else [(LEFT, first), (WIDTH - RIGHT, last)]
+    """The dates at both ends of the lines, or in the middle the only one."""
+    return [((LEFT + WIDTH - RIGHT) / 2, first)] if first == last else [(LEFT, first), (WIDTH - RIGHT, last)]
 
 
 def _signed(value: float) -> str:
