@@ -43,6 +43,9 @@ VERSION = "{{ ti.xcom_pull(task_ids='train', key='version') }}"
 PAGES = {"Report": f"captions/models/{VERSION}/report", "Models": "captions/models"}
 """The pages that tasks link to once there is a candidate."""
 
+COMPARISON = f"captions/compare?b={VERSION}"
+"""The page that compares the candidate with the champion, photograph by photograph."""
+
 PICTURE_PAGE = page_url("captions/image?key=")
 """The page of a picture; its key follows."""
 
@@ -337,7 +340,8 @@ with DAG(
             doc_md="Wait until a person decides, under Required Actions.",
             subject=f"Promote {VERSION}?",
             body=f"{STARTED_BY}{{{{ ti.xcom_pull(task_ids='compare', key='comparison') }}}}\n\n"
-            f"[Report of the candidate]({page_url(PAGES['Report'])}), [all models]({page_url(PAGES['Models'])})",
+            f"[Both models, photograph by photograph]({page_url(COMPARISON)}), "
+            f"[report of the candidate]({page_url(PAGES['Report'])}), [all models]({page_url(PAGES['Models'])})",
             options=[PROMOTE, KEEP],
             execution_timeout=None,
         )

@@ -51,6 +51,7 @@ STORE_PREFIXES = {
 NO_KEYS = {
     ("dags/caption_new_images.py", "captions/"): "a page of the gallery",
     ("dags/retrain_captioner.py", "captions/models"): "a page of the gallery",
+    ("dags/retrain_captioner.py", "captions/compare"): "a page of the gallery",
     ("dags/retrain_captioner.py", "captions/image"): "a page of the gallery",
     ("plugins/captioning/plugin.py", "captions/"): "the address of the gallery",
 }

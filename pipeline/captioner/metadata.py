@@ -53,6 +53,7 @@ class ModelMetadata(BaseModel):
     max_length: int = Field(description="maximum words of a caption")
     config: TrainingConfig
     ensemble: list[EnsembleMember] = Field(description="the models whose probabilities are averaged")
+    tracking_page: str = Field("", description="address of its run in MLflow; empty if no server has recorded it")
     files: Checksums = Field({}, description="the SHA-256 of each file of the model")
 
 

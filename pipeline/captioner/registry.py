@@ -25,6 +25,16 @@ class Promotion(BaseModel):
     reason: str
 
 
+class Rollback(BaseModel):
+    """A promotion that was taken back."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: str = Field(description="the model that was the champion until then")
+    rolled_back_at: AwareDatetime
+    reason: str
+
+
 class Champion(BaseModel):
     """The pointer to the champion."""
 
@@ -33,6 +43,11 @@ class Champion(BaseModel):
     version: str
     history: list[Promotion] = Field(description="every promotion that was not rolled back, the newest last")
     counter: int = Field(0, description="grows with each change, so that an old pointer is not taken for the newest")
+    rollbacks: list[Rollback] = Field([], description="the newest last")
+
+
+class ChampionChangedError(PipelineError):
+    """Another model has become the champion than the person had seen."""
 
 
 def read_champion(store: Bucket) -> Champion:
@@ -51,11 +66,21 @@ def find_champion(store: Bucket) -> Champion | None:
     return _read(store)[0]
 
 
-def promote(version: str, store: Bucket, *, run: str = "", reason: str = "by hand") -> Champion:
+def promote(
+    version: str, store: Bucket, *, run: str = "", reason: str = "by hand", seen: str | None = None
+) -> Champion:
     """Make a model the champion, whatever its scores; ``run`` and ``reason`` go into the history.
+
+    Args:
+        version: of the model.
+        store: the store.
+        run: of the retraining; empty for a person.
+        reason: why.
+        seen: version of the champion that the person saw, empty if there was none; None: whichever it is.
 
     Raises:
         PipelineError: there is no such model, or the pointer must be signed and there is no private key.
+        ChampionChangedError: the champion is not the one that was ``seen``.
         SignatureError: the settings ask for signatures, and the model or the pointer has none of a trusted key.
         ObjectChangedError: another promotion happened at the same moment.
     """
@@ -68,28 +93,39 @@ def promote(version: str, store: Bucket, *, run: str = "", reason: str = "by han
     except DamagedObjectError as error:
         log.warning("%s The history of promotions is lost.", error)
         current, etag = None, store.etag(layout.CHAMPION)
+    _require_seen(current, seen)
     if current is not None and current.version == version:
         return current
-    history = current.history if current else []
+    history, rollbacks = (current.history, current.rollbacks) if current else ([], [])
     promotion = Promotion(version=version, promoted_at=datetime.now(UTC), run=run, reason=reason)
-    return _write(Champion(version=version, history=[*history, promotion]), current, store, etag)
+    promoted = Champion(version=version, history=[*history, promotion], rollbacks=rollbacks)
+    return _write(promoted, current, store, etag)
 
 
-def roll_back(store: Bucket) -> Champion:
+def roll_back(store: Bucket, *, reason: str = "by hand", seen: str | None = None) -> Champion:
     """Make the previous champion the champion again.
+
+    Args:
+        store: the store.
+        reason: why.
+        seen: as for ``promote``.
 
     Raises:
         PipelineError: there is none, it was pruned, or the pointer must be signed and there is no private key.
+        ChampionChangedError: the champion is not the one that was ``seen``.
         SignatureError: the settings ask for signatures, and that model or the pointer has none of a trusted key.
-        ObjectChangedError: another promotion happened at the same moment.
+        ObjectChangedError: a promotion happened at the same moment.
     """
     signatures.require_signing_key("roll back the champion")
     current, etag = _read(store)
+    _require_seen(current, seen)
     if current is None or len(current.history) < 2:
         raise PipelineError(f"There is no earlier champion in {store.uri} to roll back to.")
     history = current.history[:-1]
     load_metadata(history[-1].version, store)
-    return _write(Champion(version=history[-1].version, history=history), current, store, etag)
+    undone = Rollback(version=current.version, rolled_back_at=datetime.now(UTC), reason=reason)
+    previous = Champion(version=history[-1].version, history=history, rollbacks=[*current.rollbacks, undone])
+    return _write(previous, current, store, etag)
 
 
 def sign_champion(store: Bucket) -> Champion | None:
@@ -101,6 +137,12 @@ def sign_champion(store: Bucket) -> Champion | None:
     """
     current, etag = _read(store, verify=False)
     return None if current is None else _write(current, current, store, etag)
+
+
+def _require_seen(current: Champion | None, seen: str | None) -> None:
+    now = current.version if current else ""
+    if seen is not None and seen != now:
+        raise ChampionChangedError(f"Nothing was changed: the champion is now {now or 'none'}. Look at it first.")
 
 
 def _write(champion: Champion, previous: Champion | None, store: Bucket, etag: str) -> Champion:

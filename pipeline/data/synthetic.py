@@ -200,6 +200,11 @@ def generate(directory: Path, *, images: int = 600, new: int = 0, seed: int = 0,
     return images
 
 
+def generate_one(number: int) -> bytes:
+    """A single picture as a JPEG (RGB, 224×224), for a number always the same one."""
+    return _jpeg(_paint(_scene(0, number, ENGLISH)))
+
+
 def attributes(caption: str, language: str = ENGLISH) -> set[tuple[str, str]]:
     """The (attribute, value) pairs that a caption states, such as ``("colour", "red")``, even contradictory ones."""
     text, wording = _spaced(caption), WORDINGS[language]

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.captioner.metadata import ModelMetadata, list_models, load_metadata
-from pipeline.captioner.registry import Promotion, find_champion
+from pipeline.captioner.registry import Champion, Promotion, Rollback
 from pipeline.data import corrections
 from pipeline.data.corrections import Correction
 from pipeline.data.dataset import list_datasets
@@ -32,6 +32,7 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation.results import Metrics, latest_metrics
 from pipeline.nightly import current
 from pipeline.nightly.current import MODEL, PERSON
+from pipeline.progress import counted
 from pipeline.storage import Bucket, DamagedObjectError, ObjectNotFoundError, json, layout, parquet
 from pipeline.storage.bucket import read_each
 from pipeline.work import runs
@@ -353,12 +354,27 @@ def _counting(row: dict[str, Any], history: list[dict[str, Any]], events: pa.Tab
 
 @dataclass(frozen=True)
 class Model:
-    """A model in the store: its scores, if it was evaluated, and its promotion, if there was one."""
+    """A model in the store: its scores, if it was evaluated, and its last promotion and rollback, if there were any."""
 
     metadata: ModelMetadata
     metrics: Metrics | None
     promoted: Promotion | None
+    rolled_back: Rollback | None
     is_champion: bool
+
+    @property
+    def configuration(self) -> list[str]:
+        """How the model is built and was trained, in a few words each; what it does not have is left out."""
+        config = self.metadata.config
+        facts = {
+            f"encoder {self.metadata.encoder_id}": True,
+            f"attention, {counted(config.attention_heads, 'head')}": config.attention_heads,
+            "last stage of the encoder tuned": config.fine_tuning,
+            f"ensemble of {config.ensemble_size}": config.ensemble_size > 1,
+            f"self-critical training, {counted(config.scst_epochs, 'epoch')}": config.scst_epochs,
+            f"seed {config.seed}": True,
+        }
+        return [fact for fact, is_so in facts.items() if is_so]
 
 
 def newest_models(
@@ -371,15 +387,16 @@ def newest_models(
     return found
 
 
-def models(store: Bucket, *, limit: int, damaged: list[str]) -> list[Model]:
+def models(store: Bucket, champion: Champion | None, *, limit: int, damaged: list[str]) -> list[Model]:
     """The champion and the newest models, the newest first; ``damaged`` as for ``list_models``."""
-    champion = find_champion(store)
     history = {promotion.version: promotion for promotion in champion.history} if champion else {}
+    rollbacks = {rollback.version: rollback for rollback in champion.rollbacks} if champion else {}
 
     def describe(metadata: ModelMetadata) -> Model:
         version = metadata.version
         is_champion = champion is not None and version == champion.version
-        return Model(metadata, latest_metrics(metadata, store), history.get(version), is_champion)
+        metrics = latest_metrics(metadata, store)
+        return Model(metadata, metrics, history.get(version), rollbacks.get(version), is_champion)
 
     found = newest_models(store, champion.version if champion else None, limit=limit, damaged=damaged)
     return list(_pool.map(describe, found))

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 MODELS = 20
 """Models, the newest ones, that are searched for those that have learned from a correction."""
 
-WAITS = "the next retraining learns from it"
+WAITS = "the next retraining will use it"
 
 UNKNOWN = "it is not known whether a retraining learns from it, because the champion's dataset can't be read"
 

@@ -83,14 +83,19 @@ class CaptionClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def caption(self, data: bytes) -> Answer:
-        """The champion's captions of a picture.
+    def caption(self, data: bytes, version: str = "") -> Answer:
+        """A model's captions of a picture.
+
+        Args:
+            data: the bytes of the picture.
+            version: of the model; empty for the champion. The server holds one model at a time, and loads another where
+                this one is not the last one's.
 
         Raises:
             BadPictureError: it can't be decoded.
             BusyError: too many pictures are waiting already.
             TimeLimitError: it took too long.
-            UnavailableError: there is no champion, or the server can't start or has died.
+            UnavailableError: there is no such model or no champion, or the server can't start or has died.
         """
         if not self._slots.acquire(blocking=False):
             raise BusyError("Too many pictures are waiting for captions: try again in a minute.")
@@ -99,7 +104,7 @@ class CaptionClient:
                 if not self._ready:
                     self._exchange(process, self.start_seconds)
                     self._ready = True
-                kind, text = self._exchange(process, self.seconds, data)
+                kind, text = self._exchange(process, self.seconds, (version.encode(), data))
                 if kind is Kind.LOADING:
                     kind, text = self._exchange(process, self.start_seconds)
         finally:
@@ -149,9 +154,9 @@ class CaptionClient:
             self._idle.start()
 
     def _exchange(
-        self, process: "subprocess.Popen[bytes]", seconds: float, data: bytes | None = None
+        self, process: "subprocess.Popen[bytes]", seconds: float, request: tuple[bytes, bytes] | None = None
     ) -> tuple[Kind, str]:
-        """Send a picture, if there is one, and return the next message of the server."""
+        """Send the version of a model and a picture, if there are any, and return the next message of the server."""
         late = threading.Event()
 
         def give_up() -> None:
@@ -165,8 +170,8 @@ class CaptionClient:
         try:
             # A server that hangs may not even read: killing it ends the sending, too.
             with contextlib.suppress(BrokenPipeError):
-                if data is not None:
-                    pipes.send(data, process.stdin)
+                for part in request or ():
+                    pipes.send(part, process.stdin)
                 message = pipes.receive(process.stdout)
         except BaseException:
             # A pending answer would be taken for that of the next picture.

@@ -1,8 +1,9 @@
-"""The captioning server: a process that captions pictures with the champion, one at a time.
+"""The captioning server: a process that captions pictures, one at a time, with the champion or a model of choice.
 
-``client.CaptionClient`` starts it. Pictures arrive as messages on standard input, and the answers are messages on
-standard output, each of a kind and a text; its log goes to standard error. Only the process itself loads the heavy
-libraries; other importers of this module get the types of its answers.
+``client.CaptionClient`` starts it. Requests arrive on standard input, each as two messages: the version of a model,
+empty for the champion, and a picture. The answers are messages on standard output, each of a kind and a text; its log
+goes to standard error. Only the process itself loads the heavy libraries; other importers of this module get the types
+of its answers.
 """
 
 import io
@@ -39,10 +40,10 @@ class Kind(StrEnum):
     """The kind of a message."""
 
     READY = "ready"  # the server has started and waits for pictures
-    LOADING = "loading"  # the answer will take longer, because there is a new champion
+    LOADING = "loading"  # the answer will take longer, because there is a new champion, or another model is asked for
     ANSWER = "answer"  # the captions of the picture
     BAD_PICTURE = "bad picture"  # the picture can't be decoded, and why
-    UNAVAILABLE = "unavailable"  # no picture can be captioned, and why: there is no champion, for example
+    UNAVAILABLE = "unavailable"  # the model can't caption, and why: there is no champion, for example
 
 
 class ScoredCaption(BaseModel):
@@ -75,7 +76,7 @@ def serve(alternatives: int, send: Callable[[Kind, str], None]) -> None:
     """
     from pipeline.storage import open_bucket
 
-    pictures = _pictures()
+    requests = _requests()
     try:
         settings = read_settings()
         store = open_bucket(settings.store)
@@ -83,48 +84,59 @@ def serve(alternatives: int, send: Callable[[Kind, str], None]) -> None:
         send(Kind.UNAVAILABLE, str(error))
         return
     alternatives = min(alternatives, settings.beam_width - 1)
-    champion = _Champion(store, decoding=settings.decoding, alternatives=alternatives)
+    models = _Models(store, decoding=settings.decoding, alternatives=alternatives)
     try:
-        champion.refresh()
+        models.load("")
     except (PipelineError, DecoderStartError) as error:  # also the answer to each picture, until a person has fixed it
         log.warning("%s", error)
     send(Kind.READY, "")
-    for picture in pictures:
+    for version, picture in requests:
         try:
-            champion.refresh(lambda: send(Kind.LOADING, ""))
-            send(*champion.caption(picture))
+            models.load(version, lambda: send(Kind.LOADING, ""))
+            send(*models.caption(picture))
         except (PipelineError, DecoderStartError) as error:
             log.warning("%s", error)
             send(Kind.UNAVAILABLE, str(error))
 
 
-class _Champion:
-    """The loaded champion."""
+class _Models:
+    """The models of the store, of which one is loaded at a time."""
 
     def __init__(self, store: "Bucket", *, decoding: DecodingConfig, alternatives: int) -> None:
         self.store, self.decoding, self.alternatives = store, decoding, alternatives
-        self._etag = ""
+        self._etag = self._champion = ""
         self._loaded: tuple[Model, Decoders] | None = None
 
     @name_missing_extra()
-    def refresh(self, before_loading: Callable[[], None] = lambda: None) -> None:
-        """Load the champion unless it is loaded. Raises ``PipelineError`` or ``DecoderStartError``."""
-        from pipeline.captioner.registry import read_champion
+    def load(self, version: str, before_loading: Callable[[], None] = lambda: None) -> None:
+        """Load a model, or the champion if the version is empty, unless it is loaded.
+
+        Raises:
+            PipelineError: there is no such model, or it is damaged.
+            DecoderStartError: no picture can be decoded on this machine.
+        """
         from pipeline.serving import on_demand
+
+        version = version or self._find_champion()
+        if self._loaded is not None and self._loaded[0].version == version:
+            return
+        before_loading()
+        self._unload()
+        model = on_demand.load(version, self.store)
+        self._loaded = model, Decoders(model.encoder.size, seconds=DECODE_SECONDS)
+        # The first picture compiles the decoding and starts the first decoder process.
+        self.caption(_blank())
+
+    def _find_champion(self) -> str:
+        """The version of the champion, which is read again only when the pointer has changed."""
+        from pipeline.captioner.registry import read_champion
         from pipeline.storage import layout
 
         etag = self.store.etag(layout.CHAMPION)
-        if etag == self._etag:
-            return
-        version = read_champion(self.store).version
-        if self._loaded is None or self._loaded[0].version != version:
-            before_loading()
-            self._unload()
-            model = on_demand.load(version, self.store)
-            self._loaded = model, Decoders(model.encoder.size, seconds=DECODE_SECONDS)
-            # The first picture compiles the decoding and starts the first decoder process.
-            self.caption(_blank())
-        self._etag = etag
+        if etag != self._etag:
+            self._champion = read_champion(self.store).version
+            self._etag = etag
+        return self._champion
 
     def caption(self, data: bytes) -> tuple[Kind, str]:
         """The answer to a picture."""
@@ -170,15 +182,15 @@ def _blank() -> bytes:
     return buffer.getvalue()
 
 
-def _pictures() -> Iterator[bytes]:
-    """The pictures on standard input. When it ends, the process exits at once, even during other work."""
-    arrived: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+def _requests() -> Iterator[tuple[str, bytes]]:
+    """The requests on standard input. When it ends, the process exits at once, even during other work."""
+    arrived: queue.SimpleQueue[tuple[str, bytes]] = queue.SimpleQueue()
     # An interpreter that ends while a thread reads from sys.stdin aborts, and its exit status is lost.
     messages = os.fdopen(os.dup(sys.stdin.fileno()), "rb")
 
     def read() -> None:
-        while (data := pipes.receive(messages)) is not None:
-            arrived.put(data)
+        while (version := pipes.receive(messages)) is not None and (data := pipes.receive(messages)) is not None:
+            arrived.put((version.decode(), data))
         os._exit(0)
 
     threading.Thread(target=read, daemon=True).start()

@@ -40,6 +40,7 @@ __all__ = [
     "open_object",
     "open_source",
     "source_name",
+    "source_uri",
 ]
 
 _IN_STORE = "store:"
@@ -111,9 +112,14 @@ def has_portable_names(source: str) -> bool:
     return source == f"{_IN_STORE}{layout.CORRECTIONS.rstrip('/')}"
 
 
+def source_uri(name: str, store: Bucket) -> str:
+    """The URI of the bucket that ``source_name`` named."""
+    if not name.startswith(_IN_STORE):
+        return name
+    folder = name.removeprefix(_IN_STORE)
+    return store.url(folder) if folder else store.uri
+
+
 def open_source(name: str, store: Bucket) -> Bucket:
     """The bucket that ``source_name`` named."""
-    if name.startswith(_IN_STORE):
-        folder = name.removeprefix(_IN_STORE)
-        return open_bucket(store.url(folder) if folder else store.uri)
-    return open_bucket(name)
+    return open_bucket(source_uri(name, store))

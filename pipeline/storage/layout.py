@@ -76,7 +76,7 @@ FOLDERS = {
         "the regression that gives captions their confidence (`confidence.json`), "
         "and the metadata of each captioner, its evaluations, and a card that sums them up. "
         f"`{CHAMPION}` names the champion, which is the model that captions the nights, and holds the "
-        "history of promotions."
+        "history of promotions and rollbacks."
     ),
     CURRENT: (
         "The captions that count, one row for each image that the last night listed in the inbox. A caption that a "

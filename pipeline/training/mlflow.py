@@ -136,6 +136,18 @@ class Run:
             if any(artifact.path == name for artifact in self._client.list_artifacts(run.info.run_id)):
                 self._client.log_text(run.info.run_id, html, name)
 
+    def address(self) -> str:
+        """The address of the run's page, without credentials; empty if no server records it."""
+        found: list[str] = []
+
+        def read(client: "MlflowClient", run: str) -> None:
+            experiment = client.get_run(run).info.experiment_id
+            found.append(f"{_without_credentials(self.uri).rstrip('/')}/#/experiments/{experiment}/runs/{run}")
+
+        if _sqlite_file(self.uri) is None:
+            self._write(read)
+        return found[0] if found else ""
+
     def _set_status(self, status: str) -> None:
         """Set the status, unless the run is finished: a repeated evaluation does not change that of its training."""
 

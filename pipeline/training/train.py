@@ -108,6 +108,7 @@ def train_captioner(
         max_length=data.max_length,
         config=config,
         ensemble=ensemble,
+        tracking_page=run.address(),
     )
     captions = data.train_captions
     neighbours = Neighbours.build(mean_crop(captions.features).vectors, captions.ids, captions.image)

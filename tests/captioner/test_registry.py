@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from pipeline.captioner import registry
-from pipeline.captioner.registry import find_champion, promote, read_champion, roll_back
+from pipeline.captioner.registry import ChampionChangedError, find_champion, promote, read_champion, roll_back
 from pipeline.errors import PipelineError
 from pipeline.storage import ABSENT, ObjectChangedError
 from pipeline.storage.layout import CHAMPION
@@ -62,6 +62,34 @@ def test_rollback(bucket):
     promote("v3", bucket)
     assert [entry.version for entry in read_champion(bucket).history] == ["v1", "v3"]
     assert roll_back(bucket).version == "v1"
+
+
+def test_rollbacks_are_kept_with_their_reason(bucket):
+    """They say which champion was taken back, when and why, also after the next promotion."""
+    for version in ("v1", "v2"):
+        write_model(version, bucket)
+        promote(version, bucket)
+    roll_back(bucket, reason="ann rolled it back: it repeats itself")
+    promote("v2", bucket, reason="ann promoted it: mended")
+    champion = read_champion(bucket)
+    [entry] = champion.rollbacks
+    assert (entry.version, entry.reason) == ("v2", "ann rolled it back: it repeats itself")
+    assert champion.history[0].promoted_at < entry.rolled_back_at < champion.history[1].promoted_at
+    assert roll_back(bucket).rollbacks[1].reason == "by hand"
+
+
+def test_a_change_of_another_champion_is_refused(bucket):
+    """Whoever has seen another champion, or none, changes nothing, and learns which one it is."""
+    for version in ("v1", "v2", "v3"):
+        write_model(version, bucket)
+    assert promote("v1", bucket, seen="").version == "v1"
+    assert promote("v2", bucket, seen="v1").version == "v2"
+    for seen in ("", "v1"):
+        for act in (lambda seen=seen: promote("v3", bucket, seen=seen), lambda seen=seen: roll_back(bucket, seen=seen)):
+            with pytest.raises(ChampionChangedError, match="Nothing was changed: the champion is now v2"):
+                act()
+    assert read_champion(bucket).version == "v2"
+    assert roll_back(bucket, seen="v2").version == "v1"
 
 
 def test_nothing_to_roll_back_to(bucket):

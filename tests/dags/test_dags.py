@@ -250,7 +250,8 @@ def test_what_a_person_decides_by(dag, cause, text):
     assert shown == text
     # Make names the server by its address.
     base = os.environ.get("AIRFLOW__API__BASE_URL", "http://localhost:8080")
-    assert f"[Report of the candidate]({base}/captions/models/m1/report)" in links
+    assert f"[Both models, photograph by photograph]({base}/captions/compare?b=m1)" in links
+    assert f"[report of the candidate]({base}/captions/models/m1/report)" in links
     assert f"[all models]({base}/captions/models)" in links
     assert dag.task_dict["compare"].arguments[-1] == f"--picture-page={base}/captions/image?key="
 

@@ -18,9 +18,11 @@ from urllib.parse import quote
 import psutil
 import pyarrow as pa
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect, sync_playwright
 
 from pipeline.captioner import registry
+from pipeline.captioner.spoken import spoken_name
 from pipeline.data import corrections, dataset, synthetic
 from pipeline.nightly import current
 from pipeline.storage import layout, open_bucket, parquet
@@ -28,6 +30,7 @@ from pipeline.work import runs, tombstones
 from tests.support import secrets, toy
 from tests.support.airflow_server import MAINTENANCE_DAG, NIGHT_DAG, RETRAINING_DAG, start_airflow
 from tests.support.faults import Proxy
+from tests.support.gallery import PAGES
 from tests.support.metrics_servers import open_statsd
 from tests.support.nights import rows_in
 from tests.support.paths import PROJECT
@@ -321,7 +324,7 @@ def corrected(deployment, context, promoted):
         expect(better).to_have_value(wrong)
         better.fill("something else")
         page.get_by_role("button", name="Save").click()
-        expect(page.get_by_text("Saved. The next retraining learns from it.")).to_be_visible()
+        expect(page.get_by_text("Saved. The next retraining will use it.")).to_be_visible()
         # The page shows it without being loaded again.
         expect(page.locator("#counting .caption")).to_have_text("something else")
         expect(page.locator("#counting .said")).to_have_text("corrected by admin")
@@ -582,8 +585,11 @@ def test_a_task_leads_to_the_report(page, deployment, promoted):
     expect(link).to_be_visible()
     picture(page, "links")
     page.goto(link.get_attribute("href"))
-    expect(page.get_by_role("heading", name="Captioner", exact=False).first).to_be_visible()
+    report = page.frame_locator("iframe.report")
+    expect(report.get_by_role("heading", name="Captioner", exact=False).first).to_be_visible()
     picture(page, "report")
+    page.get_by_role("link", name="All models").click()
+    expect(page).to_have_url(re.compile(r"/captions/models$"))
 
 
 # --- the champion's night --------------------------------------------------------------------------------------------
@@ -796,50 +802,73 @@ def test_models_and_nights(page, deployment, promoted):
         heading.get_by_role("button").click()
         expect(heading).to_have_attribute("aria-sort", order)
     picture(page, "models", clip={"x": 0, "y": 0, "width": 1280, "height": 260})
-    page.get_by_role("link", name="Report").click()
-    expect(page.get_by_role("heading", name="Captioner", exact=False).first).to_be_visible()
+    page.get_by_role("link", name="Report").first.click()
+    report = page.frame_locator("iframe.report")
+    expect(report.get_by_role("heading", name="Captioner", exact=False).first).to_be_visible()
     page.goto(f"{deployment.url}/captions/nights")
     record = runs.read_record(runs.NIGHT, promoted.night.id, deployment.store)
     measures = {measure for drift in record.drift.values() for measure in drift}
     expect(page.locator("svg.plot")).to_have_count(len(measures))
     expect(page.locator("tbody tr").first).to_contain_text("32")
+    expect(page.get_by_text("clear the failed task in the run").first).to_be_visible()
     picture(page, "nights")
+    page.get_by_role("link", name="1 failed images of").first.click()
+    expect(page.locator(".card.failed")).to_have_count(1)
 
 
 @pytest.mark.browser
-def test_an_upload_is_captioned(page, deployment, promoted, source):
-    """Its caption comes with alternatives, can be copied, and can be corrected for the next training."""
+def test_uploads_are_captioned(page, deployment, promoted, source):
+    """Each has a caption with alternatives, which can be copied, and corrected for the next training."""
     page.goto(f"{deployment.url}/captions/try")
-    expect(page.get_by_label("Better caption")).to_be_hidden()
-    path = sorted((source / "images").iterdir())[7]
-    page.set_input_files("input[type=file]", path)
-    found = page.locator(".result")
-    expect(found).to_be_visible(timeout=120_000)
-    caption = found.locator(".caption").inner_text()
+    expect(page.get_by_label("Better caption")).to_have_count(0)
+    pictures = sorted((source / "images").iterdir())[7:10]
+    page.set_input_files("input[type=file]", pictures[:2])
+    items = page.locator(".results > li")
+    expect(items).to_have_count(2)
+    for place in range(2):
+        expect(items.nth(place).locator(".result")).to_be_visible(timeout=120_000)
+        expect(items.nth(place).get_by_role("img")).to_have_attribute("alt", pictures[place].name)
+    first = items.first
+    caption = first.locator("p.caption").inner_text()
     assert caption
-    assert found.locator(".alternatives li").count() >= 1
+    assert first.locator(".alternatives li").count() >= 1
+    expect(first.locator(".version")).to_contain_text(f"{spoken_name(promoted.version)} ({promoted.version})")
     picture(page, "try")
-    found.get_by_role("button", name="Copy").click()
-    expect(found.get_by_role("button", name="Copied")).to_be_visible()
+    first.get_by_role("button", name="Copy").click()
+    expect(first.get_by_role("button", name="Copied")).to_be_visible()
     assert page.evaluate("navigator.clipboard.readText()") == caption
-    page.set_input_files("input[type=file]", sorted((source / "images").iterdir())[8])
-    expect(found).to_be_visible()
-    page.get_by_label("Better caption").fill("a drawn thing on the grass")
-    page.get_by_role("button", name="Save").click()
-    expect(page.get_by_text("Saved. The next retraining learns from it.")).to_be_visible()
+    page.set_input_files("input[type=file]", pictures[2])
+    expect(items).to_have_count(3)
+    expect(first.get_by_role("img")).to_have_attribute("alt", pictures[2].name)
+    first.get_by_text("Correct or confirm").click()
+    first.get_by_label("Better caption").fill("a drawn thing on the grass")
+    first.get_by_role("button", name="Save my caption").click()
+    expect(first.get_by_text("Saved. The next retraining will use it.")).to_be_visible()
     row = corrections.read(deployment.store).to_pylist()[-1]
     assert (row["caption"], row["corrected_by"]) == ("a drawn thing on the grass", "admin")
 
 
 @pytest.mark.browser
 def test_bad_uploads_have_a_plain_message(page, deployment, tmp_path, promoted, source):
-    """A file that is not a picture gets a message, and the next picture a caption."""
+    """A file that is not a picture gets a message and nothing to save, and the next picture a caption."""
     (tmp_path / "text.jpg").write_text("no picture")
     page.goto(f"{deployment.url}/captions/try")
-    page.set_input_files("input[type=file]", tmp_path / "text.jpg")
-    expect(page.locator(".state.bad")).to_contain_text("not a picture in a known format", timeout=120_000)
-    page.set_input_files("input[type=file]", sorted((source / "images").iterdir())[9])
-    expect(page.locator(".result")).to_be_visible()
+    page.set_input_files("input[type=file]", [tmp_path / "text.jpg", sorted((source / "images").iterdir())[9]])
+    bad, good = (page.locator(".results > li").nth(place) for place in range(2))
+    expect(bad.locator(".state.bad")).to_contain_text("not a picture in a known format", timeout=120_000)
+    expect(good.locator(".result")).to_be_visible()
+    expect(bad.get_by_role("button")).to_have_count(0)
+
+
+@pytest.mark.browser
+def test_a_sample_is_captioned(page, deployment, promoted):
+    """Without a picture of one's own; nothing is written."""
+    before = toy.etags(deployment.inbox, "")
+    page.goto(f"{deployment.url}/captions/try")
+    page.get_by_role("button", name="Try a sample picture").click()
+    expect(page.locator(".result p.caption")).not_to_be_empty(timeout=120_000)
+    assert_shown(page.locator(".results img"))
+    assert toy.etags(deployment.inbox, "") == before
 
 
 @pytest.mark.browser
@@ -905,7 +934,7 @@ def test_a_review_by_keyboard(page, deployment, unsure):
     picture(page, "review", clip={"x": 0, "y": 0, "width": 1280, "height": 560})
     press(page, "y")
     expect(key).to_have_text(unsure[2])
-    expect(said).to_have_text("Saved. The next retraining learns from it.")
+    expect(said).to_have_text("Saved. The next retraining will use it.")
     expect(left).to_have_text("2 left")
     press(page, "c")
     page.keyboard.type("a sunny day")  # with an s, an n and a y
@@ -925,16 +954,18 @@ def test_a_review_by_keyboard(page, deployment, unsure):
 
 @pytest.mark.browser
 def test_a_picture_keeps_its_caption(page, deployment, promoted, source):
-    """Where another picture is chosen, nothing can be saved until it has a caption of its own."""
+    """Where another picture is chosen, each has what was said about it: nothing, if there is no answer."""
     page.goto(f"{deployment.url}/captions/try")
     first, second = sorted((source / "images").iterdir())[11:13]
     page.set_input_files("input[type=file]", first)
-    save = page.get_by_role("button", name="Save")
-    expect(save).to_be_visible(timeout=120_000)
-    page.route("**/captions/caption", lambda route: route.abort())
+    items = page.locator(".results > li")
+    expect(items.first.locator(".result")).to_be_visible(timeout=120_000)
+    caption = items.first.locator("p.caption").inner_text()
+    page.route("**/captions/caption?*", lambda route: route.abort())
     page.set_input_files("input[type=file]", second)
-    expect(page.locator(".state.bad")).to_be_visible()
-    expect(save).to_be_hidden()
+    expect(items.first.locator(".state.bad")).to_be_visible()
+    expect(items.first.locator(".result")).to_be_hidden()
+    expect(items.nth(1).locator("p.caption")).to_have_text(caption)
 
 
 @pytest.mark.browser
@@ -967,10 +998,10 @@ def test_by_keyboard_alone(page, deployment, promoted):
     expect(page.get_by_role("heading", name="Captions by models")).to_be_visible()
 
 
-def contrast(page, selector):
-    """The contrast of a text with its background, by WCAG 2."""
+def contrast(page, selector, part="color"):
+    """The contrast of a text, or of another part of an element, with what is behind it, by WCAG 2."""
     return page.evaluate(
-        """selector => {
+        """([selector, part]) => {
           const context = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
           const channels = colour => { context.clearRect(0, 0, 1, 1); context.fillStyle = colour;
             context.fillRect(0, 0, 1, 1); return [...context.getImageData(0, 0, 1, 1).data]; };
@@ -978,13 +1009,13 @@ def contrast(page, selector):
             .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
             .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
           const element = document.querySelector(selector);
-          let behind = element;
+          let behind = part === "color" ? element : element.parentElement;
           while (behind && channels(getComputedStyle(behind).backgroundColor)[3] < 255) behind = behind.parentElement;
-          const lights = [getComputedStyle(element).color, getComputedStyle(behind || document.body).backgroundColor]
+          const lights = [getComputedStyle(element)[part], getComputedStyle(behind || document.body).backgroundColor]
             .map(colour => light(channels(colour))).sort((a, b) => b - a);
           return (lights[0] + 0.05) / (lights[1] + 0.05);
         }""",
-        selector,
+        [selector, part],
     )
 
 
@@ -1025,11 +1056,18 @@ def test_light_and_dark_on_a_phone(browser, context, deployment, scheme, unsure)
         "corrections": ["td .model", "td button"],
         "nights": ["th", "td", "td a", ".legend"],
         "models": [".badge", "tr.champion td a", "tr.champion td"],
-        "try": [".drop span", ".state"],
     }.items():
         page.goto(f"{deployment.url}/captions/{path}")
         for selector in selectors:
             assert contrast(page, selector) >= 4.5, (path, selector)
+    for path, selectors in {
+        "": ["input", "select", "button"],
+        "review": ["button.quiet", "a.button", "input[name=caption]"],
+        "try": [".drop", "select", "button.quiet"],
+    }.items():
+        page.goto(f"{deployment.url}/captions/{path}")
+        for selector in selectors:
+            assert contrast(page, selector, "borderTopColor") >= 3, (path, selector)
     page.goto(f"{deployment.url}/captions/")
     page.wait_for_load_state("networkidle")
     picture(page, f"phone-{scheme}")
@@ -1095,6 +1133,71 @@ def test_a_repeated_retraining_and_night_do_nothing(deployment, promoted, repeat
     assert (record.extracted, record.captioned, record.failed, record.already_done) == (0, 0, 0, NEW)
     record = runs.read_record(runs.RETRAINING, repeated.retraining.id, deployment.store)
     assert (record.status, record.promoted) == ("succeeded", False)
+
+
+@pytest.fixture(scope="module")
+def candidate(deployment, kept):
+    """The version of the second retraining's model, which is not the champion."""
+    return runs.read_record(runs.RETRAINING, kept.run.id, deployment.store).version
+
+
+@pytest.fixture(params=["light", "dark"])
+def themed(browser, context, request):
+    """A page of the logged-in user in each theme."""
+    with browser.new_context(color_scheme=request.param, storage_state=context.storage_state()) as window:
+        yield window.new_page()
+
+
+@pytest.mark.browser
+def test_axe_finds_nothing_wrong(themed, deployment, candidate, unsure):
+    """On every page, on a large screen and on a phone: each control has a name, and all text enough contrast."""
+    page, found = themed, []
+    for path in PAGES:
+        address = f"{deployment.url}/captions{path.format(version=candidate, key=unsure[0])}"
+        page.goto(address)
+        if path.endswith("/report/page"):  # in its sandbox, axe would wait for ever
+            page.goto("about:blank")
+            page.set_content(page.request.get(address).text())
+        elif path == "/try":
+            page.get_by_role("button", name="Try a sample picture").click()
+            expect(page.locator(".result p.caption")).not_to_be_empty(timeout=120_000)
+        for width in (1280, 390):
+            page.set_viewport_size({"width": width, "height": 860})
+            page.wait_for_load_state("networkidle")
+            answer = Axe().run(page)
+            assert answer.response["passes"], path
+            found += [f"{path} ({width} wide): {answer.generate_report()}"] if answer.violations_count else []
+    assert not found, "\n\n".join(found)
+
+
+@pytest.mark.browser
+def test_a_candidate_is_compared_promoted_and_rolled_back(page, deployment, promoted, repeated, candidate):
+    """From the list of models to both captions of each photograph, and by two pages to another champion and back."""
+    page.goto(f"{deployment.url}/captions/models")
+    page.get_by_role("button", name="Compare", exact=True).click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text(spoken_name(candidate))
+    assert_shown(page.locator(".pair img").first)
+    picture(page, "compare")
+    page.get_by_role("link", name="Test photographs").click()
+    expect(page.get_by_text("scores higher on")).to_be_visible()
+    assert_shown(page.locator(".pair img").first)
+    page.get_by_role("link", name=f"Promote {spoken_name(candidate)}").click()
+    page.get_by_role("button", name="Promote").click()  # a reason is required
+    assert registry.read_champion(deployment.store).version == promoted.version
+    page.get_by_label("Reason").fill("it names colours")
+    picture(page, "promote")
+    page.get_by_role("button", name="Promote").click()
+    expect(page.locator("output.saved")).to_contain_text("is the champion. The next night captions with it.")
+    expect(page.get_by_role("heading", level=1)).to_contain_text("is the champion")
+    champion = registry.read_champion(deployment.store)
+    assert (champion.version, champion.history[-1].reason) == (candidate, "admin promoted it: it names colours")
+    page.get_by_role("link", name="All models").click()
+    expect(page.locator("tr.champion")).to_contain_text(candidate)
+    page.get_by_role("link", name="Roll back").click()
+    page.get_by_label("Reason").fill("it does not")
+    page.get_by_role("button", name="Roll back").click()
+    expect(page.locator("output.saved")).to_contain_text(f"{promoted.version}) is the champion")
+    assert registry.read_champion(deployment.store).rollbacks[0].reason == "admin rolled it back: it does not"
 
 
 # --- the maintenance --------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.captioner.registry import promote
+from pipeline.captioner.registry import find_champion, promote
 from pipeline.data import corrections
 from pipeline.errors import PipelineError
 from pipeline.nightly import current
@@ -403,9 +403,9 @@ def test_a_picture_of_long_ago(tmp_path, monkeypatch):
 
 def test_models_and_their_promotions(trained):
     """A model that was neither evaluated nor promoted is listed all the same."""
-    [model] = browse.models(trained.store, limit=9, damaged=[])
+    [model] = browse.models(trained.store, None, limit=9, damaged=[])
     assert (model.metadata.version, model.is_champion) == (trained.model.version, False)
-    assert (model.metrics, model.promoted) == (None, None)
+    assert (model.metrics, model.promoted, model.rolled_back) == (None, None, None)
 
 
 def test_the_newest_models(trained, bucket):
@@ -415,7 +415,7 @@ def test_the_newest_models(trained, bucket):
     promote("v1", bucket)
     bucket.put(layout.model_metadata("v3"), b"{")
     damaged = []
-    found = browse.models(bucket, limit=2, damaged=damaged)
+    found = browse.models(bucket, find_champion(bucket), limit=2, damaged=damaged)
     assert [model.metadata.version for model in found] == ["v4", "v1"]
     [message] = damaged
     assert "models/v3/metadata.json is damaged" in message

@@ -126,7 +126,9 @@ def test_a_champion_goes_to_production(staging, production, inbox, trained):
         assert night("n1", inbox, store, max_failed_fraction=0).captioned == 4
     assert texts(production) == texts(staging)
     assert browse.report(version, production) == browse.report(version, staging)
-    [here], [there] = (browse.models(store, limit=9, damaged=[]) for store in (staging, production))
+    [here], [there] = (
+        browse.models(store, registry.find_champion(store), limit=9, damaged=[]) for store in (staging, production)
+    )
     assert (here.metadata, here.metrics) == (there.metadata, there.metrics)
     assert profile_of_test(version, BEAM, production) == profile_of_test(version, BEAM, staging)
     status.show(production, limit=3, under="")

@@ -24,6 +24,7 @@ from PIL import Image
 from captioning import gallery
 from captioning.gallery import dependencies, limits
 from pipeline.captioner import registry
+from pipeline.captioner.spoken import spoken_name
 from pipeline.config import DecodingConfig
 from pipeline.data import corrections
 from pipeline.data.images import MAX_BYTES
@@ -34,6 +35,7 @@ from pipeline.ops import review
 from pipeline.serving import client
 from pipeline.serving.server import Answer, ScoredCaption
 from pipeline.storage import LocalBucket, layout, open_bucket, parquet
+from pipeline.storage.json import write as write_json
 from pipeline.work import runs
 from pipeline.work.runs import NightRecord
 from tests.support import toy
@@ -41,7 +43,7 @@ from tests.support.caption_tables import current_row, row, shard_key, write, wri
 from tests.support.damaged_images import encoded
 from tests.support.decoder_code import CANNOT_START, in_decoders
 from tests.support.features import write_features
-from tests.support.gallery import routes
+from tests.support.gallery import PAGES, routes
 from tests.support.long_history import write_history
 from tests.support.memory import MemoryBucket
 from tests.support.models import write_evaluation, write_model
@@ -143,8 +145,8 @@ def answering(monkeypatch):
     calls = []
 
     class Always:
-        def caption(self, data):
-            calls.append(data)
+        def caption(self, data, version):
+            calls.append((data, version) if version else data)
             if isinstance(self.answer, Exception):
                 raise self.answer
             return self.answer
@@ -210,6 +212,14 @@ def test_users_who_cannot_see_the_dag_see_no_captions(visit, monkeypatch, prefix
     assert {question["details"].id for question in asked} == {f"{prefix}caption_new_images"}
 
 
+def test_no_page_is_left_out_of_the_tests_in_a_browser():
+    """They look at each route that answers with a page."""
+    from captioning.gallery.routes import HTMLResponse, app
+
+    pages = {route.path for route in app.routes if route.endpoint.__annotations__["return"] is HTMLResponse}
+    assert pages <= {path.partition("?")[0] for path in PAGES} <= {route.path for route in app.routes}
+
+
 ACTIONS = ("corrected", "confirmed", "withdrawn")
 
 
@@ -238,7 +248,17 @@ def test_viewers_change_nothing(visit, post_correction, answering, buckets):
         assert "<form" in visit(path).text
         page = visit(path, role="viewer").text
         assert ("a red ball" in page, "<form" in page) == (True, False)
+    for version in ("m1", "m2", "m3"):
+        write_model(version, store)
+    for version in ("m1", "m2"):
+        registry.promote(version, store)
+    reason = json.dumps({"reason": "it is better", "seen": "m2"})
+    for path, offer in (("/models/m3/promote", "/promote"), ("/rollback", "Roll back …")):
+        assert visit(path, role="viewer", method="POST", content=reason).status_code == 403
+        for shown, text in ((path, "<form"), ("/models", offer)):
+            assert (text in visit(shown).text, text in visit(shown, role="viewer").text) == (True, False)
     assert (corrections.count(store), answering[1]) == (1, [])
+    assert registry.read_champion(store).version == "m2"
 
 
 @pytest.mark.parametrize(
@@ -261,6 +281,11 @@ def test_posts_of_other_sites_are_refused(visit, post_correction, answering, buc
     form = {**WORDS, "image_key": "red.jpg", "image_etag": etag}
     answers = [visit("/caption", method="POST", cookie=True, content=b"x", headers=headers)]
     answers += [post_correction({**form, "action": action}, cookie=True, headers=headers) for action in ACTIONS]
+    write_model("m1", store)
+    reason = json.dumps({"reason": "it is better", "seen": ""})
+    for path in ("/models/m1/promote", "/rollback"):
+        answers.append(visit(path, method="POST", cookie=True, headers=headers, content=reason))
+    assert registry.find_champion(store) is None
     for answer in answers:
         assert (answer.status_code, "another site" in answer.json()["detail"]) == (403, True)
     assert (corrections.count(store), answering[1]) == (0, [])
@@ -273,7 +298,7 @@ def test_posts_of_the_page_itself_are_taken(visit, post_correction, answering, b
     for action in ACTIONS:
         assert post_correction({**form, "action": action}, cookie=True, headers=headers).status_code == 201
     answer = visit("/caption", method="POST", cookie=True, content=b"picture", headers=headers)
-    assert (answer.status_code, answer.json()) == (200, ANSWER.model_dump())
+    assert (answer.status_code, answer.json()) == (200, {"name": spoken_name("m1"), **ANSWER.model_dump()})
     assert answering[1] == [b"picture"]
 
 
@@ -451,13 +476,13 @@ def test_the_answer_says_what_becomes_of_it(post_correction, buckets, tmp_path):
     """That the next retraining learns from it, or that none does, or that it is not known."""
     store, inbox, etag = buckets
     form = {**WORDS, "image_key": "red.jpg", "image_etag": etag}
-    assert post_correction(form).json()["summary"] == "Saved. The next retraining learns from it."
+    assert post_correction(form).json()["summary"] == "Saved. The next retraining will use it."
     source = open_bucket(str(tmp_path / "source"))
     toy.draw(source)
     report = ingest([source.url("captions.csv")], store, name="toy")
     write_model("m1", store, dataset=report.dataset)
     registry.promote("m1", store)
-    assert post_correction(form).json()["summary"] == "Saved. The next retraining learns from it."
+    assert post_correction(form).json()["summary"] == "Saved. The next retraining will use it."
     held_out = source.get("pictures/red-5.jpg")
     reason = f"no retraining learns from it: the photograph is in dev or test of {report.dataset}."
     answer = post_correction({**form, "image_etag": inbox.put("red.jpg", held_out)}).json()
@@ -478,7 +503,7 @@ def test_the_list_of_corrections(visit, post_correction, buckets, monkeypatch):
     upload = post_correction(WORDS, toy.picture("green")).json()
     page = html.unescape(visit("/corrections").text)
     assert page.index("a red ball") < page.index('a, "red" ball') < page.index("first try")
-    for text in ("<del>a ball</del>", "someone", "replaced", "counts", "the next retraining learns from it"):
+    for text in ("<del>a ball</del>", "someone", "replaced", "counts", "the next retraining will use it"):
         assert text in page
     assert f'src="corrections/{upload["picture"]}"' in page
     # What was said about an upload is withdrawn here.
@@ -855,6 +880,35 @@ def test_addresses_that_are_set_wrongly(visit, monkeypatch):
     assert (answer.status_code, "CAPTION_SHARD_SIZE" in answer.text, "secret" in answer.text) == (409, True, False)
 
 
+def test_a_model_of_choice_captions_an_upload(visit, answering, buckets):
+    """One of those that the page lists; another one is refused before the picture goes anywhere."""
+    store, _, _ = buckets
+    for version in ("m1", "m2"):
+        write_model(version, store)
+    registry.promote("m1", store)
+    page = visit("/try").text
+    assert re.findall('<option value="(.*?)">', page) == ["", "m2"]
+    assert f"{spoken_name('m1')} (m1), the champion" in page
+    assert visit("/caption?version=m2", method="POST", content=b"x").status_code == 200
+    answer = visit("/caption?version=m9", method="POST", content=b"x")
+    assert (answer.status_code, "There is no model 'm9'" in answer.json()["detail"]) == (404, True)
+    assert answering[1] == ["warm", (b"x", "m2")]
+
+
+def test_a_sample_to_try(visit, buckets):
+    """A photograph that a night has captioned, or a drawn picture if there is none; nothing is written."""
+    store, inbox, _ = buckets
+    before = [item for bucket in (store, inbox) for item in bucket.list()]
+    sizes = set()
+    for _ in range(2):
+        answer = visit("/sample")
+        assert (answer.headers["content-type"], answer.headers["cache-control"]) == ("image/jpeg", "no-store")
+        sizes.add(Image.open(io.BytesIO(answer.content)).size)
+        inbox.delete("red.jpg")
+    assert sizes == {(8, 8), (224, 224)}
+    assert len(before) == 1 + len([item for bucket in (store, inbox) for item in bucket.list()])
+
+
 def test_a_python_that_is_set_wrongly(visit, monkeypatch, tmp_path):
     """The page and the endpoint for uploads say so, and all others work."""
     monkeypatch.setenv("CAPTION_PYTHON", str(tmp_path))
@@ -950,23 +1004,226 @@ def test_a_store_that_is_down_has_a_page(visit, monkeypatch):
 
 
 def test_a_report_is_shown_and_runs_nothing(visit, trained, buckets):
-    """The report of the newest evaluation, in a sandbox."""
+    """The report of the newest evaluation, in a sandbox, in a frame below the gallery's navigation."""
     store, _, _ = buckets
     version = trained.model.version
-    missing = visit("/models/m2/report")
-    assert (missing.status_code, "There is no model 'm2'" in missing.json()["detail"]) == (404, True)
+    for path in ("report", "report/page"):
+        missing = visit(f"/models/m2/{path}")
+        assert (missing.status_code, "There is no model 'm2'" in missing.json()["detail"]) == (404, True)
     toy.copy(trained.store, store, layout.MODELS)
-    missing = visit(f"/models/{version}/report")
-    assert (missing.status_code, "was not evaluated" in missing.json()["detail"]) == (404, True)
+    for path in ("report", "report/page"):
+        missing = visit(f"/models/{version}/{path}")
+        assert (missing.status_code, "was not evaluated" in missing.json()["detail"]) == (404, True)
     for decoding in (DecodingConfig(beam_width=2), DecodingConfig(beam_width=1)):
         write_evaluation(version, store, cider=0.4, dataset=trained.model.dataset, decoding=decoding)
         report = f"<h1>{decoding}</h1><script>alert(1)</script>".encode()
         store.put(layout.evaluation(version, trained.model.dataset, decoding).report, report)
-        answer = visit(f"/models/{version}/report")
+        answer = visit(f"/models/{version}/report/page")
         assert (answer.status_code, answer.content) == (200, report)
         assert answer.headers["content-security-policy"].startswith("sandbox; default-src 'none'")
         models = visit("/models").text
         assert f">{decoding}<" in models and f">{trained.model.dataset}<" in models
+    answer = visit(f"/models/{version}/report")
+    assert '<iframe class="report" src="report/page"' in answer.text and 'href="../../models"' in answer.text
+    policy = answer.headers["content-security-policy"]
+    assert policy == visit("/models").headers["content-security-policy"] + "; frame-src 'self'"
+
+
+def test_the_list_of_models(visit, buckets):
+    """A name that can be said beside each version, how it was made, what it scored, and what became of it."""
+    store, _, _ = buckets
+    for version in ("m1", "m2"):
+        write_model(version, store)
+    assert "Promote …" in visit("/models").text
+    registry.promote("m1", store, reason="the first")
+    write_evaluation("m2", store, cider=0.4)
+    page = visit("/models").text
+    assert f'<a href="./?version=m2">{spoken_name("m2")}</a></span> <span class="model-version">m2<' in page
+    assert page.count(">champion<") == 1
+    for text in ("encoder encoder-1", "attention, 4 heads", "last stage of the encoder tuned", "seed 0", ">0.400<"):
+        assert f"<p>{text}</p>" in page or text in page.replace("<p>", ""), text
+    assert "self-critical" not in page and "ensemble" not in page
+    assert (page.count(">Promote …<"), "Roll back …" in page, "MLflow" in page) == (1, False, False)
+    assert f'href="compare?b=m2" aria-label="Compare {spoken_name("m2")} with the champion"' in page
+    registry.promote("m2", store, reason="better")
+    registry.roll_back(store, reason="ann rolled it back: it repeats itself")
+    page = visit("/models").text
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    assert f"{today}: the first<" in page and f"{today}: ann rolled it back: it repeats itself<" in page
+
+
+def test_links_to_mlflow(visit, buckets):
+    """To the run of a model that a server has recorded, for those who may train, as it tells where the server is."""
+    store, _, _ = buckets
+    address = "https://mlflow.example/#/experiments/1/runs/2a"
+    metadata = write_model("m1", store).model_copy(update={"tracking_page": address})
+    write_json(metadata, layout.model_metadata("m1"), store)
+    assert f'class="outside" href="{address}"' in visit("/models").text
+    assert "mlflow.example" not in visit("/models", role="viewer").text
+
+
+@pytest.fixture
+def promote(visit):
+    """A function that posts the reason for another champion."""
+
+    def post(path, reason="it is better", seen="", **options):
+        return visit(path, method="POST", content=json.dumps({"reason": reason, "seen": seen}), **options)
+
+    return post
+
+
+def test_a_model_is_promoted(visit, promote, buckets):
+    """After a page that says what follows; who did it, and why, is in the history. It is what the command does."""
+    store, _, _ = buckets
+    for version, encoder in (("m1", "encoder-1"), ("m2", "encoder-2")):
+        write_model(version, store, encoder_id=encoder)
+    page = visit("/models/m1/promote").text
+    assert f'Promote <span class="model-name">{spoken_name("m1")}' in page and "every photograph" in page
+    answer = promote("/models/m1/promote", " it is\tbetter ")
+    assert (answer.status_code, "a line of text" in answer.json()["detail"]) == (422, True)
+    answer = promote("/models/m1/promote", " it is better ")
+    summary = f"{spoken_name('m1')} (m1) is the champion. The next night captions with it."
+    assert (answer.status_code, answer.json()) == (201, {"champion": "m1", "summary": summary})
+    [entry] = registry.read_champion(store).history
+    assert (entry.version, entry.run, entry.reason) == ("m1", "", "someone promoted it: it is better")
+    assert "is the champion" in visit("/models/m1/promote").text
+    assert (
+        "Its encoder is another one" in visit("/models/m2/promote").text,
+        "<form" in visit("/models/m1/promote").text,
+    ) == (True, False)
+    assert not any(item.key.startswith(layout.RUNS) for item in store.list()), "no night starts"
+
+
+def test_a_champion_is_rolled_back(visit, promote, buckets):
+    """To the one before; the rollback is kept with its reason, and without an earlier champion it is refused."""
+    store, _, _ = buckets
+    assert "no earlier champion" in visit("/rollback").text
+    answer = promote("/rollback")
+    assert (answer.status_code, "no earlier champion" in answer.json()["detail"]) == (409, True)
+    for version in ("m1", "m2"):
+        write_model(version, store)
+        registry.promote(version, store, reason=f"the reason of {version}")
+    page = visit("/rollback").text
+    assert "the reason of m2" in page and spoken_name("m1") in page
+    assert promote("/rollback", "it repeats itself", seen="m2").json()["champion"] == "m1"
+    champion = registry.read_champion(store)
+    assert (champion.version, champion.rollbacks[0].reason) == ("m1", "someone rolled it back: it repeats itself")
+
+
+def test_what_the_registry_refuses(visit, promote, buckets):
+    """Another champion than the one on the page, and a model that is not there; nothing changes."""
+    store, _, _ = buckets
+    for version in ("m1", "m2", "m3"):
+        write_model(version, store)
+    for version in ("m1", "m2"):
+        registry.promote(version, store)
+    for path in ("/models/m3/promote", "/rollback"):
+        answer = promote(path, seen="m1")
+        assert (answer.status_code, "the champion is now m2" in answer.json()["detail"]) == (409, True)
+    for answer in (promote("/models/m9/promote", seen="m2"), visit("/models/m9/promote")):
+        assert (answer.status_code, "There is no model 'm9'" in answer.json()["detail"]) == (404, True)
+    for content in (b"", b"{}", b'{"reason": "", "seen": "m2"}', b'{"reason": 1, "seen": "m2"}'):
+        assert visit("/rollback", method="POST", content=content).status_code == 422
+    assert registry.read_champion(store).version == "m2"
+
+
+def compared(page):
+    """The pictures' names and the captions of each pair on a page, in their order."""
+    pairs = re.findall(r'<li class="pair.*?</li>', page, re.DOTALL)
+    found = [(re.search('alt="(.*?)"', pair)[1], re.findall("<dd>(.*?)[<]", pair)) for pair in pairs]
+    return [(html.unescape(name), list(map(html.unescape, captions))) for name, captions in found]
+
+
+def test_two_models_are_compared(visit, buckets):
+    """Both captions of each photograph, different ones first, and what a person said; the scores, and warnings."""
+    store, inbox, etag = buckets
+    for version, captions, cider in (("m1", ("a ball", HOSTILE), 0.6), ("m2", ("a red ball", HOSTILE), 0.4)):
+        write_model(version, store)
+        write_evaluation(version, store, cider=cider)
+        rows = [
+            {**row(key, caption), "image_etag": inbox.etag(key)}
+            for key, caption in zip(("red.jpg", f"{HOSTILE}.jpg"), captions, strict=True)
+        ]
+        write(store, rows, night="2026-01-02", shard="s", version=version)
+    registry.promote("m1", store)
+    corrections.add(
+        inbox.get("red.jpg"), corrected_by="ann", store=store, image_key="red.jpg", image_etag=etag, **WORDS
+    )
+    answer = visit("/compare?b=m2")
+    assert answer.text == visit("/compare?a=m1&b=m2").text
+    assert compared(answer.text) == [
+        ("red.jpg", ["a ball", "a red ball", "a red ball"]),
+        (f"{HOSTILE}.jpg", [HOSTILE, HOSTILE]),
+    ]
+    assert "<img src=x" not in answer.text
+    text = " ".join(html.unescape(re.sub("<.*?>", " ", answer.text)).split())
+    assert "Of 2 photographs in the inbox, 1 have different captions; these come first." in text
+    assert f"People have corrected 1 of them. Of these, {spoken_name('m2')} now describes 1 in the person's" in text
+    assert "closer to the person's words" in text
+    assert "Its CIDEr is 0.200 lower" in text and "−0.200" in text
+    assert "as the person wrote" in text and "ann corrected" in text
+    swapped = visit("/compare?a=m2&b=m1").text
+    assert ("lower. Another seed" in swapped, "and 1 no longer." in swapped) == (False, True)
+    assert compared(visit("/compare?b=m2&start=1").text)[0][0] == f"{HOSTILE}.jpg"
+    [(name, captions)] = compared(visit("/compare?b=m2&of=test").text)
+    assert (name, captions) == ("toy/0123456789abcdef.jpg", ["a dog", "a dog", "a human caption"])
+
+
+def test_pages_of_a_comparison(visit, buckets, monkeypatch):
+    """Each has a part of the photographs, and leads to the next and back."""
+    from captioning.gallery import models
+
+    store, _, _ = buckets
+    monkeypatch.setattr(models, "PAIRS", 2)
+    for version in ("m1", "m2"):
+        write_model(version, store)
+        write(store, [row(f"{name}.jpg", version) for name in "abc"], night="2026-01-02", shard="s", version=version)
+    seen, path = [], "compare?a=m1&b=m2"
+    while path:
+        page = visit(f"/{path}").text
+        seen.append([name for name, _ in compared(page)])
+        following = re.search(r'rel="next" href="(.*?)"', page)
+        path = following and html.unescape(following[1])
+    assert seen == [["a.jpg", "b.jpg"], ["c.jpg"]]
+    assert 'rel="prev" href="compare?a=m1&amp;b=m2&amp;of=inbox&amp;start=0#photographs"' in page
+
+
+def test_what_cannot_be_compared(visit, buckets):
+    """A page says why: there is no champion, no such model, one model twice, or nothing that both have done."""
+    store, _, _ = buckets
+    for version in ("m1", "m2"):
+        write_model(version, store)
+    for path, status, text in (
+        ("/compare?b=m2", 404, "There is no champion yet"),
+        ("/compare?a=m1&b=m9", 404, "There is no model 'm9'"),
+        ("/compare?a=m1&b=m1", 422, "one model twice"),
+        ("/compare?a=m1", 422, "b: "),
+    ):
+        answer = visit(path)
+        assert (answer.status_code, text in answer.json()["detail"]) == (status, True), path
+    page = visit("/compare?a=m1&b=m2").text
+    assert "no evaluations on the same test photographs" in page and "have not captioned the same photographs" in page
+
+
+def test_a_test_photograph_is_shown(visit, buckets, tmp_path, caplog):
+    """One of the test split, from its source, whose address no answer names; no other."""
+    store, _, _ = buckets
+    source = open_bucket(str(tmp_path / "source"))
+    toy.draw(source)
+    dataset = ingest([source.url("captions.csv")], store, name="toy").dataset
+    found = visit("/datasets/picture", params={"dataset": dataset, "image": "red-5.jpg"})
+    assert (found.headers["content-type"], "immutable" in found.headers["cache-control"]) == ("image/jpeg", True)
+    source.delete("pictures/blue-5.jpg")
+    for name, image in (
+        (dataset, "red-0.jpg"),
+        (dataset, "../captions.csv"),
+        (dataset, "blue-5.jpg"),
+        ("toy/0123456789abcdef", "red-5.jpg"),
+        ("../x", "red-5.jpg"),
+    ):
+        answer = visit("/datasets/picture", params={"dataset": name, "image": image})
+        assert (answer.status_code, "can't be shown" in answer.json()["detail"]) == (404, True)
+        assert str(tmp_path) not in answer.text
 
 
 def test_a_card_is_shown(visit, trained, buckets):
@@ -976,7 +1233,9 @@ def test_a_card_is_shown(visit, trained, buckets):
     missing = visit("/models/m2/card")
     assert (missing.status_code, "There is no model 'm2'" in missing.json()["detail"]) == (404, True)
     toy.copy(trained.store, store, layout.MODELS)
-    assert f'<a href="models/{version}/card">Card</a>' in visit("/models").text
+    assert (
+        f'<a href="models/{version}/card" aria-label="Card of {spoken_name(version)}">Card</a>' in visit("/models").text
+    )
     page = visit(f"/models/{version}/card").text
     assert f"<h1>Model {version}</h1>" in page and "<h2>Limits</h2>" in page
     assert f"<li>Dataset: {trained.model.dataset}</li>" in page
@@ -1182,7 +1441,10 @@ def test_drift_is_plotted(visit, buckets):
     text = visit("/nights").text
     assert (text.count("<circle"), text.count(" beyond")) == (6, 1)
     assert "2026-01-02: -2.00 from earlier nights" in text
-    assert 'href="./?night=2026-01-01"' in text
+    for path, name in (("night=2026-01-01", "3 captions"), ("status=failed&amp;night=2026-01-01", "1 failed images")):
+        assert f'href="./?{path}" aria-label="{name} of 2026-01-01 02:00"' in text
+    for label in (">2026-01-01</text>", ">2026-01-02</text>", ">−2.00</text>", ">+0.10</text>", ">+0.5</text>"):
+        assert label in text, "it can be read without a mouse"
     assert 'href="./../dags/caption_new_images/runs/n2"' in text
     assert 'href="models/m1/card"' in text
     assert "night=2026-01-02" not in text, "nothing was written under this date"
@@ -1197,11 +1459,12 @@ def test_nights_that_failed_or_run(visit, buckets):
     started = datetime(2026, 1, 3, 2, tzinfo=UTC)
     runs.write_record(NightRecord(run="n1", started_at=started), store)
     text = visit("/nights").text
-    assert (">running<" in text, "/card" in text) == (True, False)
+    assert (">running<" in text, "/card" in text, "clear the failed task" in text) == (True, False, False)
     runs.end_run(runs.NIGHT, "n1", f"extract[3]: {HOSTILE}", store)
     text = visit("/nights").text
     assert (">failed<" in text, ">running<" in text, ">0<" in text) == (True, False, False)
     assert f"extract[3]: {HOSTILE}" in html.unescape(text)
+    assert "fix the problem, then clear the failed task in" in text
     assert "<img src=x" not in text
 
 
@@ -1240,6 +1503,9 @@ def test_s3_is_reached_by_airflows_connection(visit, s3_bucket_name, s3_server, 
         "/corrections",
         "/nights",
         "/models",
+        "/compare?a=20251101T020000-0000&b=20251221T020000-0000",
+        "/models/20251101T020000-0000/promote",
+        "/try",
         "/image?key=2024/01/05/c.jpg&night=2024-01-05",
     ],
 )
@@ -1296,7 +1562,7 @@ def test_what_a_night_passed_over(visit, buckets):
     )
     runs.write_record(record, store)
     page = visit("/nights").text
-    assert "Passed over: 12 .mov, 1 hidden" in page
+    assert "<p>12 .mov</p><p>1 hidden</p>" in page
     assert "1,000" in page
     assert "3 × removed or replaced after they were listed" in page
 

@@ -6,12 +6,14 @@ import re
 import pytest
 
 from captioning.names import NIGHT_DAG
+from pipeline.captioner import registry
 from pipeline.data import corrections
 from pipeline.serving.server import Answer, ScoredCaption
 from pipeline.storage import open_bucket
 from tests.support import toy
 from tests.support.caption_tables import current_row, row, write, write_current
 from tests.support.gallery import routes
+from tests.support.models import write_model
 
 # Those of packages that only FAB needs.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -102,7 +104,7 @@ def store(tmp_path, monkeypatch):
     monkeypatch.setenv("CAPTION_INBOX", inbox.uri)
 
     class Always:
-        def caption(self, data):
+        def caption(self, data, version):
             return Answer(version="m1", captions=[ScoredCaption(caption="a ball", log_prob=-0.5, probability=0.4)])
 
         def warm(self):
@@ -123,8 +125,16 @@ def test_each_role_may_do_what_airflow_lets_it_do(visit, store, role):
     assert (visit(role, api).status_code != refused) == may_see
     triggered = visit(role, f"{api}/dagRuns", method="POST", json={"logical_date": None})
     assert (triggered.status_code != refused) == may_trigger
+    for version in ("m0", "m1"):
+        write_model(version, bucket)
+    registry.promote("m0", bucket)
+    contents = {
+        "/models/m1/promote": {"reason": "better", "seen": "m0"},
+        "/rollback": {"reason": "worse", "seen": "m1"},
+    }
     for method, path in routes():
-        status = visit(role, f"/captions{path}", method=method, content=form).status_code
+        content = json.dumps(contents[path]) if method == "POST" and path in contents else form
+        status = visit(role, f"/captions{path}", method=method, content=content).status_code
         if method == "POST":
             assert (status in (200, 201), status == refused) == (may_trigger, not may_trigger), path
         else:
@@ -143,6 +153,7 @@ def test_each_role_may_do_what_airflow_lets_it_do(visit, store, role):
         assert answer.status_code == (200 if may_see else refused), path
         assert may_trigger or '<button name="action"' not in answer.text
     assert corrections.count(bucket) == may_trigger
+    assert len(registry.read_champion(bucket).rollbacks) == may_trigger
 
 
 @pytest.mark.parametrize("role", [None, *MAY_SEE])

@@ -230,6 +230,19 @@ def test_a_new_champion_captions_the_next_picture(client, trained, store, pipe, 
     assert pid(client) == process
 
 
+def test_a_model_of_choice(client, trained, store):
+    """The server loads it for a picture, and the champion again for the next; a model that is not there is an error."""
+    copy_model(trained, "other", store, max_length=1)
+    before = client.caption(toy.picture("red"))
+    process = pid(client)
+    answer = client.caption(toy.picture("red"), "other")
+    assert (answer.version, len(answer.captions[0].caption.split())) == ("other", 1)
+    with pytest.raises(UnavailableError, match="There is no model 'none'"):
+        client.caption(toy.picture("red"), "none")
+    assert client.caption(toy.picture("red")) == before
+    assert pid(client) == process
+
+
 def test_without_a_champion(trained, tmp_path):
     """The error says what to do; as soon as there is a champion, the same server captions with it."""
     store = open_bucket(str(tmp_path / "store"))

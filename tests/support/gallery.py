@@ -1,5 +1,26 @@
 """The routes of the gallery, for tests that visit each of them."""
 
+PAGES = (
+    "/",
+    "/?status=failed",
+    "/image?key={key}",
+    "/review",
+    "/corrections",
+    "/nights",
+    "/models",
+    "/models/{version}/report",
+    "/models/{version}/report/page",
+    "/models/{version}/card",
+    "/models/{version}/promote",
+    "/rollback",
+    "/compare?b={version}",
+    "/compare?b={version}&of=test",
+    "/datasets",
+    "/try",
+    "/image?key=none",
+)
+"""A path of every page, and of one that says what is wrong; a test holds that none is missing."""
+
 
 def routes() -> list[tuple[str, str]]:
     """Method and an example of the path of every route."""

@@ -7,6 +7,7 @@ import pyarrow as pa
 from pipeline.captioner.metadata import ModelMetadata
 from pipeline.config import DecodingConfig
 from pipeline.evaluation.drift import Moments, Profile
+from pipeline.evaluation.error_analysis import ErrorCount, Rate
 from pipeline.evaluation.results import CAPTIONS, Metrics
 from pipeline.metrics.coco import Agreement, Diversity, Scores
 from pipeline.storage import Bucket, json, layout, parquet
@@ -41,6 +42,9 @@ def write_evaluation(
     decoding: DecodingConfig = BEAM,
     captions: dict[str, str] | None = None,
     words: float = 3,
+    image_cider: dict[str, float] | None = None,
+    distinct: float = 1,
+    wrong: int | None = None,
 ) -> Metrics:
     """Write an evaluation: the captions and a profile, then the scores.
 
@@ -52,22 +56,29 @@ def write_evaluation(
         decoding: the chosen decoding.
         captions: captions by image, by default of one that no other dataset has; every reference is "a human caption".
         words: words per caption in the profile.
+        image_cider: CIDEr by image; by default none is known.
+        distinct: share of different captions.
+        wrong: captions of a thousand that name a wrong colour; None if no errors were counted.
     """
     captions = captions or {f"{dataset}.jpg": "a dog"}
     # Greedy search has the better scores, so that a reader of those would be found out.
     scores = {
-        name: Scores(tokenizer="builtin", corpus={"BLEU-4": 0.2, "CIDEr": value}, intervals={}, image_cider={})
+        name: Scores(
+            tokenizer="builtin", corpus={"BLEU-4": 0.2, "CIDEr": value}, intervals={}, image_cider=image_cider or {}
+        )
         for name, value in (("greedy", cider + 5), ("chosen", cider))
     }
     diversity = Diversity(
         captions=4,
-        distinct_captions=1,
+        distinct_captions=distinct,
         novel_captions=1,
         ends_in_function_word=0,
         words=5,
         vocabulary_used=1,
         mean_length=3,
     )
+    rate = Rate(checked=1000, wrong=wrong or 0)
+    error = ErrorCount(captioner=rate, human=Rate(checked=1000, wrong=50), words={}, cases=[])
     metrics = Metrics(
         version=version,
         dataset=dataset,
@@ -77,7 +88,7 @@ def write_evaluation(
         scores=scores,
         agreement=Agreement(images=0, images_left_out=4, human={}, captioner={}),
         by_length=[],
-        errors={},
+        errors={} if wrong is None else {"colour": error},
         diversity=dict.fromkeys(scores, diversity),
     )
     moments = Moments(mean=words, variance=1)

@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -139,6 +140,17 @@ def test_training_and_evaluation_are_one_run(kind, request, capfd):
         assert points.pop(name) == [(point["epoch"], point[name]) for point in CURVES]
     assert points == {"greedy/CIDEr": [(0, 0.4)], "chosen/CIDEr": [(0, 0.5)], "chosen/BLEU-4": [(0, 0.2)]}
     assert artifact(uri, run, "report.html") == "<p>CIDEr 0.5 – ©</p>"
+    page = f"{uri}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    assert tracking.Run(uri, "v1").address() == (page if kind == "server" else "")
+
+
+def test_the_address_of_a_run_is_that_of_its_page():
+    """On a server, whose user and password it does not have; a run that is not recorded has none."""
+    run = tracking.Run("https://user:secret@mlflow.example/tracking/", "v1")
+    info = SimpleNamespace(info=SimpleNamespace(experiment_id="3"))
+    run.__dict__ |= {"_client": SimpleNamespace(get_run=lambda _: info), "_id": "2a"}
+    assert run.address() == "https://mlflow.example/tracking/#/experiments/3/runs/2a"
+    assert tracking.Run("", "v1").address() == ""
 
 
 def test_the_artifacts_of_a_file_are_beside_it(database):
@@ -257,6 +269,7 @@ def test_an_unreachable_server_is_one_warning(dead_server, caplog, capfd):
     assert "refused" in text or "timed out" in text
     assert "CAPTION_TRACKING_URI" in text
     assert "`captioning evaluate v1`" in text
+    assert tracking.Run(dead_server, "v1").address() == ""
     assert capfd.readouterr() == ("", "")
 
 

@@ -55,6 +55,10 @@ def _require_trigger_of_nights(request: Request, user: GetUserDep) -> None:
     requires_access_dag("POST", DagAccessEntity.RUN, read_settings().night_dag)(request, user)
 
 
+def _require_trigger_of_retrainings(request: Request, user: GetUserDep) -> None:
+    requires_access_dag("POST", DagAccessEntity.RUN, read_settings().retraining_dag)(request, user)
+
+
 can_view = Depends(_require_access_to_nights)
 """Users who can see the DAG of nights can see its captions."""
 
@@ -62,11 +66,24 @@ can_trigger = Depends(_require_trigger_of_nights)
 """Users who can trigger the DAG of nights can caption uploads and save corrections."""
 
 
+can_promote = (can_trigger, Depends(_require_trigger_of_retrainings))
+"""Users who can trigger both DAGs can choose the champion: they could do so by a retraining, too."""
+
+
 def user_can_trigger(user: BaseUser) -> bool:
     """Whether ``can_trigger`` admits the user."""
-    details = DagDetails(id=read_settings().night_dag)
+    return _can_trigger(read_settings().night_dag, user)
+
+
+def user_can_promote(user: BaseUser) -> bool:
+    """Whether ``can_promote`` admits the user."""
+    settings = read_settings()
+    return all(_can_trigger(dag_id, user) for dag_id in (settings.night_dag, settings.retraining_dag))
+
+
+def _can_trigger(dag_id: str, user: BaseUser) -> bool:
     return get_auth_manager().is_authorized_dag(
-        method="POST", access_entity=DagAccessEntity.RUN, details=details, user=user
+        method="POST", access_entity=DagAccessEntity.RUN, details=DagDetails(id=dag_id), user=user
     )
 
 

@@ -19,7 +19,7 @@ from captioning.connections import INBOX, STORE, bucket_environment, child_envir
 from captioning.gallery import limits
 from pipeline.errors import PipelineError
 from pipeline.settings import read_settings
-from pipeline.storage import Bucket, open_bucket
+from pipeline.storage import Bucket, open_bucket, source_uri
 
 SECONDS = 600
 """Time after which the connections are read again: a person may have changed their keys."""
@@ -36,6 +36,19 @@ async def store() -> Bucket:
 async def inbox() -> Bucket:
     """The inbox, for one request."""
     return await _opened(read_settings().inbox, INBOX)
+
+
+def open_source(name: str, store: Bucket) -> Bucket:
+    """The bucket of a dataset's photographs, for one request, with the connection by which the tasks read it.
+
+    Args:
+        name: of the source, as the dataset has it.
+        store: the store.
+    """
+    uri = source_uri(name, store)
+    in_inbox = f"{uri}/".startswith(f"{read_settings().inbox.rstrip('/')}/")
+    bucket = _open(uri, INBOX if in_inbox else STORE, int(time.monotonic() / SECONDS))
+    return limits.ExpiringBucket(bucket, seconds=limits.THUMBNAIL_SECONDS)
 
 
 def child() -> Child:
@@ -72,7 +85,7 @@ _opened_as: dict[str, str] = {}
 """The address of each bucket that was opened, by the one that is set."""
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _open(uri: str, profile: str, _period: int) -> Bucket:
     bucket = open_bucket(uri, bucket_environment(_folder(), profile) if uri.startswith("s3://") else None)
     _opened_as[uri] = bucket.uri

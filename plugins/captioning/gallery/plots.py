@@ -2,13 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import date, timedelta
 
 from pipeline.ops.acceptance import Acceptance
 from pipeline.work.runs import NightRecord
 
 WIDTH, HEIGHT, MARGIN = 560, 160, 8
-"""In units of the SVG."""
+"""In units of the SVG; the height is that of the lines, with a margin above and below."""
+
+LEFT, RIGHT, BELOW = 66, 70, 24
+"""The room beside and below the lines: for the labels of the scale, the last values, and the dates."""
+
+APART = 16
+"""Between the last values of two lines, at least, so that both can be read."""
 
 REFERENCES = ("the model's test", "earlier nights")
 """The references that a night is compared with, by their names in its record."""
@@ -34,7 +40,9 @@ class Plot:
     Attributes:
         lines: those of drift are of the nights that have the measure, one for each reference.
         rules: y of the horizontal lines.
-        labels: texts at the right edge, with their y.
+        labels: texts at the left edge, with their y.
+        dates: the first and the last date, each with its x; one, in the middle, where these are the same.
+        last: the last value of each line, with its y; empty for a line without any.
         title: a summary for screen readers.
         band: y of the upper and the lower limit; None without limits.
         names: what the lines are.
@@ -43,11 +51,15 @@ class Plot:
     lines: Sequence[Sequence[Dot]]
     rules: Sequence[float]
     labels: Sequence[tuple[float, str]]
+    dates: Sequence[tuple[float, date]]
+    last: Sequence[tuple[float, str]]
     title: str
     band: tuple[float, float] | None = None
     names: Sequence[str] = REFERENCES
     width: int = WIDTH
-    height: int = HEIGHT
+    height: int = HEIGHT + BELOW
+    left: int = LEFT
+    right: int = WIDTH - RIGHT
 
 
 def plot_drift(measure: str, records: Sequence[NightRecord], *, limit: float) -> Plot | None:
@@ -70,19 +82,21 @@ def plot_drift(measure: str, records: Sequence[NightRecord], *, limit: float) ->
     if not values:
         return None
     extent = 1.05 * max(1.2 * limit, *map(abs, values))
-    step = (WIDTH - 2 * MARGIN) / max(1, len(records) - 1)
+    step = (WIDTH - LEFT - RIGHT) / max(1, len(records) - 1)
 
     def y(value: float) -> float:
         return HEIGHT / 2 - (HEIGHT / 2 - MARGIN) * value / extent
 
     def dot(reference: str, number: int, value: float) -> Dot:
         title = f"{records[number].started_at:%Y-%m-%d}: {value:+.2f} from {reference}"
-        return Dot(MARGIN + step * number, y(value), abs(value) > limit, title)
+        return Dot(LEFT + step * number, y(value), abs(value) > limit, title)
 
     return Plot(
         lines=[[dot(reference, *point) for point in line] for reference, line in zip(REFERENCES, lines, strict=True)],
         rules=[HEIGHT / 2],
-        labels=[(y(limit) + 12, f"+{limit}"), (y(-limit) - 4, f"−{limit}")],
+        labels=[(y(limit), f"+{limit}"), (y(0), "0"), (y(-limit), f"−{limit}")],
+        dates=_ends(records[0].started_at.date(), records[-1].started_at.date()),
+        last=_apart([(y(line[-1][1]), _signed(line[-1][1])) if line else None for line in lines]),
         title=f"{len(values)} values between {min(values):+.2f} and {max(values):+.2f} standard deviations",
         band=(y(limit), y(-limit)),
     )
@@ -105,14 +119,36 @@ def plot_acceptance(weeks: Sequence[Acceptance]) -> Plot | None:
         return HEIGHT - MARGIN - (HEIGHT - 3 * MARGIN) * share
 
     def dot(each: Acceptance) -> Dot:
-        x = MARGIN + (WIDTH - 2 * MARGIN) * (each.week - shown[0].week).days / days
+        x = LEFT + (WIDTH - LEFT - RIGHT) * (each.week - shown[0].week).days / days
         return Dot(x, y(each.share), False, f"week of {each.week}: {each}, by {each.version}")
 
     shares = [each.share for each in shown]
+    lines = [[each for each in shown if each.version == version] for version in versions]
     return Plot(
-        lines=[[dot(each) for each in shown if each.version == version] for version in versions],
+        lines=[[dot(each) for each in line] for line in lines],
         rules=[y(0), y(0.5), y(1)],
-        labels=[(y(1) - 4, "100 %"), (y(0) - 4, "0 %")],
+        labels=[(y(1), "100 %"), (y(0.5), "50 %"), (y(0), "0 %")],
+        dates=_ends(shown[0].week, last),
+        last=_apart([(y(line[-1].share), f"{round(100 * line[-1].share)} %") if line else None for line in lines]),
         title=f"{len(shown)} values between {min(shares):.0%} and {max(shares):.0%}".replace("%", " %"),
         names=versions,
     )
+
+
+def _ends(first: date, last: date) -> Sequence[tuple[float, date]]:
+    """The dates at both ends of the lines, or in the middle the only one."""
+    return [((LEFT + WIDTH - RIGHT) / 2, first)] if first == last else [(LEFT, first), (WIDTH - RIGHT, last)]
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def _apart(values: Sequence[tuple[float, str] | None]) -> Sequence[tuple[float, str]]:
+    """The last values of one or two lines, moved so that they do not cover each other."""
+    found = [value or (0.0, "") for value in values]
+    if all(text for _, text in found) and len(found) > 1 and abs(found[0][0] - found[1][0]) < APART:
+        middle, upper = (found[0][0] + found[1][0]) / 2, found[0][0] <= found[1][0]
+        shifts = (-APART / 2, APART / 2) if upper else (APART / 2, -APART / 2)
+        found = [(middle + shift, text) for shift, (_, text) in zip(shifts, found, strict=True)]
+    return found

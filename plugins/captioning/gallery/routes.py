@@ -1,44 +1,46 @@
-"""The gallery's routes: pages of captions, images, reviews, corrections, nights, models and datasets, and uploads.
+"""The gallery's routes: pages of captions, images, reviews, corrections, nights and datasets, and uploads.
+
+Those of models are in ``models``.
 
 Every route requires Airflow's login. URLs in pages are relative, so that they work behind any proxy.
 """
 
 import contextlib
 import logging
+import random
 import shlex
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
-from pathlib import Path
-from typing import IO, Annotated, Any, Literal, Self, TypeVar
+from typing import IO, Annotated, Any, Literal, Self
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response, status
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, StreamingResponse
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markdown_it import MarkdownIt
-from markupsafe import Markup
-from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import Message, Receive, Scope, Send
 
-from captioning.gallery import access, dependencies, limits
-from captioning.gallery.plots import plot_acceptance, plot_drift
+from captioning.gallery import access, dependencies, limits, models
+from captioning.gallery.plots import plot_drift
+from captioning.gallery.rendering import FOLDER, POLICY, Inbox, Store, page, parse_form, root
 from captioning.internals import BaseUser, GetUserDep
-from captioning.settings import read_settings as read_airflow_settings
 from pipeline.captioner.registry import find_champion
-from pipeline.data import corrections
+from pipeline.captioner.spoken import spoken_name
+from pipeline.data import corrections, synthetic
 from pipeline.data.corrections import Correction
 from pipeline.data.decoders import DecodersBusyError, DecoderStartError, Thumbnails
 from pipeline.data.images import MAX_BYTES, TOO_LARGE, BadImageError, format_of
 from pipeline.errors import PipelineError, printable
 from pipeline.export import csv
-from pipeline.ops import acceptance, browse, browse_current, correction_use, review
+from pipeline.ops import browse, browse_current, correction_use, review
+from pipeline.ops.side_by_side import HeldOutPhotographs
 from pipeline.ops.similar import find_similar
 from pipeline.serving.client import BadPictureError, BusyError, CaptionClient, CaptioningError, TimeLimitError
+from pipeline.serving.server import Answer
 from pipeline.settings import read_settings
 from pipeline.storage import (
     BadKeyError,
@@ -49,14 +51,11 @@ from pipeline.storage import (
     ObjectNotFoundError,
     ObjectTooLargeError,
     layout,
+    names,
 )
 from pipeline.storage.bucket import hidden_part
 
 log = logging.getLogger(__name__)
-
-Form = TypeVar("Form", bound=BaseModel)
-
-FOLDER = Path(__file__).parent
 
 PAGE_SIZE = 24
 """Captions per page: rows of two, three, four and six columns are full."""
@@ -64,11 +63,11 @@ PAGE_SIZE = 24
 SIMILAR = 12
 """Photographs like one that are shown."""
 
+SAMPLES = 3
+"""Captioned photographs, at most, that are tried before a sample is drawn."""
+
 NIGHTS = 40
 """Maximum nights that are listed and plotted."""
-
-MODELS = 15
-"""Maximum models that are listed."""
 
 DATASETS = 20
 """Maximum datasets that are listed."""
@@ -87,8 +86,7 @@ UNSURE = (0.2, 0.4, 0.6, 0.8)
 """Thresholds for the confidence, to choose from, besides that of the review queue."""
 
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; img-src 'self' blob:; style-src 'self'; script-src 'self'; "
-    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'self'",
+    "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
@@ -129,6 +127,8 @@ app = Gallery(
     openapi_url=None,
 )
 
+app.include_router(models.router)
+
 worker = CaptionClient(dependencies.child)
 
 queue = review.Queue()
@@ -138,18 +138,7 @@ current_captions = browse_current.CurrentCaptions()
 small, large = (Thumbnails(side, seconds=5, wait=5) for side in (320, 1280))
 """For pages with many pictures, and for a picture's own page."""
 
-pages = Environment(loader=FileSystemLoader(FOLDER / "templates"), autoescape=True, undefined=StrictUndefined)
-pages.globals["airflow"] = read_airflow_settings
-pages.filters["percent"] = lambda share: f"{round(100 * share)} %"
-pages.filters["query"] = lambda values: urlencode(
-    {name: value for name, value in values.items() if value not in (None, "")}
-)
-
-# Only what a card is made of: no HTML, no links, no pictures.
-markdown = MarkdownIt("zero").enable(["escape", "heading", "list", "table"])
-
-Store = Annotated[Bucket, Depends(dependencies.store)]
-Inbox = Annotated[Bucket, Depends(dependencies.inbox)]
+held_out = HeldOutPhotographs()
 
 
 class CaptionFilters(browse_current.Filters):
@@ -187,7 +176,7 @@ def show_captions(
 ) -> Response:
     """A page of the current captions that pass the filters, one an image."""
     if query.night:
-        return RedirectResponse(f"{_root(request)}by-model?{request.url.query}", status.HTTP_307_TEMPORARY_REDIRECT)
+        return RedirectResponse(f"{root(request)}by-model?{request.url.query}", status.HTTP_307_TEMPORARY_REDIRECT)
     damaged: list[str] = []
     try:
         found = current_captions.page(
@@ -406,41 +395,6 @@ def show_nights(request: Request, store: Store) -> HTMLResponse:
     return page(request, "nights.html", records=records, plots=plots, nights=written, damaged=damaged)
 
 
-@app.get("/models")
-@limits.pages.run
-def show_models(request: Request, store: Store) -> HTMLResponse:
-    """The newest models, their scores, which is the champion, and what people accepted of their captions."""
-    damaged: list[str] = []
-    models = browse.models(store, limit=MODELS, damaged=damaged)
-    weeks = acceptance.by_week(corrections.read(store, damaged=damaged))
-    plot, accepted = plot_acceptance(weeks), acceptance.by_model(weeks)
-    return page(request, "models.html", models=models, plot=plot, accepted=accepted, damaged=damaged)
-
-
-@app.get("/models/{version}/report")
-@limits.pages.run
-def show_report(version: str, store: Store) -> HTMLResponse:
-    """The report of a model's newest evaluation."""
-    try:
-        report = browse.report(version, store)
-    except PipelineError as error:
-        raise HTTPException(status.HTTP_404_NOT_FOUND, str(error)) from error
-    # The report contains its styles and pictures, and needs no scripts.
-    policy = "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'self'"
-    return HTMLResponse(report, headers={"Content-Security-Policy": policy})
-
-
-@app.get("/models/{version}/card")
-@limits.pages.run
-def show_card(request: Request, version: str, store: Store) -> HTMLResponse:
-    """The card of a model."""
-    try:
-        card = browse.card(version, store)
-    except PipelineError as error:
-        raise HTTPException(status.HTTP_404_NOT_FOUND, str(error)) from error
-    return page(request, "card.html", version=version, card=Markup(markdown.render(card)))  # noqa: S704 - escaped
-
-
 @app.get("/datasets")
 @limits.pages.run
 def show_datasets(request: Request, store: Store, user: GetUserDep) -> HTMLResponse:
@@ -453,12 +407,39 @@ def show_datasets(request: Request, store: Store, user: GetUserDep) -> HTMLRespo
 
 @app.get("/try")
 @limits.pages.run
-def show_try(request: Request, user: GetUserDep) -> HTMLResponse:
+def show_try(request: Request, store: Store, user: GetUserDep) -> HTMLResponse:
     """The page that captions uploads; the model starts to load when the page is opened."""
     can_trigger = access.user_can_trigger(user)
+    damaged: list[str] = []
+    champion = find_champion(store)
+    present = champion.version if champion else None
+    versions: list[str] = []
     if can_trigger:
         worker.warm()
-    return page(request, "try.html", can_trigger=can_trigger, megabytes=MAX_BYTES // 1_000_000)
+        found = browse.newest_models(store, present, limit=models.MODELS, damaged=damaged)
+        versions = [model.version for model in found if model.version != present]
+    return page(
+        request,
+        "try.html",
+        can_trigger=can_trigger,
+        megabytes=MAX_BYTES // 1_000_000,
+        champion=present,
+        versions=versions,
+        damaged=damaged,
+    )
+
+
+@app.get("/sample")
+@limits.thumbnails.run
+def show_sample(store: Store, inbox: Inbox) -> Response:
+    """A picture to try, as a JPEG: a photograph that a night has captioned, or a drawn one."""
+    rows = browse.page(browse.shards(store), browse.Filters(status="ok"), store=store, size=PAGE_SIZE).rows
+    for row in random.sample(rows, min(len(rows), SAMPLES)):
+        # It may have been replaced or removed since.
+        with contextlib.suppress(HTTPException):
+            picture = _thumbnail(large, inbox, row["image_key"], row["image_etag"])
+            return Response(picture, media_type="image/jpeg")
+    return Response(synthetic.generate_one(random.randrange(1000)), media_type="image/jpeg")
 
 
 @app.get("/thumbnail")
@@ -473,6 +454,28 @@ def thumbnail(
     picture = _thumbnail(large if whole else small, inbox, key, etag or None)
     # The content of an etag never changes.
     return Response(picture, media_type="image/jpeg", headers=UNCHANGING if etag else {})
+
+
+@app.get("/datasets/picture")
+@limits.thumbnails.run
+def show_test_photograph(
+    store: Store,
+    dataset: Annotated[str, Query(max_length=200)],
+    image: Annotated[str, Query(min_length=1, max_length=2000)],
+) -> Response:
+    """A test photograph of a dataset as a small JPEG."""
+    try:
+        if (place := held_out.find(names.DATASET_ID.check(dataset), image, store)) is None:
+            raise ObjectNotFoundError("no such test photograph")
+        source = dependencies.open_source(place.source, store)
+        return Response(_thumbnail(small, source, place.key, place.etag), media_type="image/jpeg", headers=UNCHANGING)
+    except limits.OutOfTimeError:
+        raise
+    except PipelineError as error:
+        # Its message may name the address of a source.
+        log.warning("no test photograph of %s is shown: %s", printable(dataset), printable(str(error)))
+        message = "The picture can't be shown: its dataset is not there, or can't be read."
+        raise HTTPException(status.HTTP_404_NOT_FOUND, message) from error
 
 
 @app.get("/original")
@@ -537,13 +540,23 @@ async def static(name: str) -> FileResponse:
 
 
 @app.post("/caption", dependencies=[access.can_trigger, Depends(access.require_same_origin)])
-async def caption(picture: Annotated[bytes, Depends(access.read_upload)]) -> JSONResponse:
-    """The champion's captions of the picture in the request's body, the best first."""
+async def caption(
+    picture: Annotated[bytes, Depends(access.read_upload)],
+    store: Store,
+    version: Annotated[str, Query(max_length=200)] = "",
+) -> JSONResponse:
+    """A model's captions of the picture in the request's body, the best first; by default the champion's."""
+
+    def captions() -> Answer:
+        if version:
+            models.find_metadata(version, store)
+        return worker.caption(picture, version)
+
     try:
-        answer = await limits.uploads.call(worker.caption, picture)
+        answer = await limits.uploads.call(captions)
     except CaptioningError as error:
         raise HTTPException(_STATUS.get(type(error), status.HTTP_503_SERVICE_UNAVAILABLE), str(error)) from error
-    return JSONResponse(answer.model_dump())
+    return JSONResponse({"name": spoken_name(answer.version), **answer.model_dump()})
 
 
 _STATUS = {
@@ -568,7 +581,7 @@ class SkipForm(BaseModel):
 )
 async def skip(body: Annotated[bytes, Depends(access.read_upload)], user: GetUserDep, store: Store) -> JSONResponse:
     """Take a caption out of the queue; the request's body is a ``SkipForm`` as JSON."""
-    form = _form(SkipForm, body)
+    form = parse_form(SkipForm, body)
     subject = review.Subject(caption=form.model_caption, image_key=form.image_key, image_etag=form.image_etag)
     await limits.uploads.call(queue.skip, subject, by=user.get_name(), store=store)
     summary = "Skipped. It comes back if the caption or the photograph changes."
@@ -609,7 +622,7 @@ async def correct(
     the correction, and in ``summary`` what becomes of it.
     """
     line, _, upload = body.partition(b"\n")
-    form = _form(CorrectionForm, line)
+    form = parse_form(CorrectionForm, line)
 
     def save() -> tuple[Correction, str]:
         key, etag = form.image_key or None, form.image_etag or None
@@ -647,14 +660,6 @@ async def correct(
     except PipelineError as error:
         raise HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, str(error)) from error
     return JSONResponse({**said.model_dump(mode="json"), "summary": summary}, status.HTTP_201_CREATED)
-
-
-def _form(kind: type[Form], content: bytes) -> Form:
-    """A form as JSON. Raises ``RequestValidationError``."""
-    try:
-        return kind.model_validate_json(content)
-    except ValidationError as error:
-        raise RequestValidationError(error.errors()) from error
 
 
 def _what_becomes_of(correction: Correction, store: Bucket) -> str:
@@ -725,24 +730,8 @@ async def show_unexpected_error(request: Request, error: Exception) -> Response:
     return await show_error(request, HTTPException(status.HTTP_500_INTERNAL_SERVER_ERROR, f"{detail} Try again later."))
 
 
-def page(request: Request, template: str, *, damaged: Sequence[str] = (), **values: Any) -> HTMLResponse:
-    """A rendered page; ``root`` is the relative URL of the gallery, ``damaged`` says which objects it left out."""
-    values |= {"root": _root(request), "path": _path(request), "damaged": damaged, "conceal": dependencies.concealer()}
-    return HTMLResponse(pages.get_template(template).render(values))
-
-
-def _path(request: Request) -> str:
-    """The path of a request inside the gallery."""
-    return request.url.path.removeprefix(request.scope.get("root_path", ""))
-
-
-def _root(request: Request) -> str:
-    """The relative URL of the gallery, as seen from the page that is requested."""
-    return "../" * max(0, _path(request).count("/") - 1) or "./"
-
-
 def _login(request: Request) -> str:
     """The relative URL of Airflow's login, which leads back to the page that is requested."""
     # Without the host, which a proxy may have changed.
     page_url = request.url.replace(scheme="", netloc="")
-    return f"{_root(request)}../api/v2/auth/login?{urlencode({'next': str(page_url)})}"
+    return f"{root(request)}../api/v2/auth/login?{urlencode({'next': str(page_url)})}"

@@ -76,11 +76,15 @@ document.addEventListener("click", async (event) => {
 // What a person says goes into the body as a line of JSON, followed by the picture if it is an upload.
 const uploads = new WeakMap(); // from a form to the picture that it is about
 
+const MANY = 20; // pictures that are captioned at a time
+
 document.addEventListener("submit", async (event) => {
   const form = event.target.closest("form.correction");
   if (!form) return;
   event.preventDefault();
-  const output = document.querySelector("output.saved"), buttons = document.querySelectorAll("form.correction button");
+  // Each upload has an output of its own; other pages have one.
+  const output = (form.closest(".results > li") ?? document).querySelector("output.saved");
+  const buttons = document.querySelectorAll("form.correction button");
   const said = JSON.stringify({ ...Object.fromEntries(new FormData(form)), action: event.submitter.value });
   for (const button of buttons) button.disabled = true;
   output.textContent = "";
@@ -108,6 +112,7 @@ async function refresh(selector) {
   const response = await fetch(window.location);
   const page = new DOMParser().parseFromString(await response.text(), "text/html");
   for (const fresh of page.querySelectorAll(selector)) document.getElementById(fresh.id).replaceWith(fresh);
+  labelCells();
   document.querySelector(selector).focus({ preventScroll: true }); // the button that had the focus is gone
 }
 
@@ -115,84 +120,106 @@ async function refresh(selector) {
 function sure(caption) {
   const span = document.createElement("span");
   span.className = "sure";
-  if (caption.novel) span.textContent = "unlike the photographs it learned from";
+  if (caption.novel) {
+    span.classList.add("novel");
+    span.textContent = "unlike the photographs it learned from";
+  }
   else if (caption.confidence !== null) span.textContent = `${Math.round(100 * caption.confidence)} % sure`;
   return span;
 }
 
-function enableUploads(page, correction) {
-  const input = page.querySelector("input"), drop = page.querySelector(".drop"), preview = page.querySelector("img");
-  const state = page.querySelector(".state"), result = page.querySelector(".result");
-  let last = 0; // the number of the last upload
+// Captions several pictures, one after the other; each has a place in the list, with a correction of its own.
+function enableUploads(page) {
+  const input = page.querySelector("input"), drop = page.querySelector(".drop"), list = page.querySelector(".results");
+  const state = page.querySelector(".state"), model = page.querySelector("select");
+  const sample = page.querySelector("[data-sample]"), template = page.querySelector("template");
+  let last = Promise.resolve(); // the picture that was chosen last has its answer
 
-  function setState(text, kind) {
-    state.textContent = text;
-    state.className = `state ${kind}`;
+  function setState(element, text, kind) {
+    element.textContent = text;
+    element.className = `state ${kind}`;
   }
 
-  function show(answer, picture) {
-    const [best, ...others] = answer.captions;
+  function show(item, answer, picture) {
+    const [best, ...others] = answer.captions, result = item.querySelector(".result");
     result.querySelector(".caption").textContent = best.caption;
     result.querySelector("[data-copy]").dataset.copy = best.caption;
     result.querySelector(".alternatives").replaceChildren(...others.map((other) => {
-      const item = document.createElement("li");
-      item.textContent = other.caption;
-      return item;
+      const alternative = document.createElement("li");
+      alternative.textContent = other.caption;
+      return alternative;
     }));
-    result.querySelector("h2").hidden = !others.length;
-    result.querySelector(".version").replaceChildren(sure(best), answer.version);
+    result.querySelector("details").hidden = !others.length;
+    result.querySelector(".version").replaceChildren(sure(best), `${answer.name} (${answer.version})`);
     result.hidden = false;
+    const correction = result.querySelector("form");
     correction.elements.caption.value = correction.elements.model_caption.value = best.caption;
     correction.elements.model_version.value = answer.version;
     uploads.set(correction, picture);
-    correction.hidden = false;
   }
 
-  async function caption(file) {
-    const upload = ++last;
-    result.hidden = correction.hidden = true;
-    page.querySelector("output").textContent = "";
-    URL.revokeObjectURL(preview.src);
-    preview.src = URL.createObjectURL(file);
-    preview.hidden = false;
-    if (file.size > page.dataset.megabytes * 1e6) {
-      setState(`The picture is larger than ${page.dataset.megabytes} MB: scale it down.`, "bad");
-      return;
-    }
-    setState("Captioning …", "working");
-    const slow = setTimeout(() => {
-      if (upload === last) setState("Loading the model …", "working");
-    }, 3000);
+  async function caption(item, file, version) {
+    const itsState = item.querySelector(".state");
+    setState(itsState, "Captioning …", "working");
+    const slow = setTimeout(() => setState(itsState, "Loading the model …", "working"), 3000);
     try {
-      const answer = await post(page.dataset.captionUrl, file);
-      if (upload !== last) return; // the user has chosen another picture in the meantime
-      setState("", "");
-      show(answer, file);
+      const answer = await post(`${page.dataset.captionUrl}?${new URLSearchParams({ version })}`, file);
+      setState(itsState, "", "");
+      show(item, answer, file);
     } catch (error) {
-      if (upload === last) setState(error.message, "bad");
+      setState(itsState, error.message, "bad");
     } finally {
       clearTimeout(slow);
     }
   }
 
-  preview.addEventListener("error", () => { preview.hidden = true; });
-  input.addEventListener("change", () => { if (input.files.length) caption(input.files[0]); input.value = ""; });
+  function add(files) {
+    setState(state, files.length > MANY ? `These are the first ${MANY} of ${files.length} pictures.` : "", "");
+    const items = [...files].slice(0, MANY).map((file) => {
+      const item = template.content.cloneNode(true).firstElementChild, image = item.querySelector("img");
+      image.src = URL.createObjectURL(file);
+      image.alt = file.name;
+      image.addEventListener("error", () => { image.hidden = true; });
+      if (file.size > page.dataset.megabytes * 1e6) {
+        setState(item.querySelector(".state"), `The picture is larger than ${page.dataset.megabytes} MB: scale it down.`, "bad");
+      } else {
+        setState(item.querySelector(".state"), "Waiting …", "working");
+        const version = model.value;
+        last = last.then(() => caption(item, file, version));
+      }
+      return item;
+    });
+    list.prepend(...items);
+  }
+
+  input.addEventListener("change", () => { if (input.files.length) add(input.files); input.value = ""; });
   drop.addEventListener("dragover", (event) => { event.preventDefault(); drop.classList.add("over"); });
   drop.addEventListener("dragleave", () => drop.classList.remove("over"));
   drop.addEventListener("drop", (event) => {
     event.preventDefault();
     drop.classList.remove("over");
-    if (event.dataTransfer.files.length) caption(event.dataTransfer.files[0]);
-    else setState("That is not a file: save the picture first, or copy and paste it.", "bad");
+    if (event.dataTransfer.files.length) add(event.dataTransfer.files);
+    else setState(state, "That is not a file: save the picture first, or copy and paste it.", "bad");
   });
   document.addEventListener("paste", (event) => {
-    if (event.clipboardData.files.length) caption(event.clipboardData.files[0]);
+    if (event.clipboardData.files.length) add(event.clipboardData.files);
+  });
+  sample.addEventListener("click", async () => {
+    sample.disabled = true;
+    try {
+      const response = await fetch(sample.dataset.sample);
+      if (!response.ok) throw new Error(`There is no sample at the moment (status ${response.status}).`);
+      add([new File([await response.blob()], "a sample picture", { type: "image/jpeg" })]);
+    } catch (error) {
+      setState(state, error.message, "bad");
+    }
+    sample.disabled = false;
   });
 }
 
 document.addEventListener("DOMContentLoaded", () => {
   const page = document.querySelector("[data-caption-url]");
-  if (page) enableUploads(page, page.querySelector("form.correction"));
+  if (page) enableUploads(page);
 });
 
 // What a key follows, presses or goes into, if it is on the page.
@@ -313,6 +340,7 @@ document.addEventListener("click", async (event) => {
 function enableSorting(table) {
   const headings = [...table.tHead.rows[0].cells], body = table.tBodies[0];
   headings.forEach((heading, column) => {
+    if (heading.classList.contains("plain")) return;
     const button = document.createElement("button"), isNumber = heading.classList.contains("number");
     button.type = "button";
     button.textContent = heading.textContent;
@@ -331,6 +359,19 @@ function enableSorting(table) {
   });
 }
 
+// Where there is little room, each row is a card, in which each cell has the heading of its column before it.
+function labelCells() {
+  for (const table of document.querySelectorAll(".rows > table")) {
+    const names = [...table.tHead.rows[0].cells].map((heading) => heading.textContent);
+    for (const row of table.tBodies[0].rows) {
+      [...row.cells].forEach((cell, column) => {
+        cell.dataset.label = names[column];
+        cell.classList.toggle("blank", !cell.children.length && !cell.textContent.trim());
+      });
+    }
+  }
+}
+
 async function showCount(span) {
   const response = await fetch(span.dataset.url, { headers: { Accept: "application/json" } });
   if (!response.ok) return;
@@ -345,6 +386,7 @@ document.addEventListener("DOMContentLoaded", () => {
   const filters = document.querySelector("form.filters"), around = document.querySelector(".around");
   if (filters) enableFilters(filters);
   if (around) enableNeighbours(around);
+  labelCells();
   document.addEventListener("keydown", pressKey);
   document.querySelectorAll("table.sortable").forEach(enableSorting);
   showCount(document.querySelector(".count")).catch(() => { /* the link works without it */ });
