@@ -34,6 +34,13 @@ def onnx() -> Measured:
     return onnx(ROUNDS)
 
 
+def decoding_pool() -> Measured:
+    """Photographs decoded a second by the pool of processes, against single cores."""
+    from benchmarks.decoding_pool import decoding_pool
+
+    return decoding_pool(ROUNDS)
+
+
 def training() -> Measured:
     """Captions trained on per second, against the expansion of captions into prefixes."""
     from benchmarks import learning
@@ -118,6 +125,7 @@ def gpu() -> Measured:
 
 MEASUREMENTS: dict[str, Callable[[], Measured]] = {
     "extraction": extraction,
+    "decoding_pool": decoding_pool,
     "training": training,
     "decoding": decoding,
     "start": start,

@@ -150,7 +150,7 @@ def photographs(count: int, *, width: int = 500, height: int = 375) -> Iterator[
 def encode(encoder: encoders.Encoder, pictures: int, read: Callable[[int], Picture]) -> None:
     """Encode so many pictures as an extraction does, read by their number while others are encoded."""
     rows = [(str(number), "") for number in range(pictures)]
-    features.encode(rows, lambda row: read(int(row[0])), encoder, Stopwatch())
+    features.encode(rows, lambda row, _: read(int(row[0])), encoder, Stopwatch())
 
 
 def end_to_end(encoder_id: str, inbox: Bucket, store: Bucket) -> None:

@@ -2,12 +2,16 @@
 
     KERAS_BACKEND=jax python -m benchmarks gpu
 
-Any backend of Keras will do. Extraction is compared with the rate at which the chip multiplies matrices of 16-bit
-floats, and with the usual loop over a ResNet50 of PyTorch (torch and torchvision, which the pipeline itself does not
-need). OpenVINO and Airflow need not be installed.
+TensorFlow or JAX will do. Extraction is compared with the way it was done before, a batch after the other by
+``predict_on_batch``; with batches of other sizes; with the rate at which the chip multiplies matrices of 16-bit floats;
+and with the usual loop over a ResNet50 of PyTorch (torch and torchvision, which the pipeline itself does not need).
+OpenVINO and Airflow need not be installed.
 """
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 import keras
@@ -26,9 +30,15 @@ from benchmarks.measure import alternate, wall
 from pipeline.captioner.captioner import Captioner
 from pipeline.captioner.keras_decoder import KerasDecoder
 from pipeline.config import GREEDY, DecodingConfig
-from pipeline.data.images import decode
-from pipeline.features import applications
+from pipeline.data.decoders import Decoders
+from pipeline.data.images import Picture, decode
+from pipeline.features import accelerator, applications
 from pipeline.features import encoder as encoders
+from pipeline.features.extraction import READERS
+from pipeline.features.extraction import encode as encode_rows
+from pipeline.features.folding import fold_batch_norms
+from pipeline.timing import Stopwatch
+from pipeline.training.batches import EncodedCaptions
 from pipeline.training.loop import train_epoch
 
 SIDE = 8192
@@ -37,27 +47,47 @@ SIDE = 8192
 PICTURES, DRAWN = 8192, 256
 """Pictures encoded, of which so many are different."""
 
+BATCHES = (64, 128, 512)
+"""Sizes of batches beside the largest that an encoder takes."""
+
 
 def gpu(rounds: int) -> dict[str, float]:
     """Rates by the clock, and extraction's as shares of the chip's and of PyTorch's."""
     peak = 2 * SIDE**3 / seconds(product(), rounds) / PICTURE_FLOP
-    encoder = encoders.on_gpu(applications.build("resnet50", None), "resnet50")
+    model = applications.build("resnet50", None)
+    encoder = encoders.on_gpu(model, "resnet50")
     jpegs = list(photographs(DRAWN))
     decoded = [decode(data, encoder.size) for data in jpegs]
-    from_memory = PICTURES / seconds(lambda: encode(encoder, PICTURES, lambda number: decoded[number % DRAWN]), rounds)
-    from_jpeg = PICTURES / seconds(
-        lambda: encode(encoder, PICTURES, lambda number: decode(jpegs[number % DRAWN], encoder.size)), rounds
-    )
-    pytorch = PICTURES / seconds(
-        pytorch_loop(np.stack([picture.pixels for picture in decoded]), encoder.batch_size), rounds
-    )
+    pictures = [picture.pixels for picture in decoded]
+    found = {}
+    with Decoders(encoder.size) as decoders, ThreadPoolExecutor(READERS) as readers:
+
+        def from_jpeg(row: tuple[str, str], out: np.ndarray) -> Picture:
+            return decoders.decode(jpegs[int(row[0]) % DRAWN], out=out)
+
+        rows = [(str(number), "") for number in range(PICTURES)]
+        ways: dict[str, Callable[[], object]] = {
+            "extraction": lambda: encode(encoder, PICTURES, lambda number: decoded[number % DRAWN]),
+            "extraction_before": one_by_one(model, pictures, encoder.batch_size),
+            "extraction_from_jpeg": lambda: encode_rows(rows, from_jpeg, encoder, Stopwatch()),
+            "decoding_pool": lambda: list(readers.map(lambda row: decoders.decode(jpegs[int(row[0]) % DRAWN]), rows)),
+            "pytorch": pytorch_loop(np.stack(pictures), encoder.batch_size),
+        }
+        for way, costs in zip(ways, alternate(*ways.values(), rounds=rounds), strict=True):
+            found[f"gpu_{way}_per_second"] = PICTURES / wall(costs)
+    one_core = DRAWN / seconds(lambda: [decode(data, encoder.size) for data in jpegs], rounds)
+    for size in BATCHES:
+        resized = replace(encoder, batch_size=size, run=accelerator.in_full_batches(compiled_again(model), size))
+        found[f"gpu_extraction_in_{size}_per_second"] = PICTURES / seconds(
+            partial(encode, resized, PICTURES, lambda number: decoded[number % DRAWN]), rounds
+        )
     return {
         "gpu_roofline_per_second": peak,
-        "gpu_extraction_per_second": from_memory,
-        "gpu_extraction_from_jpeg_per_second": from_jpeg,
-        "gpu_pytorch_per_second": pytorch,
-        "gpu_extraction_of_roofline": from_memory / peak,
-        "gpu_extraction_over_pytorch": from_memory / pytorch,
+        **found,
+        "gpu_extraction_of_roofline": found["gpu_extraction_per_second"] / peak,
+        "gpu_extraction_over_pytorch": found["gpu_extraction_per_second"] / found["gpu_pytorch_per_second"],
+        "gpu_extraction_over_before": found["gpu_extraction_per_second"] / found["gpu_extraction_before_per_second"],
+        "gpu_decoding_pool_of_cores": found["gpu_decoding_pool_per_second"] / one_core / (os.cpu_count() or 1),
         **learning(rounds),
     }
 
@@ -66,6 +96,26 @@ def seconds(function: Callable[[], object], rounds: int) -> float:
     """The median of the seconds of the clock, after a call that compiles."""
     [costs] = alternate(function, rounds=rounds)
     return wall(costs)
+
+
+def compiled_again(model: keras.Model) -> accelerator.Run:
+    """As ``encoder.on_gpu`` compiles it, for batches of any size."""
+    folded = fold_batch_norms(model)
+    accelerator.prepare(folded)
+    return accelerator.compiled(folded)
+
+
+def one_by_one(model: keras.Model, pictures: list[np.ndarray], batch_size: int) -> Callable[[], object]:
+    """The former way: batches are stacked, and each is waited for, by the model as it is, in mixed precision."""
+    before = keras.models.clone_model(model)
+    before.set_weights(model.get_weights())
+    accelerator.prepare(before)
+
+    def loop() -> None:
+        for start in range(0, PICTURES, batch_size):
+            before.predict_on_batch(np.stack([pictures[(start + place) % DRAWN] for place in range(batch_size)]))
+
+    return loop
 
 
 def product() -> Callable[[], object]:
@@ -104,11 +154,13 @@ def learning(rounds: int) -> dict[str, float]:
         seconds(partial(captioner.caption, features, decoding), rounds) for decoding in (GREEDY, DecodingConfig())
     )
 
-    def learn() -> None:
+    def learn(captions: EncodedCaptions) -> None:
         train_epoch(model, captions.training_batches(CONFIG.batch_size, np.random.default_rng(0)))
 
+    few_shapes = replace(captions, few_shapes=True)
     return {
-        "gpu_captions_learnt_per_second": len(captions.ids) / seconds(learn, rounds),
+        "gpu_captions_learnt_per_second": len(captions.ids) / seconds(partial(learn, few_shapes), rounds),
+        "gpu_captions_learnt_in_many_shapes_per_second": len(captions.ids) / seconds(partial(learn, captions), rounds),
         "gpu_greedy_per_second": WRITTEN_PICTURES / greedy,
         "gpu_beam5_per_second": WRITTEN_PICTURES / beam,
     }

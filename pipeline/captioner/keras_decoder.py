@@ -11,6 +11,7 @@ from pipeline.captioner.mbr import stratified_uniforms
 from pipeline.captioner.merge_model import attends, decode_step, encode_image, encode_images, predict, standardize
 from pipeline.captioner.sentences import Decoded, Rows, Sentences, Tensor
 from pipeline.config import DecodingConfig
+from pipeline.features import accelerator
 from pipeline.features.store import Features
 
 if TYPE_CHECKING:
@@ -46,9 +47,11 @@ class KerasDecoder:
         key = decoding, max_length, allow_repeats, tuple(forbidden_words)
         if key not in self._compiled:
             self._compiled[key] = self._compile(*key)
-        # One size for all batches, so that decoding is compiled once; a power of two, so that sizes recur.
+        # One size for all batches, so that decoding is compiled once; a power of two, so that sizes recur. On an
+        # accelerator there is one size for all calls: to compile another takes longer than to decode many images.
         max_size = BATCH_ROWS // max(decoding.beam_width, decoding.mbr_samples)
-        size = min(BATCH_SIZE, 1 << (max_size.bit_length() - 1), 1 << (len(features) - 1).bit_length())
+        needed = BATCH_SIZE if accelerator.present() else 1 << (len(features) - 1).bit_length()
+        size = min(BATCH_SIZE, 1 << (max_size.bit_length() - 1), needed)
         for start in range(0, len(features), size):
             batch = features[start : start + size]
             # The last image again and again.

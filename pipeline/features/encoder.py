@@ -21,6 +21,7 @@ import numpy.typing as npt
 from pipeline.errors import PipelineError
 from pipeline.features import accelerator, applications
 from pipeline.features.crops import multi_crop
+from pipeline.features.folding import fold_batch_norms
 from pipeline.features.store import Features
 from pipeline.storage import (
     Bucket,
@@ -189,10 +190,12 @@ def on_cpu(network: "Network", encoder_id: str) -> Encoder:
 
 
 def on_gpu(model: "keras.Model", encoder_id: str) -> Encoder:
-    """An encoder that runs on the GPU with the backend of Keras."""
+    """An encoder that runs on the GPU with the backend of Keras. Raises ``PipelineError`` if it can't be used."""
     size, shape, regions = dimensions(model, encoder_id)
+    model = fold_batch_norms(model)
     accelerator.prepare(model)
-    batch_size = accelerator.largest_batch(model.predict_on_batch, size)
+    run = accelerator.compiled(model)
+    batch_size = accelerator.largest_batch(run, size)
     log.info("encoding %d pictures per batch on the GPU", batch_size)
     return Encoder(
         encoder_id,
@@ -200,8 +203,8 @@ def on_gpu(model: "keras.Model", encoder_id: str) -> Encoder:
         shape,
         regions=regions,
         batch_size=batch_size,
-        threads=1,
-        run=accelerator.in_full_batches(model.predict_on_batch, batch_size),
+        threads=accelerator.IN_FLIGHT,
+        run=accelerator.in_full_batches(run, batch_size),
     )
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.data import dataset as datasets
-from pipeline.data.decoders import Decoders
+from pipeline.data.decoders import SEATS, Decoders
 from pipeline.data.images import MAX_BYTES, TOO_LARGE, BadImageError, Picture, SlowImageError
 from pipeline.errors import PipelineError
 from pipeline.features import store as feature_store
@@ -49,8 +49,8 @@ log = logging.getLogger(__name__)
 SHARD_SIZE = 1000
 """Images per shard if one process extracts all: an interruption loses at most one shard."""
 
-READERS = min(32, 4 + (os.cpu_count() or 1))
-"""Threads that read and decode pictures: enough to keep the cores busy while some wait for the storage."""
+READERS = min(64, 4 + SEATS * (os.cpu_count() or 1))
+"""Threads that read and decode pictures: one for each seat in a decoder, and some that wait for the storage."""
 
 
 USUAL_SECONDS = 2.5
@@ -207,17 +207,17 @@ class SlowImages:
         self._pool, self._slow, self._remember = pool, slow, remember
         self._lock = threading.Lock()
 
-    def decode(self, key: str, data: bytes) -> Picture:
-        """Decode an image, unless it is known to take too long. Raises the errors of ``Decoders.decode``."""
+    def decode(self, key: str, data: bytes, out: npt.NDArray[np.uint8]) -> Picture:
+        """Decode an image into ``out``, unless it is known to take too long. Raises as ``Decoders.decode``."""
         if known := self._slow.get(key):
             raise SlowImageError(known)
         if key not in self._slow:
             try:
-                return self._pool.decode(data, seconds=USUAL_SECONDS)
+                return self._pool.decode(data, seconds=USUAL_SECONDS, out=out)
             except SlowImageError as error:
                 self._allow(key, error)
         try:
-            return self._pool.decode(data)
+            return self._pool.decode(data, out=out)
         except SlowImageError as error:
             with self._lock:
                 self._set(key, str(error))
@@ -260,31 +260,36 @@ def training_pictures(dataset_id: str, store: Bucket, *, size: tuple[int, int], 
     chosen = training.take(np.linspace(0, len(training) - 1, min(count, len(training))).astype(int))
     sources = datasets.sources(chosen, store)
     stopwatch = Stopwatch()
+    pictures = np.empty((len(chosen), *size, 3), np.uint8)
     with Decoders(size) as pool:
         decode = SlowImages(pool, {}, lambda _: None).decode
-        read = (
-            read_picture(
-                sources[row["source"]],
-                decode,
-                (row["image_key"], row["image_etag"]),
-                stopwatch=stopwatch,
-                check_etag=not has_portable_names(row["source"]),
+        is_read = [
+            not isinstance(
+                read_picture(
+                    sources[row["source"]],
+                    decode,
+                    (row["image_key"], row["image_etag"]),
+                    out,
+                    stopwatch=stopwatch,
+                    check_etag=not has_portable_names(row["source"]),
+                ),
+                str,
             )
-            for row in chosen.to_pylist()
-        )
-        pictures = [picture.pixels for picture in read if not isinstance(picture, str)]
-    if not pictures:
+            for row, out in zip(chosen.to_pylist(), pictures, strict=True)
+        ]
+    if not any(is_read):
         raise PipelineError(
             f"None of {len(chosen)} training pictures in {', '.join(sources)} can be read to calibrate the encoder: "
             "restore the pictures, or ingest the dataset again."
         )
-    return np.stack(pictures)
+    return pictures[is_read]
 
 
 def read_picture(
     bucket: Bucket,
-    decode: Callable[[str, bytes], Picture],
+    decode: Callable[[str, bytes, npt.NDArray[np.uint8]], Picture],
     image: tuple[str, str],
+    out: npt.NDArray[np.uint8],
     *,
     stopwatch: Stopwatch,
     check_etag: bool = True,
@@ -293,8 +298,9 @@ def read_picture(
 
     Args:
         bucket: the bucket of the image.
-        decode: decodes an image, given its key and its bytes.
+        decode: decodes an image, given its key, its bytes, and where its pixels are put.
         image: its key and its etag.
+        out: where its pixels are put, (height, width, 3).
         stopwatch: the time is added to its sections read and decode.
         check_etag: whether another etag is an error.
 
@@ -306,7 +312,7 @@ def read_picture(
         with stopwatch.section("read"):
             data = bucket.get(key, etag=etag if check_etag else None, limit=MAX_BYTES)
         with stopwatch.section("decode"):
-            return decode(key, data)
+            return decode(key, data, out)
     except (BadImageError, BadKeyError) as error:
         return str(error)
     except ObjectArchivedError:
@@ -322,7 +328,7 @@ def read_picture(
 
 def encode(
     rows: list[tuple[str, str]],
-    read: Callable[[tuple[str, str]], Picture | str],
+    read: Callable[[tuple[str, str], npt.NDArray[np.uint8]], Picture | str],
     encoder: "Encoder",
     stopwatch: Stopwatch,
 ) -> feature_store.Encoded:
@@ -330,7 +336,8 @@ def encode(
 
     Args:
         rows: the images, as ``read`` takes them.
-        read: returns the decoded picture of an image, or the error; called from several threads.
+        read: returns the decoded picture of an image, or the error; called from several threads, with an array of
+            (height, width, 3) in which the pixels should be, as others are copied there.
         encoder: the encoder.
         stopwatch: the time is added to its section encode.
     """
@@ -340,34 +347,62 @@ def encode(
     )
     errors: list[str | None] = [None] * len(rows)
     sizes: list[tuple[int, int] | None] = [None] * len(rows)
+    # Arrays of pictures that are encoded: those of later batches are put there, because new memory takes time.
+    free: deque[npt.NDArray[np.uint8]] = deque()
 
-    def batches() -> Iterator[dict[int, npt.NDArray[np.uint8]]]:
-        batch = {}
-        pictures = _map_ahead(read, rows, threads=READERS, window=4 * encoder.threads * encoder.batch_size)
-        for row, picture in enumerate(track(pictures, total=len(rows), unit="images", log=log)):
+    def places() -> Iterator[tuple[int, npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]:
+        """The number of each row, the array of its batch, and its place there."""
+        for first in range(0, len(rows), encoder.batch_size):
+            batch = free.popleft() if free else np.empty((encoder.batch_size, *encoder.size, 3), np.uint8)
+            for row, place in zip(range(first, len(rows)), batch, strict=False):
+                yield row, batch, place
+
+    def fill(
+        item: tuple[int, npt.NDArray[np.uint8], npt.NDArray[np.uint8]],
+    ) -> tuple[npt.NDArray[np.uint8], Picture | str]:
+        row, batch, place = item
+        picture = read(rows[row], place)
+        if isinstance(picture, Picture) and picture.pixels is not place:
+            place[:] = picture.pixels
+        return batch, picture
+
+    def batches() -> Iterator[tuple[npt.NDArray[np.uint8], list[int]]]:
+        """The array of each batch, and the rows whose pictures are in it; a row that has failed leaves its place."""
+        window = 2 * encoder.threads * encoder.batch_size
+        filled = _map_ahead(fill, places(), threads=READERS, window=max(window, 2 * READERS))
+        found: list[int] = []
+        for row, (batch, picture) in enumerate(track(filled, total=len(rows), unit="images", log=log)):
             if isinstance(picture, str):
                 errors[row] = picture
                 log.warning("%s: %s", rows[row][0], picture)
             else:
-                batch[row] = picture.pixels
+                found.append(row)
                 sizes[row] = picture.width, picture.height
-            if len(batch) == encoder.batch_size:
-                yield batch
-                batch = {}
-        if batch:
-            yield batch
+            if (row + 1) % encoder.batch_size == 0 or row + 1 == len(rows):
+                yield batch, found
+                found = []
 
-    def run(batch: dict[int, npt.NDArray[np.uint8]]) -> tuple[list[int], Features]:
-        with stopwatch.section("encode"):
-            return list(batch), encoder.encode(np.stack(list(batch.values())))
+    def run(filled: tuple[npt.NDArray[np.uint8], list[int]]) -> tuple[list[int], Features | None]:
+        batch, found = filled
+        encoded = None
+        if found:
+            with stopwatch.section("encode"):
+                used = np.array(found) % encoder.batch_size
+                # Pictures are copied only if some between them have failed.
+                encoded = encoder.encode(batch[: len(used)] if used[-1] + 1 == len(used) else batch[used])
+        free.append(batch)
+        return found, encoded
 
-    for positions, encoded in _map_ahead(run, batches(), threads=encoder.threads, window=2 * encoder.threads):
+    for found, encoded in _map_ahead(run, batches(), threads=encoder.threads, window=2 * encoder.threads):
+        if encoded is None:
+            continue
+        is_finite = np.ones(len(found), bool)
         for target, source in zip(features.arrays, encoded.arrays, strict=True):
             with np.errstate(over="ignore"):
-                target[positions] = source
-            for position in positions:
-                if not np.isfinite(target[position]).all():
-                    errors[position] = "its features are not finite in 16 bits"
+                target[found] = source
+            is_finite &= np.isfinite(target[found]).reshape(len(found), -1).all(axis=1)
+        for place in np.flatnonzero(~is_finite):
+            errors[found[place]] = "its features are not finite in 16 bits"
     return feature_store.Encoded(features, errors, sizes)
 
 

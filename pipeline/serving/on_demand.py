@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.captioner import bundle
 from pipeline.captioner.captioner import Caption, Captioner
@@ -84,7 +85,7 @@ def caption(
     with Decoders(model.encoder.size) as decoders:
         return model.caption(
             [(source.picture, source.key) for source in sources],
-            lambda row: by_name[row[0]].read(decoders),
+            lambda row, out: by_name[row[0]].read(decoders, out),
             decoding=decoding,
             alternatives=alternatives,
         )
@@ -101,7 +102,7 @@ class Model:
     def caption(
         self,
         rows: list[tuple[str, str]],
-        read: Callable[[tuple[str, str]], Picture | str],
+        read: Callable[[tuple[str, str], npt.NDArray[np.uint8]], Picture | str],
         *,
         decoding: DecodingConfig,
         alternatives: int,
@@ -110,7 +111,7 @@ class Model:
 
         Args:
             rows: the name of each picture, and another string for ``read``.
-            read: returns the decoded picture of a row, or the error; called from several threads.
+            read: returns the decoded picture of a row, or the error, as ``extraction.encode`` takes it.
             decoding: how captions are decoded.
             alternatives: further captions of each picture.
         """
@@ -138,11 +139,11 @@ class _Source:
     key: str = ""
     error: str = ""
 
-    def read(self, decoders: Decoders) -> Picture | str:
+    def read(self, decoders: Decoders, out: npt.NDArray[np.uint8]) -> Picture | str:
         if self.bucket is None:
             return self.error
         try:
-            return decoders.decode(self.bucket.get(self.key, limit=MAX_BYTES))
+            return decoders.decode(self.bucket.get(self.key, limit=MAX_BYTES), out=out)
         except ObjectNotFoundError:
             return "there is no such file or folder"
         except (PipelineError, OSError, ValueError) as error:  # a bad image, or an impossible file name

@@ -26,6 +26,9 @@ from pipeline.errors import PipelineError, name_missing_extra
 from pipeline.settings import read_settings
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from pipeline.data.images import Picture
     from pipeline.serving.on_demand import Model
     from pipeline.storage.bucket import Bucket
@@ -145,9 +148,9 @@ class _Models:
         assert self._loaded is not None  # noqa: S101 - for type checkers
         model, decoders = self._loaded
 
-        def read(_: tuple[str, str]) -> "Picture | str":
+        def read(_: tuple[str, str], out: "npt.NDArray[np.uint8]") -> "Picture | str":
             try:
-                return decoders.decode(data)
+                return decoders.decode(data, out=out)
             except BadImageError as error:
                 return str(error)
 

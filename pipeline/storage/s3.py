@@ -401,7 +401,7 @@ def _s3_client(environment: Mapping[str, str]) -> "S3Client":
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         retries={"mode": "adaptive", "max_attempts": 8},
-        max_pool_connections=32,
+        max_pool_connections=64,
         connect_timeout=10,
         read_timeout=READ_TIMEOUT,
     )

@@ -4,12 +4,14 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.data import dataset as datasets
 from pipeline.data.vocabulary import PAD, Vocabulary
+from pipeline.features import accelerator
 from pipeline.features.crops import mean_crop, sample_crop
 from pipeline.features.splits import SplitFeatures, read_split
 from pipeline.features.store import Features
@@ -29,6 +31,9 @@ caption among the N), the next words (B, T), and their weights (B, T): 0 for pad
 MULTIPLE = 8
 """The images of a batch are filled up to a multiple of this number, to limit the number of compilations."""
 
+EVEN = 2
+"""Captions of a batch are padded to a multiple of this number of words, for the same reason."""
+
 
 @dataclass(frozen=True)
 class EncodedCaptions:
@@ -38,26 +43,41 @@ class EncodedCaptions:
         features: of the N images.
         image: (M,) the row of each caption's image.
         ids: the ids of each caption, from ``<start>`` to ``<end>``.
+        few_shapes: whether batches are padded to two lengths and to full size, for accelerators: XLA compiles a model
+            for each shape, which takes longer than they compute the padding. The loss is the same.
     """
 
     features: Features
     image: npt.NDArray[np.intp]
     ids: Sequence[Sequence[int]]
+    few_shapes: bool = False
 
     def training_batches(self, size: int, rng: np.random.Generator) -> Iterator[Batch]:
         """All captions once, shuffled, in batches of similar length, each caption with a random crop of its image."""
         groups = self._groups(rng.permutation(len(self.ids)), size)
         rng.shuffle(groups)
         for group in groups:
-            images, rows = self._images(group)
+            images, rows = self._images(group, size)
             yield self._batch(group, sample_crop(self.features[images], rng), rows)
 
     def evaluation_batches(self, size: int) -> Iterator[Batch]:
         """All captions once, in the order of their length, with the mean crop of their images."""
         features = mean_crop(self.features)
         for group in self._groups(np.arange(len(self.ids)), size):
-            images, rows = self._images(group)
+            images, rows = self._images(group, size)
             yield self._batch(group, features[images], rows)
+
+    def pad_length(self, words: float) -> int:
+        """The length to which captions of ``words`` words are padded: one of few."""
+        if self.few_shapes:
+            half = math.ceil(self._longest / 2)
+            return half if words <= half else self._longest
+        return math.ceil(words / EVEN) * EVEN
+
+    @cached_property
+    def _longest(self) -> int:
+        """Words of the longest caption, ``<end>`` among them."""
+        return max(map(len, self.ids)) - 1
 
     def _groups(self, captions: npt.NDArray[np.intp], size: int) -> list[npt.NDArray[np.intp]]:
         """All captions, in this order where nothing else matters, in groups of similar length.
@@ -75,27 +95,35 @@ class EncodedCaptions:
         order = np.lexsort((place, length))
         return [order[start : start + size] for start in range(0, len(order), size)]
 
-    def _images(self, captions: npt.NDArray[np.intp]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-        """The images of a batch of captions, and the row of each caption's image among them."""
-        images = self.image[captions]
+    def _images(self, captions: npt.NDArray[np.intp], size: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+        """The images of a batch of captions, and the row of each caption's image among them.
+
+        With few shapes there are rows for captions that fill the batch up to ``size``, too.
+        """
+        images = self.image[np.resize(captions, size) if self.few_shapes else captions]
         if self.features.regions is None:
             # A vector takes little time, and each caption may have another crop.
             return images, np.arange(len(images))
         distinct, rows = np.unique(images, return_inverse=True)
-        return np.resize(distinct, math.ceil(len(distinct) / MULTIPLE) * MULTIPLE), rows
+        filled = math.ceil(len(distinct) / MULTIPLE) * MULTIPLE
+        return np.resize(distinct, 1 << (filled - 1).bit_length() if self.few_shapes else filled), rows
 
     def _batch(self, captions: npt.NDArray[np.intp], features: Features, rows: npt.NDArray[np.intp]) -> Batch:
         """A batch of these captions, with the features of images, and the row of each caption's image among them."""
-        width = pad_length(max(len(self.ids[caption]) for caption in captions) - 1) + 1
-        ids = np.full((len(captions), width), PAD, np.int32)
-        for row, caption in enumerate(captions):
-            ids[row, : len(self.ids[caption])] = self.ids[caption]
+        width = self.pad_length(max(len(self.ids[caption]) for caption in captions) - 1) + 1
+        ids = np.full((len(rows), width), PAD, np.int32)
+        for row in range(len(rows)):
+            caption = self.ids[captions[row % len(captions)]]
+            ids[row, : len(caption)] = caption
+        weights = (ids[:, 1:] != PAD).astype(np.float32)
+        # Captions that fill the batch are some of its own, once more, and count nothing.
+        weights[len(captions) :] = 0
         inputs: dict[str, npt.NDArray[np.generic]] = {
             **features.inputs,
             "words": ids[:, :-1],
             "rows": rows.astype(np.int32),
         }
-        return inputs, ids[:, 1:], (ids[:, 1:] != PAD).astype(np.float32)
+        return inputs, ids[:, 1:], weights
 
 
 @dataclass(frozen=True)
@@ -156,11 +184,6 @@ class TrainingData:
         return cls(vocabulary, train, train_captions, dev, dev_captions, max_length, dataset.language)
 
 
-def pad_length(words: float) -> int:
-    """The length to which captions of ``words`` words are padded: one of few, to limit the number of compilations."""
-    return math.ceil(words / 2) * 2
-
-
 def encode_captions(
     split: SplitFeatures, vocabulary: Vocabulary, max_length: int | None = None
 ) -> tuple[EncodedCaptions, int]:
@@ -177,4 +200,4 @@ def encode_captions(
     if max_length is None:
         max_length = math.ceil(float(np.percentile([len(caption) - 2 for caption in ids], MAX_LENGTH_PERCENTILE)))
     ids = [caption if len(caption) - 2 <= max_length else caption[: max_length + 1] for caption in ids]
-    return EncodedCaptions(split.features, np.array(image), ids), max_length
+    return EncodedCaptions(split.features, np.array(image), ids, few_shapes=accelerator.present()), max_length

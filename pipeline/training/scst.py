@@ -23,7 +23,7 @@ from pipeline.data.vocabulary import PAD, START
 from pipeline.features.crops import sample_crop
 from pipeline.metrics.cider import CiderD, Ids
 from pipeline.progress import track
-from pipeline.training.batches import Batch, EncodedCaptions, TrainingData, pad_length
+from pipeline.training.batches import Batch, EncodedCaptions, TrainingData
 from pipeline.training.loop import Phase
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def batches(
         human = references[first[images] + rng.integers(count[images])]
         targets = np.concatenate([sampled, human])
         # The last words of the few longest captions teach little, and would double the padding.
-        targets = targets[:, : pad_length(np.percentile((targets != PAD).sum(axis=1), 95))]
+        targets = targets[:, : captions.pad_length(np.percentile((targets != PAD).sum(axis=1), 95))]
         words = np.concatenate([np.full((len(targets), 1), START, np.int32), targets[:, :-1]], axis=1)
         not_padding = (targets != PAD).astype(np.float32)
         of_samples, of_human = not_padding[: len(sampled)], not_padding[len(sampled) :]

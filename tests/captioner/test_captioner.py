@@ -84,6 +84,29 @@ def test_the_batch_size_does_not_change_captions(ensemble, monkeypatch, captione
     assert captioner.caption(features[:0], DecodingConfig(beam_width=2)) == []
 
 
+def test_an_accelerator_decodes_batches_of_one_size(model, monkeypatch):
+    """Whatever the number of images, one shape is compiled, and the captions are those of the number itself."""
+    decoding = DecodingConfig(beam_width=2)
+    decoders = {is_there: KerasDecoder([model]) for is_there in (False, True)}
+    written, sizes = {}, {False: set(), True: set()}
+    for is_there, decoder in decoders.items():
+        monkeypatch.setattr(keras_decoder.accelerator, "present", lambda is_there=is_there: is_there)
+        captioner = Captioner(decoder, VOCABULARY, max_length=6)
+        captioner.caption(FEATURES, decoding)
+        [compiled] = decoder._compiled.values()
+
+        def decode(inputs, found=sizes[is_there], run=compiled.predict_on_batch):
+            found.add(len(inputs["features"]))
+            return run(inputs)
+
+        monkeypatch.setattr(compiled, "predict_on_batch", decode)
+        written[is_there] = [
+            [caption.text for caption in captioner.caption(FEATURES[:count], decoding)] for count in (1, 2, 3)
+        ]
+    assert written[True] == written[False]
+    assert sizes == {False: {1, 2, 4}, True: {keras_decoder.BATCH_SIZE}}
+
+
 def test_mbr_reorders_the_beam(ensemble, monkeypatch, captioner_of):
     """MBR decoding returns the captions of the beam in another order, which does not depend on the batches."""
     models, features = ensemble

@@ -55,6 +55,97 @@ def test_pictures_are_those_that_decode_gives():
             assert (found.width, found.height) == (80, 60)
 
 
+def test_pixels_are_put_where_they_are_wanted():
+    """Into an array of several pictures, of which the others stay as they are."""
+    batch = np.full((3, 20, 30, 3), 7, np.uint8)
+    with Decoders((20, 30)) as decoders:
+        found = decoders.decode(picture(), out=batch[1])
+        assert np.shares_memory(found.pixels, batch)
+        np.testing.assert_array_equal(batch[1], decode(picture(), (20, 30)).pixels)
+        assert (batch[[0, 2]] == 7).all()
+        with pytest.raises(BadImageError, match="the file is empty"):
+            decoders.decode(b"", out=batch[0])
+        assert (batch[0] == 7).all()
+
+
+def test_large_files_and_small_ones_take_turns(monkeypatch):
+    """A seat that has given its memory back takes the next picture, be it smaller or larger."""
+    monkeypatch.setattr(module, "KEPT", 5000)
+    large = damaged_images.encoded(
+        Image.fromarray(np.random.default_rng(1).integers(0, 256, (90, 90, 3), np.uint8)), "PNG"
+    )
+    small = damaged_images.encoded(damaged_images.plain(size=(9, 9)), "PNG")
+    assert len(small) < module.KEPT < len(large)
+    with Decoders((90, 90)) as decoders:
+        for data in [small, large] * 4:
+            np.testing.assert_array_equal(decoders.decode(data).pixels, decode(data, (90, 90)).pixels)
+
+
+def test_without_shared_memory(monkeypatch):
+    """Systems without such files have temporary ones, with the same pixels."""
+
+    def missing(_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(module.os, "memfd_create", missing)
+    with Decoders((20, 30)) as decoders:
+        np.testing.assert_array_equal(decoders.decode(picture()).pixels, decode(picture(), (20, 30)).pixels)
+
+
+@pytest.mark.parametrize("act", ["all(time.process_time() < 60 for _ in iter(int, 1))", "os.kill(os.getpid(), 9)"])
+def test_pictures_that_wait_in_a_process_that_ends(act, decoders_run, monkeypatch, started):
+    """They are decoded by its successor, though more hostile ones come between them, and only these fail."""
+    decoders_run(AT_A_MARK.format(act=f"import os, time; {act}"))
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 1)
+    pictures = [picture(seed) for seed in range(9)]
+    with Decoders((20, 20), seconds=0.5) as decoders, ThreadPoolExecutor(module.SEATS + 2) as threads:
+        found = []
+        for number, data in enumerate(pictures):
+            if number % 3 == 0:
+                found.append((None, threads.submit(decoders.decode, data + MARK)))
+            found.append((data, threads.submit(decoders.decode, data)))
+        for data, future in found:
+            if data is None:
+                with pytest.raises(BadImageError, match=r"takes longer than 0\.5 s|killed twice"):
+                    future.result()
+            else:
+                np.testing.assert_array_equal(future.result().pixels, decode(data, (20, 20)).pixels)
+        assert len(started()) <= 1
+
+
+def test_an_answer_that_nobody_waits_for(decoders_run, monkeypatch):
+    """After an interruption, the next picture gets its own pixels, and not those of the one before."""
+    decoders_run(AT_A_MARK.format(act="import time; time.sleep(0.3)"))
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 1)
+    with Decoders((20, 20)) as decoders:
+        decoders.decode(picture())
+        with monkeypatch.context() as patch:
+
+            def interrupted(*_):
+                raise KeyboardInterrupt
+
+            patch.setattr(module.os, "read", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                decoders.decode(picture(1) + MARK)
+        for seed in range(2, 2 + module.SEATS):
+            np.testing.assert_array_equal(decoders.decode(picture(seed)).pixels, decode(picture(seed), (20, 20)).pixels)
+
+
+def test_the_process_with_the_fewest_pictures_gets_the_next(decoders_run, started):
+    """No process has two pictures while another has none; and one picture after the other needs one process."""
+    decoders_run(AT_A_MARK.format(act="import time; time.sleep(0.5)"))
+    with Decoders((20, 20)) as decoders, ThreadPoolExecutor(os.cpu_count()) as threads:
+        for seed in range(4):
+            decoders.decode(picture(seed))
+        assert len(started()) == 1
+        futures = [threads.submit(decoders.decode, picture() + MARK) for _ in range(os.cpu_count())]
+        wait_for("pictures", lambda: sum(worker.pictures for worker in decoders._workers) == len(futures), 60)
+        assert [worker.pictures for worker in decoders._workers] == [1] * os.cpu_count()
+        for each in futures:
+            each.result()
+        assert [worker.pictures for worker in decoders._workers] == [0] * os.cpu_count()
+
+
 def test_too_much_memory_is_an_error(tmp_path):
     """A picture that needs more than a process may take is refused, and the next one is decoded."""
     large = damaged_images.encoded(damaged_images.plain(size=(9000, 9000)), "PNG")
@@ -131,7 +222,7 @@ def test_a_thumbnail_does_not_wait_without_a_limit(decoders_run):
     end = decoders_run(AT_A_MARK.format(act="import time; all(time.process_time() < 60 for _ in iter(int, 1))"))
     with Thumbnails(20, seconds=2, wait=0.2) as thumbnails, ThreadPoolExecutor(os.cpu_count()) as threads:
         slow = [threads.submit(thumbnails.thumbnail, picture() + MARK) for _ in range(os.cpu_count())]
-        wait_for("busy processes", thumbnails._idle.empty, 60)
+        wait_for("busy processes", lambda: all(each.pictures for each in thumbnails._workers), 60)
         with pytest.raises(DecodersBusyError, match="No decoder was free within 0\\.2 s"):
             thumbnails.thumbnail(picture())
         for each in slow:

@@ -209,7 +209,7 @@ def test_reading_goes_on_while_the_encoder_computes():
     """Pictures of later batches are read while the first one is encoded, and every vector is that of its picture."""
     later = threading.Event()
 
-    def read(row):
+    def read(row, _):
         if row[0] == "9":
             later.set()
         return Picture(np.full((4, 4, 3), int(row[0]), np.uint8), 10 + int(row[0]), 5)
@@ -223,6 +223,39 @@ def test_reading_goes_on_while_the_encoder_computes():
     assert errors == [None] * 14
     assert sizes == [(10 + number, 5) for number in range(14)]
     np.testing.assert_array_equal(encoded.vectors, np.repeat(np.arange(14), 3).reshape(14, 3))
+
+
+@pytest.mark.parametrize("puts", [True, False], ids=["into its place", "elsewhere"])
+def test_failed_pictures_leave_the_others_in_their_places(puts):
+    """A whole batch of them is not encoded at all; every other image has its own vector, wherever its pixels are."""
+    failed = {1, 4, 5, 6, 7, 10, 13}
+    encoded_at_once = []
+
+    def read(row, out):
+        number = int(row[0])
+        if number in failed:
+            out[:] = 255
+            return f"broken {number}"
+        pixels = out if puts else np.empty_like(out)
+        pixels[:] = number
+        return Picture(pixels, 10, 5)
+
+    def run(pictures):
+        encoded_at_once.append(len(pictures))
+        vectors = pictures.mean(axis=(1, 2), dtype=np.float32)
+        return [np.where(vectors == 2, np.inf, vectors)]
+
+    loaded = encoder.Encoder("e", (4, 4), (3,), None, batch_size=4, threads=2, run=run)
+    rows = [(str(number), "") for number in range(14)]
+    encoded, errors, sizes = extraction.encode(rows, read, loaded, Stopwatch())
+    assert sorted(encoded_at_once) == [1, 3, 3]
+    for number in range(14):
+        if number in failed:
+            assert (errors[number], sizes[number]) == (f"broken {number}", None)
+        elif number == 2:
+            assert errors[number] == "its features are not finite in 16 bits"
+        else:
+            assert (errors[number], sizes[number], encoded.vectors[number].tolist()) == (None, (10, 5), [number] * 3)
 
 
 def test_decoders_that_cannot_start_fail_the_step(photographs, store, toy_encoder, tmp_path, monkeypatch):
@@ -250,7 +283,7 @@ class SlowDecoders:
         self.size = size
         return contextlib.nullcontext(self)
 
-    def decode(self, data, *, seconds=SECONDS):
+    def decode(self, data, *, seconds=SECONDS, out=None):
         """A grey picture."""
         if self.slow and data.startswith(b"slow"):
             _, number, needed = data.split()

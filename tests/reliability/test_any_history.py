@@ -34,7 +34,7 @@ CRASHES = st.one_of(st.none(), st.tuples(st.integers(1, 6), st.booleans()))
 """At which write from now the process ends, and whether before or after it; or that it doesn't."""
 
 
-def read_picture(bucket, decoders, image, **_):
+def read_picture(bucket, decoders, image, out, **_):
     """A picture of one brightness, or why there is none: as the real one, without a decoder."""
     try:
         data = bucket.get(image[0], etag=image[1])

@@ -1,5 +1,6 @@
 """Batches of training data: every caption once, in order or shuffled, and long captions cut."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from pipeline.data.vocabulary import END, PAD, START, Vocabulary
 from pipeline.features.splits import SplitFeatures
 from pipeline.features.store import Features
-from pipeline.training.batches import MULTIPLE, EncodedCaptions, encode_captions, pad_length
+from pipeline.training.batches import MULTIPLE, EncodedCaptions, encode_captions
 from tests.support.small_captioner import FEATURES, REGIONS, SENTENCES, VOCABULARY
 
 MANY = EncodedCaptions(FEATURES, np.arange(35) % 3, [VOCABULARY.encode(text) for text in SENTENCES] * 7)
@@ -76,11 +77,30 @@ def test_captions_of_an_image_share_its_regions():
             np.testing.assert_array_equal(np.bincount(inputs["rows"]), [5] * 4)
             lengths_of_images = longest[images]
             assert lengths_of_images.max() - lengths_of_images.min() <= 1
-            assert weights.shape[1] == pad_length(lengths_of_images.max() - 1)
+            assert weights.shape[1] == captions.pad_length(lengths_of_images.max() - 1)
     orders = [np.concatenate([inputs["rows"] for inputs, *_ in training(captions, 20, seed)]) for seed in (0, 1)]
     assert not np.array_equal(*orders)
     images = [training(captions, 20, seed)[0][0]["features"].tolist() for seed in (0, 0, 1)]
     assert images[0] == images[1] != images[2]
+
+
+@pytest.mark.parametrize("captions", [MANY, ATTENDED], ids=["vectors", "regions"])
+@pytest.mark.parametrize("batches", [training, EncodedCaptions.evaluation_batches], ids=["training", "evaluation"])
+def test_few_shapes_for_an_accelerator(batches, captions):
+    """Batches have one of two lengths, and one size, though 35 is no multiple of 4; each caption counts once."""
+    few = replace(captions, few_shapes=True)
+    found = list(batches(few, 4))
+    longest = max(map(len, few.ids)) - 1
+    assert {weights.shape for _, _, weights in found} == {(4, math.ceil(longest / 2)), (4, longest)}
+    assert len({inputs["features"].shape for inputs, *_ in found}) == 1
+    counted = []
+    for inputs, targets, weights in found:
+        kept = weights.any(axis=1)
+        of_kept = {**inputs, "rows": inputs["rows"][kept], "words": inputs["words"][kept]}
+        counted += rows([(of_kept, targets[kept], weights[kept])])
+        # The others are captions, too: a model never sees an empty one.
+        assert (targets[~kept] != PAD).any(axis=1).all()
+    assert sorted(counted) == sorted(rows(batches(captions, 4)))
 
 
 def test_evaluation_batches_are_always_the_same():

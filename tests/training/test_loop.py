@@ -69,6 +69,27 @@ def test_the_gradient_is_that_of_the_expansion():
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("features", [FEATURES, REGIONS], ids=["vectors", "regions"])
+def test_few_shapes_have_the_same_loss(features):
+    """Padding to the shapes of an accelerator changes neither the loss nor what a step learns from a batch."""
+    import keras
+
+    model = build_model(features)
+    start = model.get_weights()
+    losses, after = [], []
+    for few_shapes in (False, True):
+        captions = EncodedCaptions(features, CAPTIONS.image, CAPTIONS.ids, few_shapes=few_shapes)
+        model.set_weights(start)
+        compile_for_training(model, 1e-3)
+        model.optimizer = keras.optimizers.SGD(0.5)
+        losses.append(evaluate_loss(model, captions.evaluation_batches(2)))
+        losses.append(train_epoch(model, captions.evaluation_batches(2)))
+        after.append(model.get_weights())
+    assert losses[2:] == pytest.approx(losses[:2], rel=1e-5)
+    for one, other in zip(*after, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
 def test_only_train_epoch_trains(model):
     """``evaluate_loss`` leaves the weights as they are; ``train_epoch`` changes them, and the loss falls."""
     before = model.get_weights()
