@@ -248,6 +248,19 @@ def test_the_bucket_has_two_keys(tmp_path):
     assert f"-dir={next(iter(mounts('bucket')))} " in started.stdout
 
 
+@pytest.mark.parametrize("name", ["bucket", "redis"])
+def test_a_script_gives_its_place_to_the_server(name):
+    """Its last command is exec: a shell would pass no signal on, and the server would be killed at each stop."""
+    *_, last = SERVICES[name]["command"][-1].replace("\\\n", "").splitlines()
+    assert last.startswith("exec ")
+
+
+def test_no_health_check_needs_a_variable_of_docker():
+    """HOSTNAME is set by Docker, and not by Podman."""
+    for service in SERVICES.values():
+        assert "HOSTNAME" not in str(service["healthcheck"])
+
+
 def test_volumes_are_mounted_where_the_image_has_folders():
     """Each volume is used; each place in our images is there beforehand, for the user whose it is to be."""
     used = {volume for name in SERVICES for volume in mounts(name).values()}
