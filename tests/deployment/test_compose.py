@@ -10,6 +10,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -302,12 +303,27 @@ def test_the_images_have_the_command_line(tmp_path):
     subprocess.run(["sh", "-euc", line.replace("/usr/local/bin/captioning", str(script))], check=True)
     assert os.access(script, os.X_OK)
     interpreter = Path(script.read_text().splitlines()[0].removeprefix("#!"))
-    assert f"RUN {interpreter.name} -m venv {interpreter.parents[1]}\n" in DOCKERFILE
+    assert f"RUN {interpreter.name} -m venv --without-pip {interpreter.parents[1]}\n" in DOCKERFILE
+    assert IMAGE_ENV["PIP_PYTHON"] == str(interpreter)
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     done = subprocess.run(
         [sys.executable, script, "--help"], env=environment, cwd=tmp_path, check=True, capture_output=True, text=True
     )
     assert "Usage: captioning" in done.stdout
+
+
+def test_a_changed_line_of_source_ships_nothing_else():
+    """The source is the last that comes into each image; before it comes all that is large."""
+    for target in ("light", "train", "gpu"):
+        _, steps = re.search(rf"^FROM (\S+) AS {target}\n((?:(?!FROM).*\n)*)", DOCKERFILE, re.MULTILINE).groups()
+        assert steps.split("\n")[:2] == ["COPY --from=code /opt/captioning /opt/captioning", "USER 50000"]
+
+
+def test_the_images_have_labels():
+    """With the project's version and licence."""
+    labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="(.+?)"', DOCKERFILE))
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    assert (labels["version"], labels["licenses"]) == (project["version"], project["license"])
 
 
 def test_only_the_workers_that_train_have_tensorflow():
