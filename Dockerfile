@@ -8,16 +8,22 @@
 #   docker build --target light .
 #
 # They are installed from the locks, every file checked against its hash, and hold neither a compiler nor a secret. The
-# packages of light are layers that train and gpu share.
+# packages of light are layers that train and gpu share; the source is the last layer, so a changed line ships it alone.
+# PYTHON may name any Debian image that has `python` 3.11 to 3.13 with venv, and pip 23 or later.
 ARG PYTHON=python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
 
 FROM ${PYTHON} AS base
+LABEL org.opencontainers.image.title="Image captioning pipeline" \
+    org.opencontainers.image.version="0.1.0" \
+    org.opencontainers.image.licenses="Apache-2.0"
 # The folders on which volumes are mounted must exist: a new volume takes over their owner.
 RUN useradd --uid 50000 --gid 0 --no-create-home --home-dir /tmp airflow \
     && install --directory --owner 50000 --group 0 --mode 0750 \
         /opt/airflow /opt/airflow/logs /opt/airflow/login /opt/airflow/keras /opt/mlflow
-RUN python -m venv /opt/venv
-ENV PATH=/opt/venv/bin:$PATH \
+# Without pip, which nothing needs later: the base image's own installs into it.
+RUN python -m venv --without-pip /opt/venv
+ENV PIP_PYTHON=/opt/venv/bin/python \
+    PATH=/opt/venv/bin:$PATH \
     HOME=/tmp \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -54,11 +60,17 @@ CMD ["airflow", "version"]
 COPY requirements.txt /
 RUN pip install --no-deps --require-hashes --only-binary :all: -r /requirements.txt
 
-FROM light-packages AS train-packages
+FROM light-packages AS java
+# METEOR and Stanford's tokenizer, with which captions are scored, are Java programs.
+RUN apt-get update -qq \
+    && apt-get install -qq --no-install-recommends default-jre-headless \
+    && rm -rf /var/lib/apt/lists/*
+
+FROM java AS train-packages
 COPY requirements-training.txt /
 RUN pip install --no-deps --require-hashes --only-binary :all: -r /requirements-training.txt
 
-FROM light-packages AS gpu-packages
+FROM java AS gpu-packages
 COPY requirements-gpu.txt /
 RUN pip install --no-deps --require-hashes --only-binary :all: -r /requirements-gpu.txt
 

@@ -33,7 +33,7 @@ export AIRFLOW__CORE__EXECUTION_API_SERVER_URL := http://127.0.0.1:$(AIRFLOW__AP
 export AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS := admin:admin
 export AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE := $(AIRFLOW_HOME)/passwords.json
 # The tests that need more than Python, by marker: CONTRIBUTING.md describes them.
-TIERS := airflow or browser or kills or photographs
+TIERS := airflow or browser or kills or photographs or services
 # Two processes run the tests, a file at a time; more threads than cores would slow both down.
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 PYTEST := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 $(BIN)/python -m pytest
@@ -43,7 +43,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION ?= false
 
 .PHONY: help demo up mlflow bench docs lint lock sbom clean \
-    test test-rest test-airflow test-browser test-kills test-photographs test-cluster test-by-hand stress pictures
+    test test-rest test-airflow test-browser test-kills test-photographs test-services test-cluster test-by-hand stress pictures
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
 
@@ -65,14 +65,15 @@ bench: .venv/installed  ## measure the speed against common baselines, and write
 test: .venv/installed-dev  ## run the tests that need nothing but Python, all of the pipeline among them (six minutes)
 	@$(PYTEST) $(TWO) -m "not ($(TIERS) or cluster or by_hand)" $(PYTEST_ARGS)
 
-test-rest: .venv/installed-dev  ## run the next four tiers together (eight minutes)
+test-rest: .venv/installed-dev  ## run the next five tiers together (eleven minutes)
 	@$(PYTEST) $(TWO) -m "$(TIERS)" $(PYTEST_ARGS)
 
 test-airflow: .venv/installed-dev  ## follow retrainings and nights through a whole Airflow
 test-browser: .venv/installed-dev  ## use that Airflow, and the gallery in it, in Chromium
 test-kills: .venv/installed-dev  ## kill commands at their writes, and at random
 test-photographs: .venv/installed-dev  ## read and caption real photographs; CONTRIBUTING.md says where they are looked for
-test-airflow test-browser test-kills test-photographs:
+test-services: .venv/installed-dev  ## hold SeaweedFS and Redis, as docker-compose.yaml starts them, to what is promised of them
+test-airflow test-browser test-kills test-photographs test-services:
 	@$(PYTEST) $(TWO) -m $(@:test-%=%) $(PYTEST_ARGS)
 
 test-cluster: .venv/installed-dev  ## run both DAGs on PostgreSQL, Redis and Celery workers, and kill each of them (seven minutes)
@@ -82,7 +83,7 @@ test-by-hand: .venv/installed-dev .venv-mlflow/installed  ## run what takes long
 	@$(PYTEST) -m by_hand $(PYTEST_ARGS)
 
 stress: .venv/installed-dev  ## run all tests but those of servers on every combination, and on very many random inputs (hours)
-	@CAPTION_TESTS=stress $(PYTEST) $(TWO) -m "not (airflow or browser or cluster or by_hand)" --timeout 14400 $(PYTEST_ARGS)
+	@CAPTION_TESTS=stress $(PYTEST) $(TWO) -m "not (airflow or browser or services or cluster or by_hand)" --timeout 14400 $(PYTEST_ARGS)
 	@$(BIN)/python -m tests.support.fuzz
 
 pictures: .venv/installed-dev  ## take the screenshots of docs/airflow.md again, with the browser tests

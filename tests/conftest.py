@@ -19,8 +19,8 @@ import pytest
 
 from pipeline.captioner.metadata import load_metadata
 from pipeline.metrics import java
-from pipeline.storage import Bucket, open_bucket, s3
-from tests.support import toy
+from pipeline.storage import Bucket, S3Bucket, open_bucket, s3
+from tests.support import services, toy
 from tests.support.cache import made_once
 from tests.support.effort import PROFILE, STRESS, random_inputs
 from tests.support.faults import Proxy
@@ -136,6 +136,15 @@ def s3_faults(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy
     proxy.stop()
 
 
+@pytest.fixture(scope="session")
+def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[services.SeaweedFS]:
+    """SeaweedFS as docker-compose.yaml starts it, with buckets."""
+    with services.seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server:
+        for name in ("captioning", "inbox"):
+            S3Bucket(f"s3://{name}", server.environment()).client.create_bucket(Bucket=name)
+        yield server
+
+
 KINDS_OF_BUCKETS = ["file", "s3"]
 
 
@@ -143,13 +152,22 @@ KINDS_OF_BUCKETS = ["file", "s3"]
 def new_bucket(request: pytest.FixtureRequest) -> Callable[[], Bucket]:
     """Makes empty buckets, all of one kind.
 
-    The tests of the storage, and those with the mark `all_buckets`, run once for each kind. What they promise lets the
-    others do with folders; `make stress` runs these for each kind, too.
+    The tests of the storage, and those with the mark `all_buckets`, run once for each kind, in a tier of their own with
+    SeaweedFS. What they promise lets the others do with folders; `make stress` runs these for S3, too.
     """
     if request.param == "file":
         folder = request.getfixturevalue("tmp_path")
         return lambda: open_bucket((folder / uuid.uuid4().hex).as_uri())
-    name = request.getfixturevalue("s3_bucket_name")
+    if request.param == "seaweedfs":
+        import boto3
+
+        name, server = "captioning", request.getfixturevalue("seaweedfs")
+        monkeypatch = request.getfixturevalue("monkeypatch")
+        for variable, value in server.environment().items():
+            monkeypatch.setenv(variable, value)
+        monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # one made earlier would keep the other server's keys
+    else:
+        name = request.getfixturevalue("s3_bucket_name")
     return lambda: open_bucket(f"s3://{name}/{uuid.uuid4().hex}")
 
 
@@ -159,8 +177,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     # Those whose S3 misbehaves make their own.
     if "new_bucket" in metafunc.fixturenames and "s3_faults" not in metafunc.fixturenames and not says:
         marked = metafunc.definition.get_closest_marker("all_buckets") is not None
-        all_kinds = STRESS or marked or "storage" in metafunc.definition.path.parts
-        metafunc.parametrize("new_bucket", KINDS_OF_BUCKETS if all_kinds else ["file"], indirect=True)
+        in_storage = "storage" in metafunc.definition.path.parts
+        all_kinds = STRESS or marked or in_storage
+        kinds = KINDS_OF_BUCKETS if all_kinds else ["file"]
+        if marked or in_storage:
+            kinds = [*kinds, pytest.param("seaweedfs", marks=pytest.mark.services)]
+        metafunc.parametrize("new_bucket", kinds, indirect=True)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -248,6 +249,19 @@ def test_the_bucket_has_two_keys(tmp_path):
     assert f"-dir={next(iter(mounts('bucket')))} " in started.stdout
 
 
+@pytest.mark.parametrize("name", ["bucket", "redis"])
+def test_a_script_gives_its_place_to_the_server(name):
+    """Its last command is exec: a shell would pass no signal on, and the server would be killed at each stop."""
+    *_, last = SERVICES[name]["command"][-1].replace("\\\n", "").splitlines()
+    assert last.startswith("exec ")
+
+
+def test_no_health_check_needs_a_variable_of_docker():
+    """HOSTNAME is set by Docker, and not by Podman."""
+    for service in SERVICES.values():
+        assert "HOSTNAME" not in str(service["healthcheck"])
+
+
 def test_volumes_are_mounted_where_the_image_has_folders():
     """Each volume is used; each place in our images is there beforehand, for the user whose it is to be."""
     used = {volume for name in SERVICES for volume in mounts(name).values()}
@@ -289,12 +303,27 @@ def test_the_images_have_the_command_line(tmp_path):
     subprocess.run(["sh", "-euc", line.replace("/usr/local/bin/captioning", str(script))], check=True)
     assert os.access(script, os.X_OK)
     interpreter = Path(script.read_text().splitlines()[0].removeprefix("#!"))
-    assert f"RUN {interpreter.name} -m venv {interpreter.parents[1]}\n" in DOCKERFILE
+    assert f"RUN {interpreter.name} -m venv --without-pip {interpreter.parents[1]}\n" in DOCKERFILE
+    assert IMAGE_ENV["PIP_PYTHON"] == str(interpreter)
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     done = subprocess.run(
         [sys.executable, script, "--help"], env=environment, cwd=tmp_path, check=True, capture_output=True, text=True
     )
     assert "Usage: captioning" in done.stdout
+
+
+def test_a_changed_line_of_source_ships_nothing_else():
+    """The source is the last that comes into each image; before it comes all that is large."""
+    for target in ("light", "train", "gpu"):
+        _, steps = re.search(rf"^FROM (\S+) AS {target}\n((?:(?!FROM).*\n)*)", DOCKERFILE, re.MULTILINE).groups()
+        assert steps.split("\n")[:2] == ["COPY --from=code /opt/captioning /opt/captioning", "USER 50000"]
+
+
+def test_the_images_have_labels():
+    """With the project's version and licence."""
+    labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="(.+?)"', DOCKERFILE))
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    assert (labels["version"], labels["licenses"]) == (project["version"], project["license"])
 
 
 def test_only_the_workers_that_train_have_tensorflow():

@@ -189,9 +189,9 @@ def test_health_is_asked_as_by_compose(name):
 
 
 def test_workers_are_asked_as_by_compose():
-    """The same, but for the name of the machine."""
+    """The same; in docker-compose.yaml a dollar is written twice."""
     command = DEFAULT_WORKER["livenessProbe"]["command"][-1]
-    assert command.replace("$(hostname)", "$$HOSTNAME") == SERVICES["worker"]["healthcheck"]["test"][-1]
+    assert command.replace("$", "$$") == SERVICES["worker"]["healthcheck"]["test"][-1]
 
 
 @by_part
@@ -233,6 +233,8 @@ def test_no_part_may_ask_kubernetes():
     accounts = {name: part["serviceAccount"] for name, (part, _) in WITH_SERVICE.items() if "serviceAccount" in part}
     with_role = {name for name, account in accounts.items() if account.get("name") == ACCOUNT["metadata"]["name"]}
     assert with_role == {"apiServer", "scheduler", "triggerer", "workers"}
+    # The chart makes the account of this job even if there is no job.
+    assert VALUES["createUserJob"] == {"enabled": False, "serviceAccount": {"create": False}}
     for name, account in accounts.items():
         assert (
             account.get("create") is False if name in with_role else account == {"automountServiceAccountToken": False}
