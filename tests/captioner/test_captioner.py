@@ -89,7 +89,7 @@ def test_an_accelerator_decodes_batches_of_one_size(model, monkeypatch, is_there
     """Whatever the number of images, so that one shape is compiled; each image has its own beam, and no other has."""
     sizes = []
 
-    class Compiled:
+    class OneWord:
         def predict_on_batch(self, inputs):
             """A beam of one word, which is the first number of the image."""
             sizes.append(len(inputs["features"]))
@@ -97,7 +97,7 @@ def test_an_accelerator_decodes_batches_of_one_size(model, monkeypatch, is_there
             return [Sentences(words, np.ones(words.shape[:2], int), np.zeros(words.shape[:2]))]
 
     monkeypatch.setattr(keras_decoder.accelerator, "present", lambda: is_there)
-    monkeypatch.setattr(KerasDecoder, "_compile", lambda *_: Compiled())
+    monkeypatch.setattr(KerasDecoder, "_compile", lambda *_: OneWord())
     decoder = KerasDecoder([model])
     options = {"max_length": 6, "allow_repeats": False, "forbidden_words": ()}
     for count in (1, 2, 3):
