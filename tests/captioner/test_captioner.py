@@ -84,27 +84,26 @@ def test_the_batch_size_does_not_change_captions(ensemble, monkeypatch, captione
     assert captioner.caption(features[:0], DecodingConfig(beam_width=2)) == []
 
 
-def test_an_accelerator_decodes_batches_of_one_size(model, monkeypatch):
-    """Whatever the number of images, one shape is compiled, and the captions are those of the number itself."""
-    decoding = DecodingConfig(beam_width=2)
-    decoders = {is_there: KerasDecoder([model]) for is_there in (False, True)}
-    written, sizes = {}, {False: set(), True: set()}
-    for is_there, decoder in decoders.items():
-        monkeypatch.setattr(keras_decoder.accelerator, "present", lambda is_there=is_there: is_there)
-        captioner = Captioner(decoder, VOCABULARY, max_length=6)
-        captioner.caption(FEATURES, decoding)
-        [compiled] = decoder._compiled.values()
+@pytest.mark.parametrize(("is_there", "expected"), [(False, [1, 2, 4]), (True, [keras_decoder.BATCH_SIZE] * 3)])
+def test_an_accelerator_decodes_batches_of_one_size(model, monkeypatch, is_there, expected):
+    """Whatever the number of images, so that one shape is compiled; each image has its own beam, and no other has."""
+    sizes = []
 
-        def decode(inputs, found=sizes[is_there], run=compiled.predict_on_batch):
-            found.add(len(inputs["features"]))
-            return run(inputs)
+    class OneWord:
+        def predict_on_batch(self, inputs):
+            """A beam of one word, which is the first number of the image."""
+            sizes.append(len(inputs["features"]))
+            words = inputs["features"][:, :1, None]
+            return [Sentences(words, np.ones(words.shape[:2], int), np.zeros(words.shape[:2]))]
 
-        monkeypatch.setattr(compiled, "predict_on_batch", decode)
-        written[is_there] = [
-            [caption.text for caption in captioner.caption(FEATURES[:count], decoding)] for count in (1, 2, 3)
-        ]
-    assert written[True] == written[False]
-    assert sizes == {False: {1, 2, 4}, True: {keras_decoder.BATCH_SIZE}}
+    monkeypatch.setattr(keras_decoder.accelerator, "present", lambda: is_there)
+    monkeypatch.setattr(KerasDecoder, "_compile", lambda *_: OneWord())
+    decoder = KerasDecoder([model])
+    options = {"max_length": 6, "allow_repeats": False, "forbidden_words": ()}
+    for count in (1, 2, 3):
+        [(beam, _)] = decoder.decode(FEATURES[:count], DecodingConfig(beam_width=2), **options)
+        np.testing.assert_array_equal(beam.ids[:, 0, 0], FEATURES.vectors[:count, 0])
+    assert sizes == expected
 
 
 def test_mbr_reorders_the_beam(ensemble, monkeypatch, captioner_of):
