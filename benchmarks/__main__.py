@@ -77,7 +77,8 @@ def gallery() -> Measured:
     return {
         "gallery_first_page_1m_seconds": found["first_page_seconds"],
         "gallery_first_page_1m_over_pandas": found["usual_first_page_seconds"] / found["first_page_seconds"],
-        "gallery_deep_page_1m_seconds": found["deep_page_seconds"],
+        "gallery_last_page_1m_seconds": found["last_page_seconds"],
+        "gallery_history_search_1m_seconds": found["history_search_seconds"],
         "gallery_search_1m_seconds": found["search_seconds"],
         "gallery_search_1m_over_pandas": found["usual_search_seconds"] / found["search_seconds"],
         "gallery_picture_1m_seconds": found["picture_seconds"],

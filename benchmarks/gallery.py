@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,7 @@ import pyarrow as pa
 
 from benchmarks.measure import alternate, peak, spread, wall
 from pipeline.nightly import captions, current
-from pipeline.ops import browse, review
+from pipeline.ops import browse, browse_current, review
 from pipeline.storage import Bucket, layout, open_bucket, parquet, source_name
 from pipeline.work import shards
 from pipeline.work.outcomes import IDENTITY
@@ -145,14 +146,17 @@ def work(rounds: int) -> None:
     of_new_model = FIRST_NIGHT + timedelta(NIGHTS // 2)
     pages = {
         "first_page": "/",
-        "deep_page": f"/?{urlencode({'after': f'{found[len(found) * 9 // 10].key}:5'})}",
-        "night": f"/?night={of_new_model}",
-        "model": f"/?version={OLD}",
+        "last_page": f"/?page={10**6}",
+        "least_sure": "/?order=unsure",
         "failed": "/?status=failed",
-        "unsure": "/?unsure=0.2",
         "search_common": f"/?words={COMMON}",
-        "search_rare": f"/?words={RARE}",
         "search": f"/?words={NOWHERE}",
+        "history_first_page": "/by-model",
+        "history_deep_page": f"/by-model?{urlencode({'after': f'{found[len(found) * 9 // 10].key}:5'})}",
+        "history_night": f"/by-model?night={of_new_model}",
+        "history_model": f"/by-model?version={OLD}",
+        "history_search_rare": f"/by-model?words={RARE}",
+        "history_search": f"/by-model?words={NOWHERE}",
         "picture": f"/image?{urlencode({'key': key(0), 'night': of_new_model})}",
         "review": "/review",
     }
@@ -164,6 +168,8 @@ def work(rounds: int) -> None:
         check(answers)
         functions: dict[str, Callable[[], object]] = {
             **{name: lambda path=path: visit(path) for name, path in pages.items()},
+            "first_page_after_a_night": lambda: first_page(store),
+            "export": lambda: visit("/captions.csv"),
             "review_after_a_night": lambda: review.Queue().take("someone", store, damaged=[]),
             "usual_first_page": usual,
             "usual_search": lambda: usual(NOWHERE),
@@ -178,16 +184,24 @@ def work(rounds: int) -> None:
 def check(answers: Mapping[str, str]) -> None:
     """Stop where a page does not show what it should: an error or a search that gave up is quick."""
     pictures = {name: answer.count('<li class="card') for name, answer in answers.items()}
-    expected = dict.fromkeys(answers, 24) | {"search_rare": 1, "search": 0, "picture": 0, "review": 0}
+    last = (int(re.search(r"([\d,]+) photographs", answers["first_page"])[1].replace(",", "")) - 1) % 24 + 1
+    nothing = dict.fromkeys(("search", "history_search", "picture", "review"), 0)
+    expected = dict.fromkeys(answers, 24) | nothing | {"last_page": last, "history_search_rare": 1}
     # The caption that counts, and that of the night in the link. Earlier nights are not searched, and the page says so.
     said = answers["picture"].count('<p class="caption">')
-    waits = 'data-key="y"' in answers["review"]
+    waits = 'value="confirmed"' in answers["review"]
     gave_up = [name for name, answer in answers.items() if name != "picture" and "Searched back" in answer]
     if pictures != expected or said != 2 or not waits or gave_up:
         raise RuntimeError(
             f"The pages show other captions than were asked for: {pictures}, {said} of a picture; one to review: "
             f"{waits}; gave up: {gave_up}."
         )
+
+
+def first_page(store: Bucket) -> object:
+    """The first page of the current captions, of which nothing is known yet."""
+    captions = browse_current.CurrentCaptions()
+    return captions.page(browse_current.Filters(), store=store, order="newest", number=1, size=24, damaged=[])
 
 
 @contextmanager

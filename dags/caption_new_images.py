@@ -145,7 +145,7 @@ with DAG(
         trigger_rule="none_failed",
         inlets=[CHAMPION, FEATURES],
         outlets=[CAPTIONS],
-        pages={"Captions": "captions/?night={{ dag_run.run_after | ds }}"},
+        pages={"Captions": "captions/by-model?night={{ dag_run.run_after | ds }}"},
     )
 
     @task(outlets=[RETRAINING_DUE])

@@ -747,6 +747,7 @@ def export(
     """Write the current captions, one row an image, to a file or a table for other programs."""
     from pipeline import export as exports
     from pipeline.nightly import current
+    from pipeline.ops.browse_current import Filters
     from pipeline.storage import layout
 
     store = _store()
@@ -754,7 +755,7 @@ def export(
         raise PipelineError(
             f"{store.uri} has no current captions to export: a night writes them. Check CAPTION_STORE, and run one."
         )
-    filters = exports.Filters(
+    filters = Filters(
         words=words, under=under, status=status or "", version=version, source=source or "", review=review
     )
     exported = exports.export(

@@ -8,11 +8,10 @@ from typing import Any, Literal, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import PipelineError
 from pipeline.export import coco, csv, iceberg, jsonl, label_studio, webdataset
-from pipeline.ops.browse import with_words
+from pipeline.ops.browse_current import Filters, row_filter, with_texts
 from pipeline.storage import ABSENT, Bucket, ObjectChangedError, open_bucket, open_object
 
 Format = Literal["csv", "jsonl", "coco", "label-studio", "webdataset", "iceberg"]
@@ -27,39 +26,9 @@ CAPTIONED_ONLY = {"coco", "label-studio", "webdataset"}
 """The formats of captioned photographs, in which a photograph without a caption has no place."""
 
 
-class Filters(BaseModel):
-    """Which photographs are exported; a filter that is empty excludes none."""
-
-    model_config = ConfigDict(frozen=True)
-
-    words: str = Field(
-        "", description="words and phrases in quotation marks, which must occur in the caption, the key or the error"
-    )
-    under: str = Field("", description="the key of the image begins with this")
-    status: Literal["", "ok", "failed", "waiting"] = Field(
-        "", description="whether it has a caption, or why it has none"
-    )
-    version: str = Field("", description="of the model that wrote the caption")
-    source: Literal["", "model", "person"] = Field("", description="who wrote the caption")
-    review: bool = Field(False, description="only captions that a person should look at")
-
-
 def select(table: pa.Table, filters: Filters) -> pa.Table:
     """The rows of the current captions that pass the filters."""
-    has_caption, has_error = pc.field("caption").is_valid(), pc.field("error").is_valid()
-    by_status = {"ok": has_caption, "failed": ~has_caption & has_error, "waiting": ~has_caption & ~has_error}
-    passing = pc.scalar(True)
-    if filters.under:
-        passing &= pc.starts_with(pc.field("image_key"), filters.under)
-    if filters.status:
-        passing &= by_status[filters.status]
-    if filters.version:
-        passing &= pc.field("model_version") == filters.version
-    if filters.source:
-        passing &= pc.field("source") == filters.source
-    if filters.review:
-        passing &= pc.field("review")
-    return with_words(table.filter(passing), filters.words)
+    return with_texts(table.filter(row_filter(filters)), filters)
 
 
 def choose_format(destination: str, given: Format | None) -> Format:

@@ -12,8 +12,8 @@ FORMULA = r"^[=+\-@\t\r\n＝＋－＠]"
 """How texts begin that some spreadsheet takes for a formula."""
 
 
-def render(table: pa.Table) -> bytes:
-    """The file: texts in quotes, null as an empty field without any, times as in ISO 8601."""
+def render(table: pa.Table, *, header: bool = True) -> bytes:
+    """The file, or its rows alone: texts in quotes, null as an empty field without any, times as in ISO 8601."""
     for place, field in enumerate(table.schema):
         if field.type == pa.string():
             column = table.column(place)
@@ -21,5 +21,5 @@ def render(table: pa.Table) -> bytes:
             guarded = pc.if_else(is_formula, pc.binary_join_element_wise("'", column, ""), column)
             table = table.set_column(place, field, guarded)
     sink = pa.BufferOutputStream()
-    csv.write_csv(table, sink)
+    csv.write_csv(table, sink, csv.WriteOptions(include_header=header))
     return bytes(sink.getvalue())

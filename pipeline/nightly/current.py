@@ -102,7 +102,7 @@ def read(store: Bucket) -> pa.Table:
 
 
 def find(keys: Collection[str], store: Bucket, *, events: pa.Table | None = None) -> pa.Table:
-    """The rows of some images, with all corrections. Only the row groups that may hold them are read.
+    """The rows of some images, with all corrections. Only the row groups that may hold them are read, one by one.
 
     Args:
         keys: of the images.
@@ -112,12 +112,15 @@ def find(keys: Collection[str], store: Bucket, *, events: pa.Table | None = None
     Raises:
         DamagedObjectError: as for ``read``.
     """
+    wanted, parts = pa.array(list(keys), pa.string()), [SCHEMA.empty_table()]
     try:
         with parquet.opened(layout.CURRENT_CAPTIONS, store, by_ranges=True, advice=ADVICE) as file:
-            table = parquet.select(file, SCHEMA, groups=parquet.groups_with(file, "image_key", keys))
+            for group in parquet.groups_with(file, "image_key", keys):
+                table = parquet.select(file, SCHEMA, groups=[group]).replace_schema_metadata(None)
+                parts.append(table.filter(pc.is_in(table["image_key"], wanted)))
     except ObjectNotFoundError:
         return SCHEMA.empty_table()
-    found = table.filter(pc.is_in(table["image_key"], pa.array(list(keys), pa.string())))
+    found = pa.concat_tables(part.replace_schema_metadata(None) for part in parts)
     return overlay(found, corrections.read(store) if events is None else events)
 
 
@@ -168,7 +171,7 @@ def overlay(table: pa.Table, events: pa.Table) -> pa.Table:
     """The rows with what people said about these versions of the images, and nothing that they have withdrawn.
 
     Args:
-        table: rows of schema ``SCHEMA``.
+        table: the columns ``IDENTITY`` and ``source``, and any others; those of ``SCHEMA`` may change.
         events: all corrections, as ``corrections.read`` gives them.
     """
     counting = corrections.by_image(corrections.latest(events))
@@ -188,7 +191,7 @@ def overlay(table: pa.Table, events: pa.Table) -> pa.Table:
     rest = table.filter(pc.invert(touched))
     if not rows:
         return table
-    return pa.concat_tables([rest, pa.Table.from_pylist(rows, schema=SCHEMA)]).sort_by("image_key")
+    return pa.concat_tables([rest, pa.Table.from_pylist(rows, schema=table.schema)]).sort_by("image_key")
 
 
 def refresh(

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import reduce
 from itertools import islice
 from operator import or_
@@ -225,6 +225,9 @@ class Counting:
         model_version: model that generated it; empty if there is none.
         confidence: probability that a person would accept the generated caption, if it is known.
         novel: whether the photograph is unlike those that the model learned from, if it is known.
+        width: of the upright image in pixels, if it is known.
+        height: likewise.
+        bytes: size of the image's object, if it is known.
         seen: what was said about this version of the image, as ``corrections.last_said`` gives it.
     """
 
@@ -236,6 +239,9 @@ class Counting:
     model_version: str
     confidence: float | None
     novel: bool | None
+    width: int | None
+    height: int | None
+    bytes: int | None
     seen: str
 
 
@@ -246,12 +252,14 @@ class ImageCaptions:
     Attributes:
         counting: the one that counts; None if nothing is known of the image.
         history: those by models, the newest first, as in ``Page``.
+        said: all that people said about it, of any version, in this order.
         searched_to: the last night that was searched for the history; None if all were.
         damaged: messages of damaged objects, which were left out.
     """
 
     counting: Counting | None
     history: list[dict[str, Any]]
+    said: list[Correction]
     searched_to: str | None
     damaged: tuple[str, ...]
 
@@ -260,20 +268,27 @@ def image_captions(key: str, *, store: Bucket, night: str = "") -> ImageCaptions
     """The caption of an image that counts, and its captions by all models.
 
     The current captions say which one counts. An image that is not among them, because it is new or no longer in the
-    inbox, has the newest caption. Only the newest shards are searched for the others, and of these only the ones that
-    may hold the image are read, so that the time does not grow with the archive.
+    inbox, has the newest caption. Only the newest shards, and those of the night in which a model wrote the caption,
+    are searched for the others, and of these only the ones that may hold the image are read, so that the time does not
+    grow with the archive.
 
     Args:
         key: of the image.
         store: the store.
-        night: a night in which it was captioned, which is searched, too; empty if none is known.
+        night: another night in which it was captioned, which is searched, too; empty if none is known.
     """
     damaged: list[str] = []
     events = corrections.read(store, damaged=damaged)
-    found = shards(store)
-    of_night = [shard for shard in found[SHARDS:] if shard.night == night][:NIGHT_SHARDS]
+    of_image = events.filter(pc.field("image_key") == key)
+    try:
+        rows = current.find([key], store, events=of_image).to_pylist()
+    except DamagedObjectError as error:
+        damaged.append(str(error))
+        rows = []
+    found, searched = shards(store), {night, *(_nights_of(rows[0]) if rows else ())}
+    of_nights = [shard for shard in found[SHARDS:] if shard.night in searched][:NIGHT_SHARDS]
     by_models = page(
-        [*found[:SHARDS], *of_night],
+        [*found[:SHARDS], *of_nights],
         Filters(image=key),
         store=store,
         size=MANY,
@@ -282,18 +297,21 @@ def image_captions(key: str, *, store: Bucket, night: str = "") -> ImageCaptions
     damaged.extend(by_models.damaged)
     history = sorted(by_models.rows, key=lambda row: row["captioned_at"], reverse=True)
     ends = [by_models.searched_to, found[SHARDS - 1].night if len(found) > SHARDS else None]
-    try:
-        rows = current.find([key], store, events=events).to_pylist()
-    except DamagedObjectError as error:
-        damaged.append(str(error))
-        rows = []
     row = rows[0] if rows else _newest(history)
     return ImageCaptions(
-        _counting(row, history, events) if row else None,
+        _counting(row, history, of_image) if row else None,
         history,
+        [Correction(**each) for each in of_image.select(corrections.SCHEMA.names).to_pylist()],
         max(filter(None, ends), default=None),
         tuple(dict.fromkeys(damaged)),
     )
+
+
+def _nights_of(row: dict[str, Any]) -> list[str]:
+    """The nights that may have written a row of the current captions: a night may go on after midnight."""
+    if row["source"] != MODEL or row["captioned_at"] is None:
+        return []
+    return [f"{row['captioned_at'] - timedelta(days):%Y-%m-%d}" for days in (0, 1)]
 
 
 def _newest(history: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -307,10 +325,9 @@ def _newest(history: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def _counting(row: dict[str, Any], history: list[dict[str, Any]], events: pa.Table) -> Counting:
-    """The caption that counts, from a row of the current captions or of the history."""
+    """The caption that counts, from a row of the current captions or of the history; ``events`` are of the image."""
     version = (row["image_key"], row["image_etag"])
-    of_image = events.filter(pc.field("image_key") == row["image_key"])
-    said = corrections.by_image(corrections.latest(of_image)).get(version)
+    said = corrections.by_image(corrections.latest(events)).get(version)
     generated = said.model_version if said else row["model_version"]
     # A person's word has neither; the caption in its place has.
     by_model = [
@@ -328,6 +345,9 @@ def _counting(row: dict[str, Any], history: list[dict[str, Any]], events: pa.Tab
         model_version=generated or "",
         confidence=rated["confidence"],
         novel=rated["novel"],
+        width=row.get("width"),
+        height=row.get("height"),
+        bytes=row.get("bytes"),
         seen=corrections.last_said(events, *version),
     )
 

@@ -168,6 +168,10 @@ class Bucket(ABC):
     def etag(self, key: str) -> str:
         """The object's etag, or ``ABSENT``."""
 
+    @abstractmethod
+    def modified(self, key: str) -> datetime:
+        """When the object was written, in UTC. Raises the errors of ``get``."""
+
     def exists(self, key: str) -> bool:
         """Whether there is an object under this key."""
         return self.etag(key) != ABSENT

@@ -173,6 +173,14 @@ class LocalBucket(Bucket):
             status = _status(path)
         return ABSENT if status is None else _local_etag(status)
 
+    def modified(self, key: str) -> datetime:
+        path = self._path(key)
+        with self._translate_errors(key):
+            status = _status(path)
+        if status is None:
+            raise self._not_found(key)
+        return datetime.fromtimestamp(status.st_mtime, UTC)
+
     def clean(self, older_than: datetime) -> Sequence[str]:
         removed = []
         for directory, _, names in os.walk(self.root, onerror=_raise_unless_missing):

@@ -181,6 +181,11 @@ class S3Bucket(Bucket):
         except ObjectNotFoundError:
             return ABSENT
 
+    def modified(self, key: str) -> datetime:
+        with self._translate_errors(key, None):
+            response = self.client.head_object(Bucket=self.name, Key=self._full(key))
+        return response["LastModified"].astimezone(UTC)
+
     def clean(self, older_than: datetime) -> Sequence[str]:
         return []  # unfinished writes are not visible on S3
 

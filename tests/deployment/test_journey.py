@@ -607,7 +607,7 @@ def test_notes_of_a_night(deployment, promoted):
     )
     assert promoted.night.of_tasks("extract", "rendered_map_index") == [f"1: {NEW} images, 1 failed"]
     assert promoted.night.links("reconcile") == {
-        "Captions": f"/captions/?night={promoted.night.shown['run_after'][:10]}"
+        "Captions": f"/captions/by-model?night={promoted.night.shown['run_after'][:10]}"
     }
 
 
@@ -645,7 +645,8 @@ def frame(page, deployment):
 
 @pytest.mark.browser
 def test_the_gallery_is_in_the_navigation(page, deployment, promoted):
-    """It shows the newest captions with their pictures; a click leads to a picture with all its captions."""
+    """It shows the current captions with their pictures, page by page, and those by models; a click leads to a picture
+    with all its captions."""
     gallery = frame(page, deployment)
     cards = gallery.locator(".card")
     expect(cards).to_have_count(24)
@@ -653,9 +654,15 @@ def test_the_gallery_is_in_the_navigation(page, deployment, promoted):
     for number in (*range(8), 0):
         assert_shown(gallery.locator(".card img").nth(number))
     picture(page, "gallery")
-    gallery.get_by_role("link", name="Older").click()
-    expect(cards).to_have_count(8)
-    gallery.get_by_role("link", name="Newest").click()
+    expect(gallery.get_by_text("32 photographs, page 1 of 2.")).to_be_visible()
+    gallery.get_by_role("link", name="Captions by models").click()
+    for forward, back in (("Older", "Newest"), ("Next", "Previous")):
+        expect(cards).to_have_count(24)
+        gallery.get_by_role("link", name=forward).click()
+        expect(cards).to_have_count(8)
+        gallery.get_by_role("link", name=back).click()
+        expect(cards).to_have_count(24)
+        gallery.get_by_role("link", name="Current captions").click()
     expect(cards).to_have_count(24)
     cards.nth(3).get_by_role("link").click()
     expect(gallery.get_by_role("heading", name="Captions by models")).to_be_visible()
@@ -712,6 +719,40 @@ def test_from_picture_to_picture(page, deployment, promoted):
     expect(page).to_have_url(re.compile("under=camera"))
     press(page, "/")
     expect(page.get_by_label("Search")).to_be_focused()
+
+
+@pytest.mark.browser
+def test_a_picture_is_enlarged(page, deployment, promoted):
+    """By a click and by the keyboard; Esc and a click end it, and the page stays."""
+    page.goto(f"{deployment.url}/captions/?status=ok")
+    page.locator(".card a").first.click()
+    title = page.get_by_role("heading", level=1)
+    enlarged = page.get_by_role("dialog")
+    assert_shown(page.locator("figure img"))
+    page.locator("figure img").click()
+    assert_shown(enlarged.get_by_role("img"))
+    enlarged.get_by_role("img").click()
+    expect(enlarged).to_have_count(0)
+    press(page, "z")
+    expect(enlarged.get_by_role("button", name="Close")).to_be_focused()
+    press(page, "Escape")
+    expect(enlarged).to_have_count(0)
+    expect(title).to_be_visible()
+
+
+@pytest.mark.browser
+def test_pictures_like_one(page, deployment, promoted):
+    """They appear on its page when they are asked for, and lead to their own."""
+    page.goto(f"{deployment.url}/captions/?status=ok")
+    page.locator(".card a").first.click()
+    title = page.get_by_role("heading", level=1).inner_text()
+    page.get_by_role("link", name="More like this").click()
+    found = page.locator("#similar")
+    expect(found.locator(".card").first).to_be_visible()
+    assert_shown(found.locator("img").first)
+    expect(found).to_contain_text("Compared with")
+    found.locator(".card a").first.click()
+    expect(page.get_by_role("heading", level=1)).not_to_have_text(title)
 
 
 @pytest.mark.browser
@@ -933,7 +974,8 @@ def test_by_keyboard_alone(page, deployment, promoted):
         names.append(page.evaluate("(document.activeElement.name || document.activeElement.innerText).trim()"))
     names[1] = names[1].rstrip("0123456789")  # the captions that wait
     assert names[:8] == ["Captions", "Review", "Corrections", "Nights", "Models", "Datasets", "Try it", "Airflow"]
-    assert names[8:15] == ["words", "under", "night", "version", "status", "source", "unsure"]
+    assert names[8:10] == ["Current captions", "Captions by models"]
+    assert names[10:18] == ["words", "under", "version", "status", "source", "unsure", "review", "order"]
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid"
     press(page, "Enter")

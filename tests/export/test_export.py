@@ -17,9 +17,10 @@ import pytest
 from pipeline.data.dataset import load
 from pipeline.data.ingest import ingest
 from pipeline.errors import PipelineError
-from pipeline.export import Filters, choose_format, coco, export, iceberg, jsonl, select, webdataset
+from pipeline.export import choose_format, coco, export, iceberg, jsonl, select, webdataset
 from pipeline.export import csv as csv_format
 from pipeline.nightly import current
+from pipeline.ops.browse_current import Filters
 from tests.support import toy
 from tests.support.paths import PROJECT
 

@@ -369,7 +369,7 @@ def test_an_encoder_in_8_bit_integers(made, trained, monkeypatch):
     encoder_id = quantization.quantize(exact, trained.inputs.dataset, staging)
     for key in [key for key in staging.objects if key.startswith(layout.features_folder(exact))]:
         staging.objects[key.replace(exact, encoder_id)] = staging.objects[key]
-        staging.modified[key.replace(exact, encoder_id)] = staging.modified[key]
+        staging.times[key.replace(exact, encoder_id)] = staging.times[key]
     copy_as("v8", staging, encoder_id=encoder_id)
     move(staging, production, "v8")
     encoder.load(encoder_id, production)

@@ -39,9 +39,10 @@ from pipeline.storage.json import write as write_json
 from pipeline.work import runs
 from pipeline.work.runs import NightRecord
 from tests.support import toy
-from tests.support.caption_tables import row, shard_key, write
+from tests.support.caption_tables import current_row, row, shard_key, write, write_current
 from tests.support.damaged_images import encoded
 from tests.support.decoder_code import CANNOT_START, in_decoders
+from tests.support.features import write_features
 from tests.support.gallery import PAGES, routes
 from tests.support.long_history import write_history
 from tests.support.memory import MemoryBucket
@@ -80,7 +81,7 @@ def server(airflow_home):
 
 @pytest.fixture
 def buckets(tmp_path, monkeypatch):
-    """An inbox of two photographs, one of them with a hostile name, and their captions in a store."""
+    """An inbox of two photographs, one of them with a hostile name, and their captions in a store after a night."""
     store, inbox = open_bucket(str(tmp_path / "store")), open_bucket(str(tmp_path / "inbox"))
     etag = inbox.put("red.jpg", toy.picture("red"))
     inbox.put(f"{HOSTILE}.jpg", toy.picture("blue"))
@@ -91,6 +92,14 @@ def buckets(tmp_path, monkeypatch):
         row("x.jpg", error=HOSTILE),
     ]
     write(store, rows, night="2026-01-01", shard="s")
+    write_current(
+        store,
+        [
+            current_row("red.jpg", "a ball", etag=etag, width=64, height=48, bytes=1234),
+            current_row(f"{HOSTILE}.jpg", HOSTILE),
+            current_row("x.jpg", error=HOSTILE),
+        ],
+    )
     monkeypatch.setenv("CAPTION_STORE", store.uri)
     monkeypatch.setenv("CAPTION_INBOX", inbox.uri)
     return store, inbox, etag
@@ -168,6 +177,8 @@ def test_each_route_opens_with_a_login(visit, answering):
             assert visit(path, cookie=True, role="viewer").status_code in (200, 404, 422), path
     for path in (
         "/",
+        "/by-model",
+        "/captions.csv",
         "/corrections",
         "/corrections.csv",
         "/review",
@@ -353,10 +364,11 @@ def test_uploads_are_bounded(visit, answering, monkeypatch):
 def test_hostile_names_and_captions_are_text(visit, post_correction, buckets):
     """Text that looks like markup or like a template is shown as it is written, on every page."""
     key = f"{HOSTILE}.jpg"
-    query = urlencode({"key": key})
+    query, search = urlencode({"key": key}), urlencode({"words": HOSTILE})
     words = dict.fromkeys(WORDS, HOSTILE) | {"caption": f"better {HOSTILE}"}
     assert post_correction({**words, "image_key": key, "image_etag": buckets[1].etag(key)}).status_code == 201
-    for path in ("/", f"/image?{query}", "/?" + urlencode({"words": HOSTILE}), "/?status=failed", "/corrections"):
+    listed = [f"/{view}{filters}" for view in ("", "by-model") for filters in ("", f"?{search}", "?status=failed")]
+    for path in (*listed, f"/image?{query}", "/corrections"):
         page = visit(path, headers={"Accept": "text/html"}).text
         assert "&lt;img src=x" in page, path
         assert "<img src=x" not in page
@@ -436,23 +448,26 @@ def test_a_persons_word_counts_at_once(visit, post_correction, buckets):
     form = {**WORDS, "image_key": "red.jpg", "image_etag": buckets[2]}
 
     def shown(badge):
-        texts = [html.unescape(visit(path).text) for path in ("/", "/image?key=red.jpg")]
+        # The end of a picture's page has all that was ever said.
+        pages = [visit(path).text.partition('id="words"')[0] for path in ("/", "/by-model", "/image?key=red.jpg")]
+        texts = list(map(html.unescape, pages))
         return all(badge in text for text in texts), ["a red ball" in text for text in texts]
 
-    assert shown("corrected by someone") == (False, [False, False])
+    assert shown("corrected by someone") == (False, [False] * 3)
     assert post_correction(form).status_code == 201
-    assert shown("corrected by someone") == (True, [True, True])
+    assert shown("corrected by someone") == (True, [True] * 3)
     assert "Withdraw" in visit("/image?key=red.jpg").text
-    page = visit("/?source=person").text
-    assert (page.count('class="card'), "a red ball" in page) == (1, True)
+    for path in ("/?source=person", "/by-model?source=person"):
+        page = visit(path).text
+        assert (page.count('class="card'), "a red ball" in page) == (1, True)
     answer = post_correction({**form, "action": "withdrawn"}).json()
     assert answer["summary"] == "Withdrawn. The caption of the model counts again."
-    assert shown("corrected by someone") == (False, [False, False])
+    assert shown("corrected by someone") == (False, [False] * 3)
     # To save the model's caption as it is means that it is right.
     for words in ({"action": "confirmed", "caption": ""}, {"caption": "a ball"}):
         answer = post_correction({**form, **words}).json()
         assert (answer["action"], answer["caption"]) == ("confirmed", "a ball")
-        assert shown("looks right (someone)") == (True, [False, False])
+        assert shown("looks right (someone)") == (True, [False] * 3)
     answer = post_correction({**form, "action": "withdrawn", "image_etag": "older"})
     assert (answer.status_code, "There is no correction of red.jpg" in answer.json()["detail"]) == (422, True)
 
@@ -645,6 +660,100 @@ def test_a_thumbnail_keeps_its_shape(visit, buckets):
     assert visit("/thumbnail", params={"key": "wide.png", "etag": "older"}).status_code == 404
 
 
+def test_the_file_of_a_picture(visit, buckets):
+    """Its size in pixels and bytes, its date, and a link to the file itself, which is shown as a picture."""
+    _, inbox, _ = buckets
+    page = html.unescape(visit("/image?key=red.jpg").text)
+    assert ("64 × 48 pixels" in page, "1.2 kB" in page) == (True, True)
+    assert f"of {inbox.modified('red.jpg'):%Y-%m-%d %H:%M} UTC" in page
+    link = re.search(r'href="(original\?.*?)"', page)[1]
+    answer = visit(f"/{link}")
+    assert answer.content == toy.picture("red")
+    assert answer.headers["content-type"] == f"image/{Image.open(io.BytesIO(answer.content)).format.lower()}"
+    assert answer.headers["content-disposition"] == "inline; filename*=UTF-8''red.jpg"
+    assert answer.headers["content-length"] == str(len(answer.content))
+    assert ("immutable" in answer.headers["cache-control"], "default-src 'none'" in str(answer.headers)) == (True, True)
+    hostile = visit("/original", params={"key": f"{HOSTILE}.jpg"})
+    assert hostile.headers["content-disposition"] == f"inline; filename*=UTF-8''{quote(f'{HOSTILE}.jpg', safe='')}"
+    assert "no-store" in hostile.headers["cache-control"]
+
+
+@pytest.mark.parametrize(
+    ("key", "etag", "why"),
+    [
+        ("red.jpg", "older", "it was replaced or removed"),
+        ("page.jpg", "", "it is not a picture in a known format"),
+        ("drawing.svg", "", "it is not a picture in a known format"),
+        ("../secret.jpg", "", "it was replaced or removed"),
+        (".hidden.jpg", "", "it was replaced or removed"),
+    ],
+)
+def test_files_that_are_not_shown(visit, buckets, key, etag, why):
+    """What is no picture, is hidden, elsewhere, or another version."""
+    _, inbox, _ = buckets
+    (inbox.root / ".hidden.jpg").write_bytes(toy.picture("red"))
+    inbox.put("page.jpg", b"<html><script>alert(1)</script>")
+    inbox.put("drawing.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>")
+    answer = visit("/original", params={"key": key, "etag": etag})
+    assert (answer.status_code, answer.json()["detail"]) == (404, f"The picture can't be shown: {why}.")
+
+
+def test_a_picture_that_has_left_the_inbox(visit, buckets):
+    """Its page has its captions, and no date of a file."""
+    _, inbox, _ = buckets
+    inbox.delete("red.jpg")
+    page = visit("/image?key=red.jpg")
+    assert (page.status_code, "a ball" in page.text, " UTC" in page.text) == (200, True, False)
+
+
+def test_all_that_people_said_of_a_picture(visit, post_correction, buckets):
+    """In time order, with who said it, also what no longer counts and what was said of another version."""
+    _, inbox, etag = buckets
+    form = {**WORDS, "image_key": "red.jpg", "image_etag": etag}
+    assert 'class="history"' not in visit("/image?key=red.jpg").text.partition('id="words"')[2]
+    for words in ({}, {"action": "withdrawn"}, {"action": "confirmed"}):
+        assert post_correction({**form, **words}).status_code == 201
+    said = html.unescape(visit("/image?key=red.jpg").text).partition('id="words"')[2]
+    found = re.findall(
+        r"<span>(corrected|withdrawn|looks right)</span> <span>someone</span> <span>[\d-]+ [\d:]+ UTC", said
+    )
+    assert found == ["corrected", "withdrawn", "looks right"]
+    assert ("a red ball" in said, "another version" in said) == (True, False)
+    other = inbox.put("red.jpg", toy.picture("green"))
+    assert post_correction({**form, "image_etag": other}).status_code == 201
+    assert visit("/image?key=red.jpg").text.partition('id="words"')[2].count("another version") == 1
+
+
+def test_other_captions_to_choose(visit, buckets):
+    """Those by other models can be put into the field, by those who may correct the caption."""
+    later = {**row("red.jpg", "a red circle", version="m2"), "image_etag": buckets[2]}
+    write(buckets[0], [later], night="2026-01-02", shard="t", version="m2")
+    page = visit("/image?key=red.jpg").text
+    assert re.findall(r'data-suggestion="(.*?)"', page) == ["a red circle"]
+    assert 'href="by-model?night=2026-01-02"' in page
+    assert 'href="models/m2/card"' in page
+    assert "data-suggestion" not in visit("/image?key=red.jpg", role="viewer").text
+
+
+def test_pictures_like_one(visit, buckets):
+    """A link leads to them, if there is a champion; those that are nearly the same come first, and are marked."""
+    store, _, etag = buckets
+    assert "similar?" not in visit("/image?key=red.jpg").text
+    assert visit("/similar", params={"key": "red.jpg", "etag": etag}).status_code == 409
+    write_model("m1", store)
+    registry.promote("m1", store)
+    link = html.unescape(re.search(r'href="(similar\?.*?)"', visit("/image?key=red.jpg").text)[1])
+    assert "were not found in time" in visit(f"/{link}").text
+    other = f"{HOSTILE}.jpg"
+    write_features(store, {"red.jpg": [1, 0], "x.jpg": [0, 1]}, 1, etag=etag)
+    write_features(store, {other: [5, 1], "x.jpg": [1, 1]}, 2)
+    page = visit(f"/{link}").text
+    assert "Compared with 4 photographs" in page
+    assert ("<img src=x" in page, HOSTILE in html.unescape(page)) == (False, True)
+    assert page.count("nearly the same picture") == 1
+    assert page.count('class="card"') == 2
+
+
 def test_decoders_that_cannot_start(visit, post_correction, tmp_path, monkeypatch):
     """It is not the picture that is missing or bad: the server can't show or take any at the moment."""
     from captioning.gallery import routes
@@ -665,6 +774,7 @@ def test_empty_pages(visit, tmp_path, monkeypatch):
     monkeypatch.setenv("CAPTION_STORE", (tmp_path / "nothing").as_uri())
     for path, text in (
         ("/", "No captions yet"),
+        ("/by-model", "No captions yet"),
         ("/review", "Nothing to review"),
         ("/corrections", "Nobody has corrected"),
         ("/nights", "No night has run yet"),
@@ -678,7 +788,7 @@ def test_errors_have_pages(visit):
     """A person sees a page that says what to do, a program JSON."""
     page = visit("/image?key=x", headers={"Accept": "text/html"})
     assert (page.status_code, "There are no captions" in page.text) == (404, True)
-    page = visit("/?after=gone:1", headers={"Accept": "text/html"})
+    page = visit("/by-model?after=gone:1", headers={"Accept": "text/html"})
     assert (page.status_code, "pruned" in page.text) == (409, True)
     assert "night" in visit("/?night=x").json()["detail"]
 
@@ -740,7 +850,7 @@ def test_viewers_do_not_learn_where_the_store_is(visit, post_correction, buckets
     headers = {"Accept": accept}
     answers = [
         visit(path, headers=headers)
-        for path in ("/", "/nights", "/models", "/models/m2/report", "/models/m2/card", "/image?key=x")
+        for path in ("/by-model", "/nights", "/models", "/models/m2/report", "/models/m2/card", "/image?key=x")
     ]
     (store.root / layout.CORRECTION_LOG).parent.mkdir(exist_ok=True)
     store.put(layout.correction("2026-01-01", "c"), b"{")
@@ -1158,44 +1268,146 @@ def test_the_list_of_datasets(visit, buckets):
 
 def test_filters_of_a_form_come_through(visit):
     """A form sends empty values for the fields that are not used."""
-    page = visit("/?words=ball&night=&version=&status=&unsure=").text
-    assert ("red.jpg" in page, "onerror" in page) == (True, False)
-    assert "Nothing found" in visit("/?unsure=0.01").text
+    for view in ("?review=&order=newest", "by-model?night="):
+        page = visit(f"/{view}&words=ball&version=&status=&source=&unsure=").text
+        assert ("red.jpg" in page, "onerror" in page, ">Clear<" in page) == (True, False, True)
+        assert "Nothing found" in visit(f"/{view}&unsure=0.01").text
 
 
 def test_how_sure_the_model_is(visit, buckets):
     """In percent, on the pages of captions and of a picture; of a novel photograph, and without calibration, not."""
     store, _, _ = buckets
-    rows = [
-        row("sure.jpg", confidence=0.724, novel=False),
-        row("novel.jpg", confidence=0.9, novel=True),
-        row("unknown.jpg"),
-    ]
-    write(store, rows, night="2026-01-02", shard="s")
+    judged = [("sure.jpg", 0.724, False), ("novel.jpg", 0.9, True), ("unknown.jpg", None, None)]
+    rows = [{"key": key, "confidence": confidence, "novel": novel} for key, confidence, novel in judged]
+    write(store, [row(**each) for each in rows], night="2026-01-02", shard="s")
+    write_current(store, [current_row(**each, review=bool(each["novel"])) for each in rows])
     for key, shown in {
         "sure.jpg": (True, False),
         "novel.jpg": (False, True),
         "unknown.jpg": (False, False),
     }.items():
-        for path in (f"/?words={key}", f"/image?key={key}"):
+        for path in (f"/?words={key}", f"/by-model?words={key}", f"/image?key={key}"):
             page = visit(path).text.partition("<h1")[2]
             assert (">72 % sure<" in page, ">unlike the photographs it learned from<" in page) == shown, path
             assert "90 %" not in page
             assert "probability" not in page
-    for limit, shown in {"0.8": 2, "0": 1, "": 6}.items():
-        page = visit(f"/?unsure={limit}").text
-        assert page.count('class="card') == shown, limit
-        assert not limit or f'value="{limit}" selected' in page, limit
-    assert ">below 50 %: to review<" in page
+    for view, all_there_are in (("", 3), ("by-model", 6)):
+        for limit, shown in {"0.8": 2, "0": 1, "": all_there_are}.items():
+            page = visit(f"/{view}?unsure={limit}").text
+            assert page.count('class="card') == shown, limit
+            assert not limit or f'value="{limit}" selected' in page, limit
+    assert ">below 50 %: to review<" in visit("/by-model").text
+    assert visit("/?review=true").text.count('class="card') == 1
     write(store, [row(f"{number}.jpg", novel=True) for number in range(30)], night="2026-01-03", shard="s")
-    following = re.search(r'rel="next" href="\./([^"]*)"', visit("/?unsure=0").text)[1]
+    following = re.search(r'rel="next" href="([^"]*)"', visit("/by-model?unsure=0").text)[1]
     assert visit(f"/{html.unescape(following)}").text.count('class="card') == 7
+
+
+def test_the_pages_of_the_current_captions(visit, buckets):
+    """How many there are, which page this is, and links to the others, with the filters and the order."""
+    store, _, _ = buckets
+    rows = [current_row(f"{number:03}.jpg", "a dog", confidence=number / 100) for number in range(60)]
+    write_current(store, [*rows, current_row("x.jpg", "a cat")])
+
+    def shown(path):
+        page = html.unescape(visit(path).text)
+        links = dict(reversed(link) for link in re.findall(r'<a[^>]*href="(\./\?[^"]*)">([^<]*)</a>', page))
+        return page, re.findall(r'class="key" title="(.*?)"', page), links
+
+    page, keys, links = shown("/?words=dog&order=unsure")
+    assert "60 photographs, page 1 of 3." in page
+    assert keys == [f"{number:03}.jpg" for number in range(24)]
+    assert (set(links), "First" in page) == ({"Next →", "Last"}, False)
+    page, keys, links = shown(links["Next →"].removeprefix("."))
+    assert ("page 2 of 3" in page, keys[0], set(links)) == (True, "024.jpg", {"First", "← Previous", "Next →", "Last"})
+    page, keys, links = shown(links["Last"].removeprefix("."))
+    assert ("Page 3 of 3" in page, len(keys), set(links)) == (True, 12, {"First", "← Previous"})
+    assert shown("/?words=dog&order=unsure&page=99")[1] == keys
+    assert "1 photograph." in shown("/?words=cat")[0]
+    assert visit("/?page=0").status_code == visit("/?order=best").status_code == 422
+
+
+def test_what_waits_and_what_failed(visit, buckets):
+    """An image that waits has its picture and says so; a failed one its error."""
+    write_current(buckets[0], [current_row("red.jpg", None, etag=buckets[2]), current_row("x.jpg", error="too slow")])
+    page = visit("/?status=waiting").text
+    assert ("The next night captions this picture." in page, "thumbnail?key=red.jpg" in page) == (True, True)
+    assert ("too slow" in page, "too slow" in visit("/?status=failed").text) == (False, True)
+
+
+def test_the_filtered_captions_as_csv(visit, post_correction, buckets):
+    """All that the page's filters find, with what people said, and texts that are no formulas."""
+    store, _, etag = buckets
+    write_current(
+        store,
+        [
+            current_row("red.jpg", "a ball", etag=etag),
+            current_row("=1.jpg", "two balls"),
+            current_row("b.jpg", "a dog"),
+        ],
+    )
+    assert post_correction({**WORDS, "image_key": "red.jpg", "image_etag": etag}).status_code == 201
+    link = re.search(r'href="(captions\.csv[^"]*)"', visit("/?words=ball%20a").text)[1]
+    answer = visit(f"/{html.unescape(link)}")
+    assert (answer.headers["content-type"], answer.headers["content-disposition"]) == (
+        "text/csv; charset=utf-8",
+        "attachment; filename=captions.csv",
+    )
+    [only] = csv.DictReader(io.StringIO(answer.text))
+    assert (only["image_key"], only["caption"], only["source"]) == ("red.jpg", "a red ball", "person")
+    rows = list(csv.DictReader(io.StringIO(visit("/captions.csv").text)))
+    assert [each["image_key"] for each in rows] == ["'=1.jpg", "b.jpg", "red.jpg"]
+    assert list(rows[0]) == current.SCHEMA.names
+    nothing = visit("/captions.csv?words=zebra").text
+    assert nothing.strip().count("\n") == 0
+    assert "image_key" in nothing
+    store.put(layout.correction("2026-01-01", "c"), b"{")
+    assert visit("/captions.csv").status_code == 409
+
+
+def test_an_empty_page_leads_on(visit, tmp_path, monkeypatch):
+    """To the DAG that trains if there is no champion, to that of nights, and to the inbox; viewers miss its address."""
+    from captioning.gallery import routes
+
+    store = open_bucket(str(tmp_path / "empty store"))
+    monkeypatch.setenv("CAPTION_STORE", store.uri)
+    monkeypatch.setenv("CAPTION_INBOX", str(tmp_path / "my inbox"))
+    for path in ("/", "/by-model"):
+        page = html.unescape(visit(path).text)
+        assert 'dags/retrain_captioner"' in page
+        assert 'dags/caption_new_images"' in page
+        assert f"cp -r photographs/. '{tmp_path}/my inbox/'" in page
+        assert (tmp_path / "my inbox").as_uri() in page
+        page = visit(path, role="viewer").text
+        assert ("dags/caption_new_images" in page, str(tmp_path) in page, "inbox" in page) == (True, False, True)
+    write_model("m1", store)
+    registry.promote("m1", store)
+    assert "retrain_captioner" not in visit("/").text
+    far = MemoryBucket("inbox")
+    far.uri = "s3://my-bucket/inbox"
+    monkeypatch.setitem(routes.app.dependency_overrides, dependencies.inbox, lambda: far)
+    assert "aws s3 sync photographs/ s3://my-bucket/inbox/" in visit("/").text
+
+
+def test_a_night_is_one_of_captions_by_models(visit):
+    """Links to a night, which Airflow and old pages have, lead to captions by models, with all filters."""
+    answer = visit("/?night=2026-01-01&words=a%26b", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (307, "./by-model?night=2026-01-01&words=a%26b")
+    assert "a ball" in visit("/?night=2026-01-01").text
+
+
+def test_current_captions_that_are_damaged(visit, buckets):
+    """The page says so and what to do, and leads to the captions by models."""
+    buckets[0].put(layout.CURRENT_CAPTIONS, b"{")
+    answer = visit("/")
+    assert (answer.status_code, "the next night writes it again" in answer.text) == (200, True)
+    assert "can't be read" in html.unescape(answer.text)
 
 
 def test_the_end_of_the_pages(visit):
     """If a full page was the last, the next one does not say that nothing was found at all."""
     end = {"words": "ball", "after": f"{shard_key('2026-01-01', 's')}:1"}
-    page = visit("/", params=end).text
+    page = visit("/by-model", params=end).text
     assert ("No older captions match" in page, "No captions match" in page) == (True, False)
 
 
@@ -1230,7 +1442,7 @@ def test_drift_is_plotted(visit, buckets):
     assert (text.count("<circle"), text.count(" beyond")) == (6, 1)
     assert "2026-01-02: -2.00 from earlier nights" in text
     for path, name in (("night=2026-01-01", "3 captions"), ("status=failed&amp;night=2026-01-01", "1 failed images")):
-        assert f'href="./?{path}" aria-label="{name} of 2026-01-01 02:00"' in text
+        assert f'href="by-model?{path}" aria-label="{name} of 2026-01-01 02:00"' in text
     for label in (">2026-01-01</text>", ">2026-01-02</text>", ">−2.00</text>", ">+0.10</text>", ">+0.5</text>"):
         assert label in text, "it can be read without a mouse"
     assert 'href="./../dags/caption_new_images/runs/n2"' in text
@@ -1270,7 +1482,7 @@ def test_s3_is_reached_by_airflows_connection(visit, s3_bucket_name, s3_server, 
     monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
     monkeypatch.setenv("CAPTION_STORE", uri)
     monkeypatch.setenv("CAPTION_INBOX", f"{uri}/inbox")
-    assert "far.jpg" in visit("/").text
+    assert "far.jpg" in visit("/by-model").text
     assert visit("/thumbnail", params={"key": "far.jpg", "etag": etag}).status_code == 200
     assert s3_server in Path(dependencies.child().environment["AWS_CONFIG_FILE"]).read_text()
     monkeypatch.delenv("AIRFLOW_CONN_AWS_DEFAULT")
@@ -1285,6 +1497,7 @@ def test_s3_is_reached_by_airflows_connection(visit, s3_bucket_name, s3_server, 
     "path",
     [
         "/",
+        "/by-model",
         "/review",
         "/review/count",
         "/corrections",
@@ -1320,7 +1533,8 @@ def test_damaged_objects_are_named(visit, buckets):
     assert "corrections/2026-01-01/c.parquet is damaged" in visit("/image?key=red.jpg").text
     assert "corrections/2026-01-01/c.parquet" in visit("/corrections.csv").json()["detail"]
     pages = {
-        "/": "captions/model=m1",
+        "/by-model": "captions/model=m1",
+        "/": "corrections/2026-01-01/c.parquet",
         "/review": "corrections/2026-01-01/c.parquet",
         "/corrections": "corrections/2026-01-01/c.parquet",
         "/nights": "runs/night/n1.json",

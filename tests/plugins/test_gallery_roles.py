@@ -11,7 +11,7 @@ from pipeline.data import corrections
 from pipeline.serving.server import Answer, ScoredCaption
 from pipeline.storage import open_bucket
 from tests.support import toy
-from tests.support.caption_tables import row, write
+from tests.support.caption_tables import current_row, row, write, write_current
 from tests.support.gallery import routes
 from tests.support.models import write_model
 
@@ -99,6 +99,7 @@ def store(tmp_path, monkeypatch):
     store, inbox = open_bucket(str(tmp_path / "store")), open_bucket(str(tmp_path / "inbox"))
     etag = inbox.put("red.jpg", toy.picture("red"))
     write(store, [{**row("red.jpg", "a ball"), "image_etag": etag}], night="2026-01-01", shard="s")
+    write_current(store, [current_row("red.jpg", "a ball", etag=etag)])
     monkeypatch.setenv("CAPTION_STORE", store.uri)
     monkeypatch.setenv("CAPTION_INBOX", inbox.uri)
 

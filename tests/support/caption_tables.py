@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 
-from pipeline.nightly import captions
+from pipeline.nightly import captions, current
 from pipeline.storage import layout, parquet
 
 
@@ -38,3 +38,28 @@ def write(store, rows, *, night, shard, version="m1"):
     """Write a shard of captions."""
     table = pa.Table.from_pylist([{**each, "model_version": version} for each in rows], schema=captions.SCHEMA)
     parquet.write(table, shard_key(night, shard, version=version), store)
+
+
+def current_row(key, caption="a dog", *, etag="e", error=None, version="m1", confidence=None, novel=None, **values):
+    """A row of the current captions by a model; without caption and error, the image waits."""
+    return {
+        **dict.fromkeys(current.SCHEMA.names),
+        "image_key": key,
+        "image_etag": etag,
+        "caption": None if error else caption,
+        "error": error,
+        **(
+            {"source": "model", "model_version": version, "confidence": confidence, "novel": novel, "review": False}
+            if caption and not error
+            else {}
+        ),
+        **values,
+    }
+
+
+def write_current(store, rows, *, row_group_size=None):
+    """Write the current captions, as a night does."""
+    ordered = sorted(rows, key=lambda each: each["image_key"])
+    table = pa.Table.from_pylist(ordered, schema=current.SCHEMA)
+    night = {"listed_at": "2026-01-01T00:00:00+00:00"}
+    parquet.write(table, layout.CURRENT_CAPTIONS, store, metadata=night, row_group_size=row_group_size)

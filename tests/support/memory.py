@@ -20,7 +20,7 @@ class MemoryBucket(Bucket):
     def __init__(self, name: str) -> None:
         super().__init__(f"memory://{name}")
         self.objects: dict[str, bytes] = {}
-        self.modified: dict[str, datetime] = {}
+        self.times: dict[str, datetime] = {}
         self.crash_in: int | None = None
         self.crash_after_write = False
 
@@ -32,7 +32,7 @@ class MemoryBucket(Bucket):
         for key in sorted(self.objects, key=str.encode):
             if key.startswith(prefix):
                 data = self.objects[key]
-                yield StoredObject(key, _md5(data), len(data), self.modified[key])
+                yield StoredObject(key, _md5(data), len(data), self.times[key])
 
     def get(self, key: str, *, etag: str | None = None, limit: int | None = None) -> bytes:
         """As S3 does."""
@@ -57,7 +57,7 @@ class MemoryBucket(Bucket):
 
         def write() -> None:
             self.objects[key] = data
-            self.modified[key] = datetime.now(UTC)
+            self.times[key] = datetime.now(UTC)
 
         self._write(write)
         return self.etag(key)
@@ -70,6 +70,12 @@ class MemoryBucket(Bucket):
         """The MD5 of the bytes, so that what comes back as it was has the etag that it had."""
         data = self.objects.get(key)
         return ABSENT if data is None else _md5(data)
+
+    def modified(self, key: str) -> datetime:
+        """When it was put."""
+        if key not in self.objects:
+            raise self._not_found(key)
+        return self.times[key]
 
     def clean(self, older_than: datetime) -> Sequence[str]:
         """A write leaves nothing behind."""

@@ -92,6 +92,8 @@ UPLOAD_SECONDS = 180.0
 openers = Threads(1, waiting=150, seconds=THUMBNAIL_SECONDS)
 pages = Threads(2, waiting=22, seconds=PAGE_SECONDS)
 thumbnails = Threads(4, waiting=120, seconds=THUMBNAIL_SECONDS)
+searches = Threads(1, waiting=7, seconds=PAGE_SECONDS)
+downloads = Threads(2, waiting=8, seconds=PAGE_SECONDS)
 uploads = Threads(8, waiting=0, seconds=UPLOAD_SECONDS)
 
 
@@ -139,6 +141,9 @@ class ExpiringBucket(Bucket):
 
     def etag(self, key: str) -> str:
         return self._in_time().etag(key)
+
+    def modified(self, key: str) -> datetime:
+        return self._in_time().modified(key)
 
     def clean(self, older_than: datetime) -> Sequence[str]:
         return self._in_time().clean(older_than)

@@ -8,14 +8,18 @@ Every route requires Airflow's login. URLs in pages are relative, so that they w
 import contextlib
 import logging
 import random
-from typing import Annotated, Literal, Self
-from urllib.parse import urlencode
+import shlex
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from datetime import datetime
+from typing import IO, Annotated, Any, Literal, Self
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response, status
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse
-from pydantic import BaseModel, Field, field_validator, model_validator
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, StreamingResponse
+from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import Message, Receive, Scope, Send
@@ -23,24 +27,25 @@ from starlette.types import Message, Receive, Scope, Send
 from captioning.gallery import access, dependencies, limits, models
 from captioning.gallery.plots import plot_drift
 from captioning.gallery.rendering import FOLDER, POLICY, Inbox, Store, page, parse_form, root
-from captioning.internals import GetUserDep
+from captioning.internals import BaseUser, GetUserDep
 from pipeline.captioner.registry import find_champion
 from pipeline.captioner.spoken import spoken_name
 from pipeline.data import corrections, synthetic
 from pipeline.data.corrections import Correction
 from pipeline.data.decoders import DecodersBusyError, DecoderStartError, Thumbnails
-from pipeline.data.images import MAX_BYTES, TOO_LARGE, BadImageError
+from pipeline.data.images import MAX_BYTES, TOO_LARGE, BadImageError, format_of
 from pipeline.errors import PipelineError, printable
 from pipeline.export import csv
-from pipeline.ops import browse, correction_use, review
-from pipeline.ops.browse import Filters
+from pipeline.ops import browse, browse_current, correction_use, review
 from pipeline.ops.side_by_side import HeldOutPhotographs
+from pipeline.ops.similar import find_similar
 from pipeline.serving.client import BadPictureError, BusyError, CaptionClient, CaptioningError, TimeLimitError
 from pipeline.serving.server import Answer
 from pipeline.settings import read_settings
 from pipeline.storage import (
     BadKeyError,
     Bucket,
+    DamagedObjectError,
     ObjectChangedError,
     ObjectDeniedError,
     ObjectNotFoundError,
@@ -53,7 +58,10 @@ from pipeline.storage.bucket import hidden_part
 log = logging.getLogger(__name__)
 
 PAGE_SIZE = 24
-"""Captions per page."""
+"""Captions per page: rows of two, three, four and six columns are full."""
+
+SIMILAR = 12
+"""Photographs like one that are shown."""
 
 SAMPLES = 3
 """Captioned photographs, at most, that are tried before a sample is drawn."""
@@ -125,14 +133,33 @@ worker = CaptionClient(dependencies.child)
 
 queue = review.Queue()
 
+current_captions = browse_current.CurrentCaptions()
+
 small, large = (Thumbnails(side, seconds=5, wait=5) for side in (320, 1280))
 """For pages with many pictures, and for a picture's own page."""
 
 held_out = HeldOutPhotographs()
 
 
-class CaptionQuery(Filters):
-    """The filters as the form sends them, and where the page starts."""
+class CaptionFilters(browse_current.Filters):
+    """The filters of the current captions as the form sends them."""
+
+    @field_validator("unsure", "review", mode="before")
+    @classmethod
+    def _empty_is_default(cls, value: str, info: ValidationInfo) -> str | None:
+        return value or cls.model_fields[str(info.field_name)].default
+
+
+class CaptionQuery(CaptionFilters):
+    """These filters, the order, and the number of the page."""
+
+    order: browse_current.Order = "newest"
+    page: int = Field(1, ge=1, le=10**9)
+    night: str = Field("", pattern=browse.NIGHT, description="of a link to captions by models, which alone have one")
+
+
+class HistoryQuery(browse.Filters):
+    """The filters of captions by models as the form sends them, and where the page starts."""
 
     after: str = Field("", max_length=2000)
 
@@ -144,36 +171,115 @@ class CaptionQuery(Filters):
 
 @app.get("/")
 @limits.pages.run
-def show_captions(request: Request, store: Store, query: Annotated[CaptionQuery, Query()]) -> HTMLResponse:
-    """A page of the newest captions that match the filters."""
-    shards, below = browse.shards(store), read_settings().review_below
+def show_captions(
+    request: Request, store: Store, inbox: Inbox, user: GetUserDep, query: Annotated[CaptionQuery, Query()]
+) -> Response:
+    """A page of the current captions that pass the filters, one an image."""
+    if query.night:
+        return RedirectResponse(f"{root(request)}by-model?{request.url.query}", status.HTTP_307_TEMPORARY_REDIRECT)
+    damaged: list[str] = []
+    try:
+        found = current_captions.page(
+            query, store=store, order=query.order, number=query.page, size=PAGE_SIZE, damaged=damaged
+        )
+    except DamagedObjectError as error:
+        damaged.append(str(error))
+        found = None
+    empty = found is not None and not found.images
+    return page(
+        request,
+        "captions.html",
+        by_model=False,
+        filters=query,
+        chosen=query.model_dump(exclude_defaults=True, exclude={"order", "page", "night"}),
+        order="" if query.order == "newest" else query.order,
+        found=found,
+        empty=_why_empty(store, inbox, user) if empty else None,
+        versions=found.versions if found else (),
+        **_limits_of_confidence(),
+        damaged=damaged,
+    )
+
+
+@app.get("/by-model")
+@limits.pages.run
+def show_history(
+    request: Request, store: Store, inbox: Inbox, user: GetUserDep, query: Annotated[HistoryQuery, Query()]
+) -> HTMLResponse:
+    """A page of the newest captions by models that pass the filters."""
+    shards = browse.shards(store)
     found = browse.page(shards, query, store=store, size=PAGE_SIZE, after=query.after)
     return page(
         request,
         "captions.html",
+        by_model=True,
         filters=query,
         chosen=query.model_dump(exclude_defaults=True, exclude={"after"}),
         found=found,
-        damaged=found.damaged,
-        empty=not shards,
+        empty=None if shards else _why_empty(store, inbox, user),
         nights=list(dict.fromkeys(shard.night for shard in shards)),
         versions=list(dict.fromkeys(shard.version for shard in shards)),
-        unsure=sorted({*UNSURE, below}),
-        below=below,
+        **_limits_of_confidence(),
+        damaged=found.damaged,
     )
+
+
+def _limits_of_confidence() -> dict[str, Any]:
+    """The limits of the confidence to choose from, and the one below which a caption waits for review."""
+    below = read_settings().review_below
+    return {"unsure": sorted({*UNSURE, below}), "below": below}
+
+
+def _why_empty(store: Bucket, inbox: Bucket, user: BaseUser) -> dict[str, Any]:
+    """What an empty page says: whether there is a champion and, to those who may know it, how the inbox is filled."""
+    if not access.user_can_trigger(user):
+        return {"champion": find_champion(store), "inbox": "", "command": ""}
+    address = urlsplit(inbox.uri)
+    to = f"{inbox.uri}/" if address.scheme == "s3" else f"{unquote(address.path)}/"
+    program = "aws s3 sync photographs/" if address.scheme == "s3" else "cp -r photographs/."
+    return {"champion": find_champion(store), "inbox": inbox.uri, "command": f"{program} {shlex.quote(to)}"}
+
+
+@app.get("/captions.csv")
+@limits.downloads.run
+def download_captions(store: Store, filters: Annotated[CaptionFilters, Query()]) -> StreamingResponse:
+    """The current captions that pass the filters as CSV."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - it is closed when it has been sent
+    damaged: list[str] = []
+    for number, table in enumerate(current_captions.tables(filters, store=store, damaged=damaged)):
+        file.write(csv.render(table, header=not number))
+    if damaged:
+        raise DamagedObjectError(damaged[0])
+    return _sent(file, "text/csv", {"Content-Disposition": "attachment; filename=captions.csv"})
+
+
+def _sent(file: IO[bytes], media_type: str, headers: dict[str, str]) -> StreamingResponse:
+    """The content of a temporary file, which is closed when it has been sent: a slow connection takes no memory."""
+    length = str(file.tell())
+    file.seek(0)
+
+    async def parts() -> AsyncIterator[bytes]:
+        with file:
+            while part := file.read(1 << 18):
+                yield part
+
+    return StreamingResponse(parts(), media_type=media_type, headers={**headers, "Content-Length": length})
+
+
+class ImageQuery(BaseModel):
+    """A picture, and a night in which it was captioned, if one is known."""
+
+    key: str = Field(min_length=1, max_length=1024)
+    night: str = Field("", pattern=browse.NIGHT)
 
 
 @app.get("/image")
 @limits.pages.run
 def show_image(
-    request: Request,
-    store: Store,
-    user: GetUserDep,
-    key: Annotated[str, Query(min_length=1, max_length=1024)],
-    night: Annotated[str, Query(pattern=browse.NIGHT)] = "",
+    request: Request, store: Store, inbox: Inbox, user: GetUserDep, query: Annotated[ImageQuery, Query()]
 ) -> HTMLResponse:
-    """A picture and its captions; ``night`` is one in which it was captioned."""
-    found = browse.image_captions(key, store=store, night=night)
+    """A picture, its captions, and what people said about them."""
+    found = browse.image_captions(query.key, store=store, night=query.night)
     if found.counting is None:
         where = f" back to {found.searched_to}" if found.searched_to else ""
         raise HTTPException(status.HTTP_404_NOT_FOUND, f"There are no captions of this picture{where}.")
@@ -182,12 +288,36 @@ def show_image(
     return page(
         request,
         "image.html",
-        key=key,
+        key=query.key,
         found=found,
+        modified=_modified(inbox, query.key),
         champion=champion and champion.version,
         damaged=found.damaged,
         can_trigger=can_trigger,
     )
+
+
+@app.get("/similar")
+@limits.searches.run
+def show_similar(
+    request: Request,
+    store: Store,
+    key: Annotated[str, Query(min_length=1, max_length=1024)],
+    etag: Annotated[str, Query(min_length=1, max_length=200)],
+) -> HTMLResponse:
+    """The photographs of the inbox that are most like one."""
+    found = find_similar(key, etag, store=store, count=SIMILAR)
+    return page(request, "similar.html", key=key, found=found)
+
+
+def _modified(inbox: Bucket, key: str) -> datetime | None:
+    """When a picture of the inbox was written; None if it is not there any more."""
+    try:
+        return None if hidden_part(key) is not None else inbox.modified(key)
+    except limits.OutOfTimeError:
+        raise
+    except PipelineError:
+        return None
 
 
 @app.get("/review")
@@ -303,7 +433,7 @@ def show_try(request: Request, store: Store, user: GetUserDep) -> HTMLResponse:
 @limits.thumbnails.run
 def show_sample(store: Store, inbox: Inbox) -> Response:
     """A picture to try, as a JPEG: a photograph that a night has captioned, or a drawn one."""
-    rows = browse.page(browse.shards(store), Filters(status="ok"), store=store, size=PAGE_SIZE).rows
+    rows = browse.page(browse.shards(store), browse.Filters(status="ok"), store=store, size=PAGE_SIZE).rows
     for row in random.sample(rows, min(len(rows), SAMPLES)):
         # It may have been replaced or removed since.
         with contextlib.suppress(HTTPException):
@@ -348,10 +478,37 @@ def show_test_photograph(
         raise HTTPException(status.HTTP_404_NOT_FOUND, message) from error
 
 
+@app.get("/original")
+@limits.downloads.run
+def show_original(
+    inbox: Inbox,
+    key: Annotated[str, Query(min_length=1, max_length=1024)],
+    etag: Annotated[str, Query(max_length=200)] = "",
+) -> StreamingResponse:
+    """A picture of the inbox as it is; what is no picture is not shown."""
+    with _explained():
+        picture = _read_picture(inbox, key, etag or None)
+        if (form := format_of(picture)) is None:
+            raise BadImageError("it is not a picture in a known format")
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - it is closed when it has been sent
+    file.write(picture)
+    name = quote(key.rpartition("/")[2], safe="")
+    headers = {"Content-Disposition": f"inline; filename*=UTF-8''{name}", **(UNCHANGING if etag else {})}
+    return _sent(file, f"image/{form.lower()}", headers)
+
+
 def _thumbnail(thumbnails: Thumbnails, bucket: Bucket, key: str, etag: str | None = None) -> bytes:
     """The thumbnail of a picture. Raises ``HTTPException`` (404) with the reason if there is none."""
-    try:
+    with _explained():
         return thumbnails.thumbnail(_read_picture(bucket, key, etag))
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Errors of a picture as ``HTTPException`` (404) with the reason."""
+    try:
+        yield
+        return
     except (ObjectNotFoundError, ObjectChangedError, BadKeyError):
         why = "it was replaced or removed"
     except ObjectDeniedError as error:

@@ -107,14 +107,13 @@ document.addEventListener("submit", async (event) => {
   for (const button of buttons) button.disabled = false;
 });
 
-// Show what has become of a part of the page.
+// Show what has become of parts of the page.
 async function refresh(selector) {
   const response = await fetch(window.location);
   const page = new DOMParser().parseFromString(await response.text(), "text/html");
-  const fresh = page.querySelector(selector);
-  document.querySelector(selector).replaceWith(fresh);
+  for (const fresh of page.querySelectorAll(selector)) document.getElementById(fresh.id).replaceWith(fresh);
   labelCells();
-  fresh.focus({ preventScroll: true }); // the button that had the focus is gone
+  document.querySelector(selector).focus({ preventScroll: true }); // the button that had the focus is gone
 }
 
 // How sure the model is of a caption, if it knows.
@@ -223,23 +222,40 @@ document.addEventListener("DOMContentLoaded", () => {
   if (page) enableUploads(page);
 });
 
-// Keys press the buttons of the review page, unless the reader has switched that off.
-function enableKeys(page) {
+// What a key follows, presses or goes into, if it is on the page.
+const keys = {
+  "/": "form.filters [name=words]",
+  Escape: ".around .back[href]",
+  ArrowLeft: ".around [rel=prev][href]",
+  ArrowRight: ".around [rel=next][href]",
+  e: "#counting .correction [name=caption]",
+  z: ".enlarge",
+  y: ".review [value=confirmed]",
+  s: ".review .skipping",
+  n: ".review [rel=next]",
+  c: ".review .correction [name=caption]",
+};
+
+function pressKey(event) {
+  const field = event.target.closest("input:not([type=checkbox]), select, textarea");
+  if (field && event.key === "Escape") field.blur();
+  if (field || event.ctrlKey || event.altKey || event.metaKey || event.repeat) return;
+  // A dialog has keys of its own, and readers may switch those of the review page off.
+  if (document.querySelector("dialog[open], .keys input:not(:checked)")) return;
+  const selector = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+  const target = selector && document.querySelector(selector);
+  if (!target) return;
+  event.preventDefault();
+  if (target.matches("input")) target.select();
+  else target.click();
+}
+
+function enableReview(page) {
   const box = page.querySelector(".keys input"), output = page.querySelector("output");
   box.checked = remembered("localStorage", "captions-keys") !== "off";
   box.addEventListener("change", () => remember("localStorage", "captions-keys", box.checked ? "on" : "off"));
   output.textContent = remembered("sessionStorage", "saved");
   remember("sessionStorage", "saved", "");
-  document.addEventListener("keydown", (event) => {
-    const field = event.target.closest("input:not([type=checkbox])");
-    if (field && event.key === "Escape") field.blur();
-    if (field || !box.checked || event.ctrlKey || event.altKey || event.metaKey || event.repeat) return;
-    const target = page.querySelector(`[data-key="${CSS.escape(event.key.toLowerCase())}"]`);
-    if (!target) return;
-    event.preventDefault();
-    if (target.matches("input")) target.select();
-    else target.click();
-  });
 }
 
 // Filters apply when they are changed, and the one that was changed keeps the focus.
@@ -257,13 +273,6 @@ function enableFilters(form) {
   // A picture's own page leads to the others of this page, and back.
   const pictures = [...document.querySelectorAll(".card > a")].map((link) => link.href);
   remember("sessionStorage", "captions-page", JSON.stringify({ address: location.href, pictures }));
-  document.addEventListener("keydown", (event) => {
-    const field = event.target.closest("input, select");
-    if (field && event.key === "Escape") field.blur();
-    if (field || event.key !== "/" || event.ctrlKey || event.altKey || event.metaKey) return;
-    event.preventDefault();
-    form.elements.words.select();
-  });
 }
 
 function enableNeighbours(nav) {
@@ -276,17 +285,56 @@ function enableNeighbours(nav) {
     if (address) link.href = address;
   }
   nav.hidden = false;
-  const keys = { Escape: back, ArrowLeft: previous, ArrowRight: next };
-  document.addEventListener("keydown", (event) => {
-    const field = event.target.closest("input, button");
-    if (field && event.key === "Escape") field.blur();
-    else if (!field && keys[event.key]?.href && !event.ctrlKey && !event.altKey && !event.metaKey) keys[event.key].click();
-    else if (!field && event.key === "e") {
-      event.preventDefault();
-      document.querySelector(".correction input[name=caption]")?.select();
-    }
-  });
 }
+
+// A click on the picture, or Enter, shows it as large as the window; a click or Esc ends that.
+document.addEventListener("click", (event) => {
+  const image = event.target.closest(".enlarge")?.querySelector("img");
+  if (!image || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  const dialog = document.createElement("dialog"), close = document.createElement("button");
+  dialog.className = "enlarged";
+  dialog.ariaLabel = "The picture, enlarged";
+  close.textContent = "Close";
+  dialog.append(image.cloneNode(), close);
+  dialog.addEventListener("click", () => dialog.close());
+  dialog.addEventListener("close", () => dialog.remove());
+  document.body.append(dialog);
+  dialog.showModal();
+});
+
+// Another caption goes into the field for a better one.
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-suggestion]"), field = document.querySelector(keys.e);
+  if (!button || !field) return;
+  field.value = button.dataset.suggestion;
+  field.focus();
+});
+
+// A part of another page is shown on this one, in place of the link to it.
+document.addEventListener("click", async (event) => {
+  const link = event.target.closest("a[data-part]");
+  if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  const state = document.createElement("p");
+  state.className = "state working";
+  state.role = "status";
+  state.textContent = "Searching …";
+  link.replaceWith(state);
+  try {
+    const response = await fetch(link.href, { headers: { Accept: "text/html" } });
+    const page = new DOMParser().parseFromString(await response.text(), "text/html");
+    const part = page.getElementById(link.dataset.part);
+    if (!part) throw new Error(page.querySelector("main")?.textContent.trim() || "Airflow is not reachable.");
+    part.tabIndex = -1;
+    document.querySelector("main").append(part);
+    state.remove();
+    part.focus();
+  } catch (error) {
+    state.className = "state bad";
+    state.textContent = error.message;
+  }
+});
 
 // The heading of a column sorts the rows by it: numbers from the largest, texts from A; again, the other way round.
 function enableSorting(table) {
@@ -334,11 +382,12 @@ async function showCount(span) {
 
 document.addEventListener("DOMContentLoaded", () => {
   const page = document.querySelector(".review");
-  if (page) enableKeys(page);
+  if (page) enableReview(page);
   const filters = document.querySelector("form.filters"), around = document.querySelector(".around");
   if (filters) enableFilters(filters);
   if (around) enableNeighbours(around);
   labelCells();
+  document.addEventListener("keydown", pressKey);
   document.querySelectorAll("table.sortable").forEach(enableSorting);
   showCount(document.querySelector(".count")).catch(() => { /* the link works without it */ });
 });
