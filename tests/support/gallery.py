@@ -3,7 +3,9 @@
 PAGES = (
     "/",
     "/?status=failed",
+    "/by-model",
     "/image?key={key}",
+    "/similar?key={key}&etag=e",
     "/review",
     "/corrections",
     "/nights",
