@@ -92,6 +92,12 @@ class CountingBucket(Bucket):
         self.counts["read_bytes"] += len(data)
         return data
 
+    def modified(self, key: str) -> datetime:
+        """A request."""
+        self.counts["reads"] += 1
+        self._data(key)
+        return self.objects[key][0].modified
+
     def first_bytes(self, key: str, count: int) -> bytes:
         """A request, of the beginning."""
         self.counts["reads"] += 1

@@ -40,6 +40,9 @@ from tests.support.waiting import wait_for
 SECONDS = 300
 """Time limit for what a running Airflow does in one step."""
 
+# On a loaded machine, a page of Airflow's takes longer than Playwright's five seconds.
+expect.set_options(timeout=30_000)
+
 IMAGES, NEW = 300, 32
 """Photographs to learn from, and those in the inbox, of which one is damaged and one has a difficult name."""
 

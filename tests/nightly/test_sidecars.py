@@ -230,9 +230,9 @@ def test_nothing_is_written_by_default(update, inbox, store):
 def test_a_new_caption_replaces_the_old_one(update, place, bucket):
     """In another language, too. What is up to date is not written again."""
     update(place, ROWS)
-    times = dict(bucket.modified)
+    times = dict(bucket.times)
     assert update(place, {**ROWS, "a.jpg": "a wolf"}) == {Outcome.WRITTEN: 1, Outcome.UP_TO_DATE: 2}
-    assert {key for key, time in bucket.modified.items() if times[key] != time} == {key_in(place, "a.jpg")}
+    assert {key for key, time in bucket.times.items() if times[key] != time} == {key_in(place, "a.jpg")}
     assert update(place, {"a.jpg": "a wolf"}, language="de") == {Outcome.WRITTEN: 1}
     assert parse(bucket.get(key_in(place, "a.jpg"))) == Content("a wolf", "A wolf.", "de")
 

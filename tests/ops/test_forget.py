@@ -362,14 +362,14 @@ def test_interrupted_anywhere_and_repeated(made, monkeypatch):
     """Before each write. What has begun is completed without its key, because the tombstones say enough."""
     monkeypatch.setattr(sweeping, "ThreadPoolExecutor", _Serial)
     undisturbed = copied(made, MemoryBucket("store"))
-    start, modified = dict(undisturbed.store.objects), dict(undisturbed.store.modified)
+    start, modified = dict(undisturbed.store.objects), dict(undisturbed.store.times)
     forget_it(undisturbed)
     expected = set(undisturbed.store.objects.items())
     writes = len(set(start.items()) ^ expected) // 2
 
     for number in itertools.count(2):
         store = MemoryBucket("store")
-        store.objects, store.modified, store.crash_in = dict(start), dict(modified), number
+        store.objects, store.times, store.crash_in = dict(start), dict(modified), number
         world = World(store, made.inbox, made.picture, made.vector, made.thumbnails)
         try:
             forget_it(world)

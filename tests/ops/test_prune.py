@@ -202,9 +202,9 @@ def test_old_records_are_removed_but_the_newest(store, monkeypatch):
             runs.RetrainingRecord(run=f"r{day}", started_at=start),
         ):
             runs.write_record(record, store)
-            store.modified[layout.run_record(record.kind, record.run)] = start + timedelta(days=day)
+            store.times[layout.run_record(record.kind, record.run)] = start + timedelta(days=day)
         store.put(layout.run_profile(f"r{day}"), b"{}")
-        store.modified[layout.run_profile(f"r{day}")] = start + timedelta(days=day)
+        store.times[layout.run_profile(f"r{day}")] = start + timedelta(days=day)
     runs.write_record(runs.NightRecord(run="r1", started_at=start), store)  # written again: now the newest
     assert removed(store, keep=4, records_before=start) == set()
     gone = {layout.run_record("night", run) for run in ("r0", "r2", "r3")}

@@ -203,7 +203,7 @@ USES = {
     "caption": lambda store, version: on_demand.caption(
         ["x.jpg"], version=version, decoding=NO_BEAM, alternatives=0, store=store
     ),
-    "try it": lambda store, version: server._Champion(store, decoding=NO_BEAM, alternatives=0).refresh(),
+    "try it": lambda store, version: server._Models(store, decoding=NO_BEAM, alternatives=0).load(version),
     "evaluate": lambda store, version: evaluate_model(version, store=store, decoding=BEAM, max_failed_fraction=0),
     "encoder": lambda store, version: encoder.load(encoder_in(store), store),
     "fine-tuning": lambda store, version: encoder.load_last_stage(encoder_in(store), store),
@@ -333,7 +333,7 @@ def test_prune_keeps_signatures(store):
         signatures.sign(layout.model_metadata(version), store)
         registry.promote(version, store)
     now = datetime.now(UTC)
-    removable = prune.find(store, keep=1, before=now)
+    removable = prune.find(store, keep=1, before=now, records_before=now)
     prune.remove(removable, before=now, store=store)
     assert registry.read_champion(store).version == "b"
     assert [model.version for model in list_models(store)] == ["b"]

@@ -135,10 +135,10 @@ def test_a_task_that_has_failed_tells_nothing():
 
 
 def test_nothing_of_openlineage_is_imported():
-    """The provider is optional: DAG files, and the lineage itself, are read without it."""
+    """The provider is optional: DAG files, and the lineage itself, are read without its client."""
     code = (
         "import sys, captioning.operators, captioning.lineage\n"
-        "print([name for name in sys.modules if name.startswith(('openlineage', 'airflow.providers.openlineage'))])"
+        "print([name for name in sys.modules if name.partition('.')[0] == 'openlineage'])"
     )
     environment = {**os.environ, "PYTHONPATH": f"{PROJECT}:{PROJECT / 'plugins'}"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

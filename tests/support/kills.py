@@ -430,6 +430,7 @@ def caption_rows(store: Bucket) -> list[dict[str, Any]]:
 
 VOLATILE = {
     "captioned_at",
+    "counter",  # of the pointer to the champion: the time
     "created_at",
     "drift",
     "evaluated_at",
