@@ -54,7 +54,7 @@ Lineage = tuple[list[Data], list[Data]]
 """Inputs and outputs."""
 
 
-def operator_lineage(arguments: Sequence[str], result: Result) -> "OperatorLineage | None":
+def operator_lineage(arguments: Sequence[str], result: Result) -> "OperatorLineage[Any, Any] | None":
     """What a command has read and written, for the provider; None for commands that move no data.
 
     Args:
