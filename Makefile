@@ -62,7 +62,7 @@ mlflow: .venv-mlflow/installed  ## start MLflow on 127.0.0.1:5000, with the trai
 bench: .venv/installed  ## measure the speed against common baselines, and write benchmarks/results.json
 	@$(BIN)/python -m benchmarks
 
-test: .venv/installed-dev  ## run the tests that need nothing but Python, all of the pipeline among them (six minutes)
+test: .venv/installed-dev  ## run the tests that need nothing but Python, all of the pipeline among them (a quarter of an hour)
 	@$(PYTEST) $(TWO) -m "not ($(TIERS) or cluster or by_hand)" $(PYTEST_ARGS)
 
 test-rest: .venv/installed-dev  ## run the next five tiers together (eleven minutes)
