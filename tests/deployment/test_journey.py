@@ -988,13 +988,14 @@ def test_by_keyboard_alone(page, deployment, promoted):
     press(page, "Tab")
     expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
     names = []
-    for _ in range(19):
+    for _ in range(20):
         press(page, "Tab")
         names.append(page.evaluate("(document.activeElement.name || document.activeElement.innerText).trim()"))
     names[1] = names[1].rstrip("0123456789")  # the captions that wait
     assert names[:8] == ["Captions", "Review", "Corrections", "Nights", "Models", "Datasets", "Try it", "Airflow"]
     assert names[8:10] == ["Current captions", "Captions by models"]
     assert names[10:18] == ["words", "under", "version", "status", "source", "unsure", "review", "order"]
+    assert names[18] == "Download as CSV"
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid"
     press(page, "Enter")
