@@ -143,12 +143,12 @@ def _steps(store: Bucket) -> Iterator[Removable]:
 def _records(store: Bucket, before: datetime) -> Iterator[Removable]:
     """The records of old runs, and the profiles of nights that have no record then."""
     for kind in runs.RECORDS:
-        records = list(store.list(layout.run_records(kind)))
-        newest = sorted(records, key=lambda item: item.modified)[-RECORDS:]
-        old = [item for item in records if item.modified < before and item not in newest]
+        records = sorted(store.list(layout.run_records(kind)), key=lambda item: item.modified)
+        old = [item for item in records[:-RECORDS] if item.modified < before]
         yield Removable("runs", f"records of the kind {kind}", old)
         if kind == runs.NIGHT:
-            kept = {layout.profile_of_record(item.key) for item in records if item not in old}
+            # The oldest come first, so what is kept is the rest.
+            kept = {layout.profile_of_record(item.key) for item in records[len(old) :]}
             profiles = [item for item in store.list(layout.PROFILES) if item.modified < before and item.key not in kept]
             yield Removable("runs", "profiles of nights", profiles)
 
