@@ -1,4 +1,4 @@
-"""What a night asks of a store that has grown for years, before and after maintenance.
+"""The requests and bytes of a night whose store has grown for years, before and after maintenance.
 
     python -m benchmarks growth
 
