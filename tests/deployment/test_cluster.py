@@ -83,7 +83,7 @@ class World:
             try:
                 answer = self.call("GET", run)
             except OSError:
-                # Its database is away.
+                # It is away itself, or its database is.
                 return None
             return answer["state"] in ("success", "failed") and answer
 
@@ -189,6 +189,16 @@ def test_a_server_is_killed(world, server):
     world.cluster.parts[server].crash()
     world.end_night(run)
     assert world.cluster.parts[server].starts == 2
+
+
+def test_the_api_server_is_away(world):
+    """Tasks wait for it: none is lost, and none fails its first try."""
+    run = world.begin_night()
+    world.in_the_middle(run)
+    world.cluster.parts["api-server"].crash()
+    world.end_night(run)
+    assert world.cluster.parts["api-server"].starts == 2
+    assert {instance["try_number"] for instance in world.computing(run)} == {1}
 
 
 def test_it_is_restored_under_new_keys(world):
