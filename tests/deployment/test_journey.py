@@ -804,6 +804,7 @@ def test_models_and_nights(page, deployment, promoted):
     for order in ("descending", "ascending"):
         heading.get_by_role("button").click()
         expect(heading).to_have_attribute("aria-sort", order)
+    assert page.locator(".models .scroll").evaluate("table => table.scrollWidth <= table.clientWidth")
     picture(page, "models", clip={"x": 0, "y": 0, "width": 1280, "height": 260})
     page.get_by_role("link", name="Report").first.click()
     report = page.frame_locator("iframe.report")

@@ -336,7 +336,8 @@ document.addEventListener("click", async (event) => {
   }
 });
 
-// The heading of a column sorts the rows by it: numbers from the largest, texts from A; again, the other way round.
+// The heading of a column sorts the rows by it: numbers from the largest, texts from A; again, the other way round. A cell
+// with data-sort is sorted by that.
 function enableSorting(table) {
   const headings = [...table.tHead.rows[0].cells], body = table.tBodies[0];
   headings.forEach((heading, column) => {
@@ -350,7 +351,7 @@ function enableSorting(table) {
       const order = heading.ariaSort === first ? second : first;
       for (const each of headings) each.ariaSort = null;
       heading.ariaSort = order;
-      const value = (row) => row.cells[column].textContent.trim();
+      const value = (row) => row.cells[column].dataset.sort ?? row.cells[column].textContent.trim();
       const compare = isNumber ? (a, b) => parseFloat(a) - parseFloat(b) : (a, b) => a.localeCompare(b);
       const [known, unknown] = [(row) => value(row), (row) => !value(row)].map((is) => [...body.rows].filter(is));
       known.sort((a, b) => (order === "ascending" ? 1 : -1) * compare(value(a), value(b)));
