@@ -55,7 +55,7 @@ Lineage = tuple[list[Data], list[Data]]
 
 
 def operator_lineage(arguments: Sequence[str], result: Result) -> "OperatorLineage[Any, Any] | None":
-    """What a command has read and written, for the provider; None for commands that move no data.
+    """What a command has read and written, for the provider; None for a command that reads and writes no datasets.
 
     Args:
         arguments: the command and its options.
@@ -95,7 +95,7 @@ def operator_lineage(arguments: Sequence[str], result: Result) -> "OperatorLinea
 
 
 def describe(arguments: Sequence[str], result: Result) -> Lineage | None:
-    """What a command has read and written; None for those that move no data. Arguments as for ``operator_lineage``."""
+    """What a command has read and written; None for a command without datasets. Arguments as for ``operator_lineage``."""
     for command, of_command in _COMMANDS.items():
         if (*arguments[: len(command)],) == command:
             given = [each for each in arguments[len(command) :] if not each.startswith("--")]
