@@ -194,6 +194,14 @@ def test_workers_are_asked_as_by_compose():
     assert command.replace("$", "$$") == SERVICES["worker"]["healthcheck"]["test"][-1]
 
 
+def test_no_value_is_deprecated():
+    """The chart moved the values of Celery's workers, and Airflow 3 has no webserver."""
+    assert VALUES["workers"].keys() == {"celery"}
+    assert not {"webserver", "webserverSecretKeySecretName", "securityContext", "registry"} & VALUES.keys()
+    parts = [part for part, _ in WITH_SERVICE.values()]
+    assert not any("securityContext" in part for part in parts)
+
+
 @by_part
 def test_a_part_has_its_room(name):
     """The limits are those of docker-compose.yaml, and less is reserved."""
@@ -273,4 +281,6 @@ def test_the_page_installs_the_chart_that_the_values_are_for():
     for command in helm:
         assert command[command.index("--version") + 1] == version
         assert command[command.index("--values") + 1] == "kubernetes/values.yaml"
+        # Helm would wait for components that wait for the job, which the chart starts when all components are ready.
+        assert "--wait" not in command
     assert "@captioning-redis:6379/" in PAGE
