@@ -67,7 +67,7 @@ can_trigger = Depends(_require_trigger_of_nights)
 
 
 can_promote = (can_trigger, Depends(_require_trigger_of_retrainings))
-"""Users who can trigger both DAGs can choose the champion: they could do so by a retraining, too."""
+"""Users who can trigger the DAGs of nights and retrainings can choose the champion: a retraining does so, too."""
 
 
 def user_can_trigger(user: BaseUser) -> bool:
