@@ -33,9 +33,11 @@ def test_the_ends_have_their_dates_and_values():
 
 
 def test_a_single_night_has_one_date():
-    """In the middle, as both ends of its plot are the same."""
+    """In the middle, below its dots, as both ends of its plot are the same."""
     plot = plot_drift("words", nights((0.3, 0.3)), limit=0.5)
-    assert plot.dates == [((plot.left + plot.right) / 2, date(2026, 1, 1))]
+    middle = (plot.left + plot.right) / 2
+    assert plot.dates == [(middle, date(2026, 1, 1))]
+    assert [dot.x for line in plot.lines for dot in line] == [middle] * 2
 
 
 @pytest.mark.parametrize("pair", [(0.2, 0.21), (0.21, 0.2), (0.2, 0.2)])

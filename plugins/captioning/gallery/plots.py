@@ -82,14 +82,13 @@ def plot_drift(measure: str, records: Sequence[NightRecord], *, limit: float) ->
     if not values:
         return None
     extent = 1.05 * max(1.2 * limit, *map(abs, values))
-    step = (WIDTH - LEFT - RIGHT) / max(1, len(records) - 1)
 
     def y(value: float) -> float:
         return HEIGHT / 2 - (HEIGHT / 2 - MARGIN) * value / extent
 
     def dot(reference: str, number: int, value: float) -> Dot:
         title = f"{records[number].started_at:%Y-%m-%d}: {value:+.2f} from {reference}"
-        return Dot(LEFT + step * number, y(value), abs(value) > limit, title)
+        return Dot(_across(number, len(records) - 1), y(value), abs(value) > limit, title)
 
     return Plot(
         lines=[[dot(reference, *point) for point in line] for reference, line in zip(REFERENCES, lines, strict=True)],
@@ -113,13 +112,12 @@ def plot_acceptance(weeks: Sequence[Acceptance]) -> Plot | None:
     last = weeks[-1].week
     versions = list(dict.fromkeys(each.version for each in reversed(weeks)))[:2]
     shown = [each for each in weeks if each.version in versions and each.week > last - timedelta(weeks=WEEKS)]
-    days = max(1, (last - shown[0].week).days)
 
     def y(share: float) -> float:
         return HEIGHT - MARGIN - (HEIGHT - 3 * MARGIN) * share
 
     def dot(each: Acceptance) -> Dot:
-        x = LEFT + (WIDTH - LEFT - RIGHT) * (each.week - shown[0].week).days / days
+        x = _across((each.week - shown[0].week).days, (last - shown[0].week).days)
         return Dot(x, y(each.share), False, f"week of {each.week}: {each}, by {each.version}")
 
     shares = [each.share for each in shown]
@@ -135,9 +133,14 @@ def plot_acceptance(weeks: Sequence[Acceptance]) -> Plot | None:
     )
 
 
+def _across(place: int, last: int) -> float:
+    """The x of a place, from 0 to the last one; the middle, if there is only one."""
+    return LEFT + (WIDTH - LEFT - RIGHT) * (place / last if last else 0.5)
+
+
 def _ends(first: date, last: date) -> Sequence[tuple[float, date]]:
     """The dates at both ends of the lines, or in the middle the only one."""
-    return [((LEFT + WIDTH - RIGHT) / 2, first)] if first == last else [(LEFT, first), (WIDTH - RIGHT, last)]
+    return [(_across(0, 0), first)] if first == last else [(_across(0, 1), first), (_across(1, 1), last)]
 
 
 def _signed(value: float) -> str:
