@@ -29,7 +29,7 @@ PANELS = {
 
 app = typer.Typer(
     name="captioning",
-    help="Caption photographs: train, evaluate and promote a captioner, and caption the new images of a bucket.",
+    help="Caption photographs: train, evaluate and promote a captioner, and caption the new images in a bucket.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,

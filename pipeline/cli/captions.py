@@ -39,7 +39,7 @@ def caption(
     neighbours: NeighbourCount = DEFAULT.neighbours,
     alternatives: Annotated[
         int,
-        typer.Option(min=0, help="further captions of each picture, the best first"),
+        typer.Option(min=0, help="number of further captions to print for each picture, best first"),
     ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object per line")] = False,
     model: Annotated[
@@ -47,7 +47,7 @@ def caption(
         typer.Option(help="version of a model; by default the champion", callback=check_name(names.VERSION)),
     ] = None,
 ) -> None:
-    """Caption pictures, and print the captions in the order of the pictures. Exit status 1: some failed."""
+    """Caption pictures, and print the captions in the order of the pictures. The exit status is 1 if some failed."""
     from pipeline.serving import on_demand
 
     # The captions are the output; errors of pictures are printed beside them.
@@ -80,35 +80,39 @@ def export(
     *,
     form: Annotated[
         Literal["csv", "jsonl", "coco", "label-studio", "webdataset", "iceberg"] | None,
-        typer.Option("--format", help="by default csv for .csv, jsonl for .jsonl and coco for .json"),
+        typer.Option("--format", help="format; by default csv for .csv, jsonl for .jsonl and coco for .json"),
     ] = None,
     words: Annotated[
         str,
         typer.Option(
-            help="words and phrases in quotation marks, which must occur in the caption, the key or the error"
+            help="only images with all these words, or phrases in quotation marks, in their caption, key or error"
         ),
     ] = "",
     under: Annotated[str, typer.Option(help="only images whose key begins with this")] = "",
     status: Annotated[
         Literal["ok", "failed", "waiting"] | None,
-        typer.Option(help="only images with a caption (ok), or with none because they failed or were not tried yet"),
+        typer.Option(
+            help="only images with a caption (ok), with an error (failed), or that were not tried yet (waiting)"
+        ),
     ] = None,
-    version: Annotated[str, typer.Option(help="only captions by this version of a model")] = "",
+    version: Annotated[str, typer.Option(help="only captions by the model with this version")] = "",
     source: Annotated[
         Literal["model", "person"] | None, typer.Option(help="only captions by a model, or by a person")
     ] = None,
-    review: Annotated[bool, typer.Option("--review", help="only captions that a person should look at")] = False,
+    review: Annotated[bool, typer.Option("--review", help="only captions that are marked for review")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace what is at the destination")] = False,
-    table: Annotated[str, typer.Option(metavar="NAMESPACE.NAME", help="the table of Iceberg")] = "captioning.captions",
+    table: Annotated[
+        str, typer.Option(metavar="NAMESPACE.NAME", help="name of the Iceberg table")
+    ] = "captioning.captions",
     catalog: Annotated[
         str,
         typer.Option(
             metavar="URL",
-            help="SQLAlchemy URL of the catalogue of Iceberg; by default a file of SQLite in a local warehouse",
+            help="SQLAlchemy URL of the Iceberg catalogue; by default an SQLite file in a local warehouse",
         ),
     ] = "",
 ) -> None:
-    """Write the current captions, one row an image, to a file or a table for other programs."""
+    """Write the current captions, one row per image, to a file or a table for other programs."""
     from pipeline import export as exports
     from pipeline.nightly import current
     from pipeline.ops.browse_current import Filters
@@ -140,7 +144,7 @@ def corrections(
     limit: Annotated[int | None, typer.Option(min=1, help="maximum number of corrections; all by default")] = None,
     output_format: Annotated[Literal["json", "csv"], typer.Option("--format", help="format of the list")] = "json",
 ) -> None:
-    """List what people said about captions, the newest first: who, when, and which models have learned from it."""
+    """List the corrections of captions, newest first: who made them, when, and which models have learned from them."""
     from pipeline.export import csv
     from pipeline.ops import correction_use
 
@@ -154,11 +158,14 @@ def corrections(
 @app.command()
 def withdraw(
     image_key: Annotated[
-        str, typer.Argument(help="key of the image in the inbox; of an uploaded picture, its `picture`")
+        str,
+        typer.Argument(
+            help="key of the image in the inbox; for an uploaded picture, its `picture` in the list of `corrections`"
+        ),
     ],
-    by: Annotated[str, typer.Option(help="name of the person")] = "somebody",
+    by: Annotated[str, typer.Option(help="name of the person who withdraws it")] = "somebody",
 ) -> None:
-    """Withdraw the correction of an image, so that the caption of the model counts again."""
+    """Withdraw the correction of an image, so that the model's caption counts again."""
     from pipeline.ops import correction_use
 
     withdrawn = correction_use.withdraw(image_key, by=by, store=open_store())
@@ -169,10 +176,10 @@ def withdraw(
 @app.command()
 def import_corrections(
     file: Annotated[
-        str, typer.Argument(help="path or URI of Label Studio's JSON export of tasks that `export` has written")
+        str, typer.Argument(help="path or URI of a JSON export from Label Studio, of tasks that `export` has written")
     ],
 ) -> None:
-    """Store what people said about captions in Label Studio as corrections."""
+    """Import what people said about captions in Label Studio as corrections."""
     from pipeline.export import label_studio
     from pipeline.storage import open_object
 
@@ -183,7 +190,7 @@ def import_corrections(
 
 @app.command()
 def fold() -> None:
-    """Put new corrections into the current captions now, as the next night will, and into the sidecars."""
+    """Put new corrections into the current captions and the sidecars now, without waiting for the next night."""
     from pipeline.nightly import current
 
     damaged: list[str] = []

@@ -48,14 +48,14 @@ def folder_path(value: str) -> Path:
 
 
 RunName = Annotated[
-    str, typer.Argument(help="name of the run, such as the run id of Airflow", callback=check_name(names.RUN))
+    str, typer.Argument(help="name of the run, such as Airflow's run id", callback=check_name(names.RUN))
 ]
 RunOption = Annotated[
     str,
     typer.Option(
         "--run",
         callback=check_name(names.RUN),
-        help="name of the run to which this belongs; by default a new one",
+        help="name of the run that this belongs to; by default a new one",
         default_factory=lambda: f"manual-{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}",
         show_default=False,
     ),
@@ -80,8 +80,8 @@ NeighbourCount = Annotated[
         "--neighbours",
         min=0,
         max=200,
-        help="training photographs most similar to a picture whose captions have a vote on which caption of the beam "
-        "is written; 0 for none",
+        help="number of similar training photographs whose captions vote on which caption of the beam is written; "
+        "0 for none",
     ),
 ]
 

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from pipeline.nightly.night import NightOptions
 
 app = typer.Typer(
-    name="night", help="The steps of the nightly run, in the order in which they run.", no_args_is_help=True
+    name="night",
+    help="The nightly run: a preview, and its steps in the order in which they run.",
+    no_args_is_help=True,
 )
 
 
@@ -33,16 +35,18 @@ def _review_below(value: str) -> float:
 
 ArchiveName = Annotated[
     Literal["all", "new"],
-    typer.Option(help="all: caption images that the champion has not captioned; new: only those that no model has"),
+    typer.Option(
+        help="all: caption the images that the champion has not captioned; new: only those that no model has captioned"
+    ),
 ]
 RetryFailed = Annotated[
-    bool, typer.Option("--retry-failed/--no-retry-failed", help="try again images that failed in earlier nights")
+    bool, typer.Option("--retry-failed/--no-retry-failed", help="try the images that failed in earlier nights again")
 ]
 Recaption = Annotated[
     str,
     typer.Option(
         metavar="PATTERNS",
-        help="caption images again whose keys match one of these patterns, separated by commas, such as `2026/*,a.jpg`",
+        help="patterns, separated by commas, such as `2026/*,a.jpg`: images whose keys match one are captioned again",
     ),
 ]
 RecaptionKeys = Annotated[
@@ -51,7 +55,7 @@ RecaptionKeys = Annotated[
         metavar="FILE",
         exists=True,
         dir_okay=False,
-        help="caption images again whose keys are in this text file, one a line",
+        help="text file of keys, one per line: these images are captioned again",
     ),
 ]
 ReviewBelow = Annotated[
@@ -74,7 +78,7 @@ def night_preview(
     recaption: Recaption = "",
     recaption_keys: RecaptionKeys = None,
 ) -> None:
-    """Say what a night would do now: images, shards, hours. Nothing is written."""
+    """Show how many images a night would caption now, in how many shards and hours. Nothing is written."""
     from dataclasses import asdict
 
     from pipeline.nightly import preview
@@ -99,13 +103,14 @@ def night_list(
         bool,
         typer.Option(
             "--accept-smaller-inbox/--no-accept-smaller-inbox",
-            help="go on, even if the inbox is empty or has lost more photographs than CAPTION_MAX_SHRINK_FRACTION",
+            help="continue even if the inbox is empty or has lost more photographs than CAPTION_MAX_SHRINK_FRACTION "
+            "allows",
         ),
     ] = False,
     recaption: Recaption = "",
     recaption_keys: RecaptionKeys = None,
 ) -> None:
-    """List the inbox and fix the champion for the whole night."""
+    """List the images in the inbox, and choose the present champion for the whole night."""
     from pipeline.nightly import night as nightly
 
     options = _night_options(
@@ -123,7 +128,7 @@ def night_list(
 
 @app.command("plan-extraction")
 def night_plan_extraction(run: RunName) -> None:
-    """Cut the images that have no features yet into shards, and print their names."""
+    """Divide the images that have no features yet into shards, and print the names of the shards."""
     from pipeline.nightly import night as nightly
 
     print_result(nightly.plan_extraction(run, store=open_store(), shard_size=read_settings().shard_size))
@@ -135,11 +140,13 @@ def night_plan_captions(
     date: Annotated[
         datetime | None,
         typer.Option(
-            formats=["%Y-%m-%d"], metavar="YYYY-MM-DD", help="partition of the captions; by default today, UTC"
+            formats=["%Y-%m-%d"],
+            metavar="YYYY-MM-DD",
+            help="date under which the captions are stored; by default today, in UTC",
         ),
     ] = None,
 ) -> None:
-    """Cut the images that have no caption yet into shards, and print their names."""
+    """Divide the images that have no caption yet into shards, and print the names of the shards."""
     from pipeline.nightly import night as nightly
 
     day = (date or datetime.now(UTC)).strftime("%Y-%m-%d")
@@ -148,7 +155,7 @@ def night_plan_captions(
 
 @app.command("caption")
 def night_caption(shard: ShardName, *, review_below: ReviewBelow) -> None:
-    """Write the captions of a shard."""
+    """Caption the images of a shard."""
     from pipeline.nightly import captions
 
     print_result(
@@ -165,11 +172,14 @@ def night_reconcile(
         bool,
         typer.Option(
             "--look-again/--no-look-again",
-            help="list the inbox once more, and count the photographs that have arrived during the night",
+            help="list the inbox once more, and count the photographs that arrived during the night",
         ),
     ] = False,
 ) -> None:
-    """Count the images of the night; fail if one is unaccounted for, or too many failed. Say if a retraining is due."""
+    """Finish the night: update the current captions, write the record, and say whether a retraining is due.
+
+    The command fails if an image of the night is unaccounted for, or if too many failed.
+    """
     from pipeline.nightly.arrivals import count_arrivals
     from pipeline.nightly.reconcile import reconcile
     from pipeline.nightly.retraining import retraining_due

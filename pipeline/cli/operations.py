@@ -27,7 +27,7 @@ def status(
     captions: Annotated[int, typer.Option(min=0, help="number of captions to show")] = 0,
     under: Annotated[str, typer.Option(help="show only captions of images whose key begins with this")] = "",
 ) -> None:
-    """Show the champion, the models, the last runs, and some captions."""
+    """Show the champion, the models, the latest runs, and some captions."""
     from pipeline.ops import status as report
 
     report.show(open_store(), limit=captions, under=under)
@@ -37,9 +37,14 @@ def status(
 def end_run(
     kind: Annotated[Literal["night", "retraining"], typer.Argument(help="kind of the run")],
     run: RunName,
-    error: Annotated[str | None, typer.Option(help="why it failed, whatever its record says")] = None,
+    error: Annotated[
+        str | None, typer.Option(help="why the run failed; marks the run even if its record says that it has ended")
+    ] = None,
 ) -> None:
-    """Mark a run as failed. Without --error, a run that has ended stays as it is. Print the measures for monitoring."""
+    """Mark a run as failed if it stopped before its last step, and print its measures for monitoring.
+
+    Without --error, only a run whose record says that it is still running, or that has no record, is marked.
+    """
     from pipeline.ops import measures
     from pipeline.work import runs
 
@@ -55,13 +60,13 @@ def end_run(
 
 @app.command()
 def backup(
-    target: Annotated[str, typer.Argument(help="file:///folder or s3://bucket/prefix")],
+    target: Annotated[str, typer.Argument(help="address of the backup: file:///folder or s3://bucket/prefix")],
     check: Annotated[
         bool,
         typer.Option(
             "--check",
-            help="read back what was copied, the champion with its encoder, and the current captions; an error if "
-            "anything is missing there, or is not what was copied",
+            help="read back what was copied, the champion with its encoder, and the current captions; fail if anything "
+            "is missing from the backup, or differs from what was copied",
         ),
     ] = False,
 ) -> None:
@@ -79,10 +84,11 @@ def backup(
 @app.command()
 def prune(
     keep: Annotated[
-        int, typer.Option(min=1, help="champions whose models and features are kept, the present one among them")
+        int,
+        typer.Option(min=1, help="number of champions whose models and features are kept, including the present one"),
     ] = 3,
     older_than: Annotated[
-        float, typer.Option(metavar="DAYS", min=0, max=36_500, help="minimum age of removed objects")
+        float, typer.Option(metavar="DAYS", min=0, max=36_500, help="minimum age of the objects that are removed")
     ] = 7.0,
     records_older_than: Annotated[
         float,
@@ -90,14 +96,15 @@ def prune(
             metavar="DAYS",
             min=0,
             max=36_500,
-            help="minimum age of removed records and profiles of runs; the newest hundred of each kind are kept",
+            help="minimum age of the records and profiles of runs that are removed; the newest hundred of each kind "
+            "are kept",
         ),
     ] = 730.0,
     remove: Annotated[
         bool, typer.Option("--remove/--no-remove", help="remove the objects; by default they are only listed")
     ] = False,
 ) -> None:
-    """Remove the objects that none of the last champions need, the remains of interrupted runs, and old records."""
+    """Remove the objects that none of the last champions needs, the remains of interrupted runs, and old records."""
     from pipeline.ops import prune as pruning
 
     store, now = open_store(), datetime.now(UTC)
@@ -124,22 +131,27 @@ def forget(
     *,
     keys_from: Annotated[
         Path | None,
-        typer.Option("--from", exists=True, dir_okay=False, help="text file of further keys, one on each line"),
+        typer.Option("--from", exists=True, dir_okay=False, help="text file of further keys, one per line"),
     ] = None,
     lines: Annotated[
-        str, typer.Option("--keys", metavar="LINES", help="further keys, one on each line, as a form has them")
+        str, typer.Option("--keys", metavar="LINES", help="further keys, one per line, such as from a form")
     ] = "",
     pictures: Annotated[
         list[Path] | None,
-        typer.Option("--picture", exists=True, dir_okay=False, help="a picture whose copies are forgotten"),
+        typer.Option(
+            "--picture", exists=True, dir_okay=False, help="path of a picture; all copies of it are forgotten"
+        ),
     ] = None,
     remove: Annotated[
-        bool, typer.Option("--remove/--no-remove", help="remove them for good; by default they are only looked for")
+        bool,
+        typer.Option(
+            "--remove/--no-remove", help="remove them for good; by default the command only says what it would remove"
+        ),
     ] = False,
 ) -> None:
-    """Remove photographs, and all that was made of them, from the store and from MLflow, and never caption them again.
+    """Remove photographs, and all that was made from them, from the store and MLflow, and never caption them again.
 
-    Without any, those that were forgotten earlier are looked for again. The inbox itself stays as it is.
+    Without keys or pictures, the command searches again for what was forgotten earlier. Photographs in the inbox stay.
     """
     from pipeline.ops import forget as forgetting
 
@@ -158,9 +170,9 @@ def forget(
 
 @app.command()
 def make_keys(
-    folder: Annotated[Path, typer.Argument(help="folder for signing.pem and verify.pem", parser=folder_path)],
+    folder: Annotated[Path, typer.Argument(help="folder for the two files", parser=folder_path)],
 ) -> None:
-    """Make a pair of keys for CAPTION_SIGNING_KEY (signing.pem) and CAPTION_VERIFY_KEY (verify.pem)."""
+    """Make a pair of keys: signing.pem for CAPTION_SIGNING_KEY, and verify.pem for CAPTION_VERIFY_KEY."""
     from pipeline.storage import signatures
 
     private, public = signatures.make_keys(folder)
@@ -174,7 +186,7 @@ def sign(
         typer.Argument(help="versions of models; by default all models, all encoders and the champion's pointer"),
     ] = None,
 ) -> None:
-    """Sign models in the store with their encoders, as they are, with CAPTION_SIGNING_KEY."""
+    """Sign models that are already in the store, and their encoders, with CAPTION_SIGNING_KEY."""
     from pipeline.ops import sign as signing
 
     signed = signing.sign([names.VERSION.check(version) for version in versions or []], open_store())

@@ -82,7 +82,7 @@ def evaluate_champion(
     policy: PolicyName = "auto",
     floor: Floor = 0.1,
 ) -> None:
-    """Evaluate the champion on the test split of a candidate's dataset, if the decision on the candidate needs it."""
+    """Evaluate the champion on a candidate's test split, if the decision about the candidate needs it."""
     from pipeline.captioner.metadata import load_metadata
     from pipeline.captioner.registry import find_champion
     from pipeline.evaluation import card, promotion_gate
@@ -124,12 +124,12 @@ def compare(
     mbr_samples: MbrSamples = DEFAULT.mbr_samples,
     neighbours: NeighbourCount = DEFAULT.neighbours,
     picture_page: Annotated[
-        str, typer.Option(metavar="URL", help="begins the address of a picture's page, which its key ends; for links")
+        str, typer.Option(metavar="URL", help="link each photograph to the page at this URL followed by its key")
     ] = "",
 ) -> None:
-    """Compare a candidate's scores and captions with the champion's, in Markdown, for a person to decide.
+    """Compare a candidate's scores and captions with the champion's, in Markdown, for the person who decides.
 
-    CAPTION_SHADOW photographs of the inbox are captioned by both. The Markdown is a field of the result:
+    Both models caption up to CAPTION_SHADOW photographs from the inbox. The Markdown is a field of the result:
     `captioning compare VERSION | jq -r .comparison` prints it.
     """
     from pipeline.evaluation import comparison
@@ -161,14 +161,16 @@ def gate(
     neighbours: NeighbourCount = DEFAULT.neighbours,
     policy: PolicyName = "auto",
     approved: Annotated[
-        bool | None, typer.Option("--promote/--keep", help="the decision of a person, for the policy approve")
+        bool | None, typer.Option("--promote/--keep", help="what a person has decided, for the policy approve")
     ] = None,
     by: Annotated[str, typer.Option(help="name of that person")] = "somebody",
-    tolerance: Annotated[float, typer.Option(min=0, help="how far its CIDEr may be below the champion's")] = 0.015,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="how far the candidate's CIDEr may be below the champion's")
+    ] = 0.015,
     floor: Floor = 0.1,
     run: RunOption,
 ) -> None:
-    """Decide whether a candidate becomes the champion, and write the record of the retraining."""
+    """Decide whether a candidate becomes the champion, promote it if so, and write the record of the retraining."""
     from pipeline.evaluation import promotion_gate
 
     record = promotion_gate.run_gate(
@@ -185,7 +187,7 @@ def gate(
 
 @app.command()
 def promote(version: Version) -> None:
-    """Make a model the champion, whatever its scores."""
+    """Make a model the champion, regardless of its scores."""
     from pipeline.captioner import registry
 
     print_result({"champion": registry.promote(version, open_store()).version})
@@ -202,7 +204,7 @@ def rollback() -> None:
 @app.command()
 def import_model(
     source: Annotated[
-        str, typer.Argument(help="the other store, which is only read: file:///folder or s3://bucket/prefix")
+        str, typer.Argument(help="address of the other store, which is only read: file:///folder or s3://bucket/prefix")
     ],
     version: Annotated[
         str | None,
@@ -212,12 +214,12 @@ def import_model(
     promote: Annotated[
         bool, typer.Option("--promote/--no-promote", help="make the model the champion, or only copy it")
     ] = True,
-    profile: Annotated[str, typer.Option(help="AWS profile of the other store, if it needs other credentials")] = "",
+    profile: Annotated[str, typer.Option(help="AWS profile for the other store, if it needs other credentials")] = "",
     endpoint_url: Annotated[
-        str, typer.Option(metavar="URL", help="S3 server of the other store, if it is another one")
+        str, typer.Option(metavar="URL", help="S3 server of the other store, if it is on a different one")
     ] = "",
 ) -> None:
-    """Copy a model from another store, such as that of staging, with all that it needs, and promote it."""
+    """Copy a model, and everything it needs, from another store, such as that of staging, and promote it."""
     from pipeline.ops import import_model as importing
     from pipeline.storage import open_bucket
 

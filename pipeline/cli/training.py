@@ -31,16 +31,19 @@ def resolve_inputs(
         str,
         typer.Option(
             help="captioned photographs, as for `ingest`, one source per line; by default the champion's dataset, or "
-            "CAPTION_DATASET"
+            "CAPTION_DATASET if there is no champion"
         ),
     ] = "",
     encoder: Annotated[
         str,
-        typer.Option(help="encoder, as for `register-encoder`; by default the champion's, or CAPTION_ENCODER"),
+        typer.Option(
+            help="encoder, as for `register-encoder`; by default the champion's, or CAPTION_ENCODER if there is no "
+            "champion"
+        ),
     ] = "",
     cause: Annotated[str, typer.Option(help="why the retraining was started, if not by a person")] = "",
 ) -> None:
-    """Begin a retraining: determine its dataset and its encoder."""
+    """Begin a retraining: determine its dataset and encoder."""
     from pipeline.training import inputs
 
     settings = read_settings()
@@ -63,9 +66,9 @@ def ingest(
     sources: Annotated[
         list[str],
         typer.Argument(
-            help="captioned photographs, by the path or URI of their folder or of the file of captions: Flickr8k, "
-            "Flickr30k, Karpathy's JSON, COCO, a CSV, TSV or Parquet table, or .txt files beside the pictures; or the "
-            "id of a dataset in the store. Several sources are merged: a picture that is in two of them is in one split"
+            help="captioned photographs: the path or URI of their folder or of the file of captions (Flickr8k, "
+            "Flickr30k, Karpathy's JSON, COCO, a CSV, TSV or Parquet table, or .txt files beside the pictures), or the "
+            "id of a dataset in the store. Several sources are merged, and copies of a picture are put in one split"
         ),
     ],
     *,
@@ -93,13 +96,13 @@ def ingest(
         ),
     ] = "",
     max_dropped_fraction: Annotated[
-        float, typer.Option(min=0, max=1, help="share of the captions of each source that may be dropped")
+        float, typer.Option(min=0, max=1, help="maximum fraction of each source's captions that may be dropped")
     ] = 0.05,
     corrections: Annotated[
         bool, typer.Option(help="add the corrected captions in the store to the training split")
     ] = False,
 ) -> None:
-    """Read captioned photographs into a validated dataset in the store."""
+    """Validate captioned photographs, and write them to the store as a dataset."""
     from pipeline.data import ingest as ingestion
 
     report = ingestion.ingest(
@@ -116,7 +119,7 @@ def ingest(
 
 @app.command()
 def datasets(limit: Annotated[int, typer.Option(min=1, help="maximum number of datasets")] = 20) -> None:
-    """List the ids of the datasets in the store, the newest first."""
+    """List the ids of the datasets in the store, newest first."""
     from pipeline.data import dataset
 
     print_result(dataset.list_datasets(open_store(), limit=limit))
@@ -125,16 +128,18 @@ def datasets(limit: Annotated[int, typer.Option(min=1, help="maximum number of d
 @app.command()
 def vocabulary(
     dataset_id: DatasetId,
-    min_count: Annotated[int, typer.Option(min=1, help="minimum count of a word in the training captions")] = 10,
+    min_count: Annotated[
+        int, typer.Option(min=1, help="minimum number of occurrences of a word in the training captions")
+    ] = 10,
     neutral_wording: Annotated[
         bool,
         typer.Option(
-            help="person and child in place of man, woman, boy and girl, where the captions of a picture disagree "
-            "about the gender; for English; a training with this vocabulary learns these captions"
+            help="write person and child in place of man, woman, boy and girl where the captions of a picture disagree "
+            "about the gender; for English; a model that is trained with this vocabulary learns these captions"
         ),
     ] = False,
 ) -> None:
-    """Build the vocabulary: number the words that occur often enough in the training captions."""
+    """Build the vocabulary of the words that occur often enough in the training captions."""
     from pipeline.data import dataset
 
     key, words = dataset.build_vocabulary(
@@ -148,8 +153,9 @@ def register_encoder(
     spec: Annotated[
         str,
         typer.Argument(
-            help="a network of keras.applications, such as resnet50 (docs/encoders.md lists them), NAME:FILE.h5 with "
-            "weights for it, random, a .keras model, or the id of a registered encoder"
+            help="a network of keras.applications, such as resnet50 (docs/encoders.md lists them); NAME:FILE.h5 for "
+            "such a network with the weights in a file; random for an untrained one; a .keras file; or the id of a "
+            "registered encoder"
         ),
     ],
     crops: Annotated[
@@ -161,8 +167,8 @@ def register_encoder(
             metavar="DATASET_ID",
             # The DAG passes an empty id where nothing is learnt from the dataset.
             callback=check_name(names.DATASET_ID, empty=True),
-            help="also encode the regions of each picture, if need be by a projection that is learnt from this "
-            "dataset: better captions, up to 25 KB more a picture; an alternative to --crops",
+            help="also encode the regions of each picture, with a projection that is learned from this dataset if one "
+            "is needed: better captions, up to 25 KB more per picture; not together with --crops",
         ),
     ] = None,
     int8: Annotated[
@@ -174,7 +180,7 @@ def register_encoder(
         ),
     ] = None,
 ) -> None:
-    """Put an image encoder in the store."""
+    """Add an image encoder to the store."""
     from pipeline.features import encoder as encoders
 
     if crops and regions:
@@ -193,7 +199,7 @@ def register_encoder(
 
 @app.command()
 def plan_extraction(dataset_id: DatasetId, encoder_id: EncoderId, run: RunOption) -> None:
-    """Cut the images of a dataset that have no features yet into shards, and print their names."""
+    """Divide the images of a dataset that have no features yet into shards, and print the names of the shards."""
     from pipeline.data import dataset
     from pipeline.features import extraction
 
@@ -215,7 +221,7 @@ def plan_extraction(dataset_id: DatasetId, encoder_id: EncoderId, run: RunOption
 
 @app.command()
 def extract(shard: ShardName) -> None:
-    """Extract the features of a shard."""
+    """Extract the features of the images of a shard."""
     from dataclasses import asdict
 
     from pipeline.features import extraction
@@ -241,7 +247,7 @@ def train(
         ),
     ] = None,
 ) -> None:
-    """Train a captioner and put it in the store as a candidate."""
+    """Train a captioner, and add it to the store as a candidate."""
     from pipeline.training.train import train_captioner
 
     settings = read_settings()
