@@ -109,7 +109,7 @@ WORDS = [
     *words("search", "decoding", places={"argument", "field", "keyword", "key"}, files=["pipeline/", "tests/"]),
     # Sampling yields samples; a setting of decoding has the full name.
     *words("samples", "mbr_samples", places={"field", "flag"}),
-    *words("samples", "mbr_samples", places={"key", "keyword"}, files=["pipeline/cli.py", "dags/", "plugins/"]),
+    *words("samples", "mbr_samples", places={"key", "keyword"}, files=["pipeline/cli/", "dags/", "plugins/"]),
     *words("consensus", "mbr"),
     *words("rank spread", "rerank, stratified_uniforms", places={"definition"}, files=["pipeline/"]),
     *words("self_critical self_critical_epochs self_critical_learning_rate", "scst, scst_epochs, scst_learning_rate"),

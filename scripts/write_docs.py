@@ -264,9 +264,11 @@ def render_configuration() -> str:
 
 
 def render_cli() -> str:
-    """Every command with its arguments and options, as ``--help`` shows them."""
+    """Every command with its arguments and options, in the groups and as ``--help`` shows them."""
     root = typer.main.get_group(app)
-    commands = list(_commands(root, typer.Context(root, info_name="captioning")))
+    panels: dict[str, list[typer.Context]] = {}
+    for context in _commands(root, typer.Context(root, info_name="captioning")):
+        panels.setdefault(getattr(context.command, "rich_help_panel", ""), []).append(context)
     blocks = [
         f"{root.help} `captioning COMMAND --help` shows the section of a command.",
         "Commands write their log to standard error and their result to standard output. The result is one line of "
@@ -274,24 +276,25 @@ def render_cli() -> str:
         "or the configuration is wrong or a package is missing, so that the same command would fail again. After any "
         "other status, the command can be repeated, with one exception: after status 1, `caption` has printed all "
         "captions, and some pictures could not be read.",
-        _table(
-            ["command", "description"],
-            [
-                [
-                    f"[`{context.command_path}`](#{context.command_path.replace(' ', '-')})",
-                    str(context.command.help).partition("\n")[0],
-                ]
-                for context in commands
-            ],
-        ),
     ]
-    for context in commands:
-        command = context.command
-        usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
-        records = (parameter.get_help_record(context) for parameter in command.params)
-        rows = [[f"`{name}`", " ".join(text.split())] for name, text in filter(None, records)]
-        blocks += [f"## {context.command_path}", str(command.help), f"```\n{usage}\n```"]
-        blocks += [_table(["argument or option", "description"], rows)] if rows else []
+    for title, commands in panels.items():
+        rows = [
+            [
+                f"[`{context.command_path}`](#{context.command_path.replace(' ', '-')})",
+                str(context.command.help).partition("\n")[0],
+            ]
+            for context in commands
+        ]
+        blocks += [f"**[{title}](#{title.lower().replace(' ', '-')})**", _table(["command", "description"], rows)]
+    for title, commands in panels.items():
+        blocks.append(f"## {title}")
+        for context in commands:
+            command = context.command
+            usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+            records = (parameter.get_help_record(context) for parameter in command.params)
+            rows = [[f"`{name}`", " ".join(text.split())] for name, text in filter(None, records)]
+            blocks += [f"### {context.command_path}", str(command.help), f"```\n{usage}\n```"]
+            blocks += [_table(["argument or option", "description"], rows)] if rows else []
     return _document("Command line", blocks)
 
 

@@ -238,13 +238,13 @@ def test_an_import_that_climbs_is_found(tmp_path):
     root = tree(
         tmp_path,
         pipeline__storage__s3="def f():\n    from pipeline.work import runs\n",
-        pipeline__work__runs="from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import pipeline.cli\n",
-        pipeline__cli="from pipeline.work import runs\nfrom .storage import s3\n",
+        pipeline__work__runs="from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import pipeline.cli.night\n",
+        pipeline__cli__night="from pipeline.work import runs\nfrom .storage import s3\n",
     )
     assert climbing_imports(root) == [
-        "pipeline/cli.py:2: from .storage import s3: relative; name the module in full",
+        "pipeline/cli/night.py:2: from .storage import s3: relative; name the module in full",
         "pipeline/storage/s3.py:2: from pipeline.work import runs: pipeline.work.runs is in a later layer",
-        "pipeline/work/runs.py:3: import pipeline.cli: pipeline.cli is in a later layer",
+        "pipeline/work/runs.py:3: import pipeline.cli.night: pipeline.cli.night is in a later layer",
     ]
 
 

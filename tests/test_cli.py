@@ -14,6 +14,7 @@ import pytest
 
 from pipeline import cli
 from pipeline.captioner import registry
+from pipeline.cli import common
 from pipeline.config import DecodingConfig
 from pipeline.data import corrections
 from pipeline.nightly import current
@@ -1047,7 +1048,7 @@ def test_all_commands_decode_in_the_wording_of_the_settings(monkeypatch):
     """The options of a decoding change nothing of the words that the deployment forbids."""
     monkeypatch.setenv("CAPTION_FORBIDDEN_WORDS", "ugly, fat")
     monkeypatch.setenv("CAPTION_BEAM_WIDTH", "9")
-    assert cli._decoding(3, 40, 7) == DecodingConfig(
+    assert common.decoding_config(3, 40, 7) == DecodingConfig(
         beam_width=3, mbr_samples=40, neighbours=7, forbidden_words=("fat", "ugly")
     )
 
@@ -1071,8 +1072,11 @@ def test_help_loads_nothing_heavy(helped):
 
 
 def test_the_help_of_a_process(environment):
-    """`python -m pipeline --help` lists the commands and succeeds."""
+    """`python -m pipeline --help` lists the commands in their groups and succeeds."""
     done = process("--help")
     assert done.returncode == 0
     for name in COMMANDS:
         assert name.partition(" ")[0] in done.stdout
+    for title in cli.PANELS:
+        assert title in done.stdout
+    assert "Commands" not in done.stdout, "a command is in no group"

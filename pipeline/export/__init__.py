@@ -1,7 +1,7 @@
 """Exports of the current captions: each module of this package writes one format.
 
 To add a format, write a module for it. Then add it to ``Format``, and to ``RENDERERS`` or, if it is more than one file,
-to ``export``; and to the option ``--format`` in ``pipeline/cli.py``.
+to ``export``; and to the option ``--format`` in ``pipeline/cli/captions.py``.
 """
 
 from typing import Any, Literal, get_args

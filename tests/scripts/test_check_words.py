@@ -21,7 +21,7 @@ BAD = {
     "an import": ("scripts/a.py", "from pipeline import notices", "notices", "import"),
     "a module": ("pipeline/consensus.py", "", "consensus", "definition"),
     "a command": ("tests/test_a.py", "run('captioning', 'copy', target)", "copy", "command"),
-    "a flag": ("pipeline/cli.py", "f('--samples')", "samples", "flag"),
+    "a flag": ("pipeline/cli/a.py", "f('--samples')", "samples", "flag"),
     "a flag and its opposite": ("dags/a.py", "f('--marks/--no-marks')", "marks", "flag"),
     "a flag with a value": ("tests/a.py", "f(f'--views={a}')", "views", "flag"),
     "a key of a dictionary": ("pipeline/a.py", "A = {'people': 1}", "people", "key"),
