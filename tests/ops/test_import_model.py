@@ -67,15 +67,6 @@ def production(new_bucket):
     return new_bucket()
 
 
-@pytest.fixture
-def inbox(new_bucket):
-    """A photograph of each colour."""
-    inbox = new_bucket()
-    for number, colour in enumerate(toy.COLOURS):
-        inbox.put(f"{number}-{colour}.jpg", toy.picture(colour, 40 + number))
-    return inbox
-
-
 def contents(store):
     """All objects of a store, by key; of the champion's pointer what does not depend on the time."""
     found = {item.key: store.get(item.key) for item in store.list() if item.key != layout.CHAMPION}
