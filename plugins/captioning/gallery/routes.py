@@ -36,7 +36,8 @@ from pipeline.data.decoders import DecodersBusyError, DecoderStartError, Thumbna
 from pipeline.data.images import MAX_BYTES, TOO_LARGE, BadImageError, format_of
 from pipeline.errors import PipelineError, printable
 from pipeline.export import csv
-from pipeline.ops import browse, browse_current, correction_use, review
+from pipeline.ops import browse, browse_current, correction_use, overview, review
+from pipeline.ops.image_captions import image_captions
 from pipeline.ops.side_by_side import HeldOutPhotographs
 from pipeline.ops.similar import find_similar
 from pipeline.serving.client import BadPictureError, BusyError, CaptionClient, CaptioningError, TimeLimitError
@@ -279,7 +280,7 @@ def show_image(
     request: Request, store: Store, inbox: Inbox, user: GetUserDep, query: Annotated[ImageQuery, Query()]
 ) -> HTMLResponse:
     """A picture, its captions, and what people said about them."""
-    found = browse.image_captions(query.key, store=store, night=query.night)
+    found = image_captions(query.key, store=store, night=query.night)
     if found.counting is None:
         where = f" back to {found.searched_to}" if found.searched_to else ""
         raise HTTPException(status.HTTP_404_NOT_FOUND, f"There are no captions of this picture{where}.")
@@ -388,7 +389,7 @@ def show_corrected_picture(
 def show_nights(request: Request, store: Store) -> HTMLResponse:
     """The last nights: how they ended, their counts, and their drift."""
     damaged: list[str] = []
-    records = browse.nights(store, limit=NIGHTS, damaged=damaged)
+    records = overview.nights(store, limit=NIGHTS, damaged=damaged)
     limit = read_settings().drift_limit
     plots = {title: plot_drift(measure, records[::-1], limit=limit) for measure, title in DRIFT_TITLES.items()}
     written = {shard.night for shard in browse.shards(store)}
@@ -400,7 +401,7 @@ def show_nights(request: Request, store: Store) -> HTMLResponse:
 def show_datasets(request: Request, store: Store, user: GetUserDep) -> HTMLResponse:
     """The newest datasets, and what people who may train from them write into the form."""
     damaged: list[str] = []
-    reports = browse.ingest_reports(store, limit=DATASETS, damaged=damaged)
+    reports = overview.ingest_reports(store, limit=DATASETS, damaged=damaged)
     can_trigger = access.user_can_trigger(user)
     return page(request, "datasets.html", reports=reports, can_trigger=can_trigger, damaged=damaged)
 
@@ -416,7 +417,7 @@ def show_try(request: Request, store: Store, user: GetUserDep) -> HTMLResponse:
     versions: list[str] = []
     if can_trigger:
         worker.warm()
-        found = browse.newest_models(store, present, limit=models.MODELS, damaged=damaged)
+        found = overview.newest_models(store, present, limit=models.MODELS, damaged=damaged)
         versions = [model.version for model in found if model.version != present]
     return page(
         request,
