@@ -15,12 +15,12 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from pipeline.data import corrections
 from pipeline.nightly import current
 from pipeline.nightly.current import PERSON
-from pipeline.ops.browse import SEARCHED, with_words
+from pipeline.ops.filters import SEARCHED, CommonFilters, with_words
 from pipeline.storage import ABSENT, Bucket, ObjectChangedError, layout, parquet
 from pipeline.work.outcomes import IDENTITY
 
@@ -31,29 +31,10 @@ Order = Literal["newest", "unsure", "name"]
 """The newest caption first, or the one of which the model is least sure, or by key."""
 
 
-class Filters(BaseModel):
-    """Which images are shown or exported; a filter that is empty or None excludes none."""
+class Filters(CommonFilters):
+    """Which images are shown or exported."""
 
-    model_config = ConfigDict(frozen=True)
-
-    words: str = Field(
-        "",
-        max_length=300,
-        description="words and phrases in quotation marks, which must occur in the caption, the key or the error",
-    )
-    under: str = Field("", max_length=1024, description="the key of the image begins with this")
-    status: Literal["", "ok", "failed", "waiting"] = Field(
-        "", description="whether it has a caption, or why it has none"
-    )
-    version: str = Field("", max_length=200, description="of the model that wrote the caption")
-    source: Literal["", "model", "person"] = Field("", description="who wrote the caption")
     review: bool = Field(False, description="only captions that a person should look at")
-    unsure: float | None = Field(
-        None,
-        ge=0,
-        le=1,
-        description="upper limit of the confidence; captions of novel photographs are below each limit, also 0",
-    )
 
 
 def row_filter(filters: Filters) -> pc.Expression:

@@ -15,7 +15,7 @@ from pipeline.evaluation.promotion_gate import describe
 from pipeline.evaluation.results import latest_metrics
 from pipeline.nightly import current
 from pipeline.nightly.current import PERSON
-from pipeline.ops import acceptance, browse
+from pipeline.ops import acceptance, browse, overview
 from pipeline.progress import counted
 from pipeline.storage import Bucket, DamagedObjectError, layout
 from pipeline.work import runs
@@ -77,7 +77,7 @@ def _show_models(console: Console, store: Bucket, champion: str | None, damaged:
     table = Table(*columns, title=title)
     accepted = acceptance.by_model(acceptance.by_week(corrections.read(store, damaged=damaged)))
     report = None
-    for model in browse.newest_models(store, champion, limit=MODELS, damaged=damaged):
+    for model in overview.newest_models(store, champion, limit=MODELS, damaged=damaged):
         metrics = latest_metrics(model, store)
         numbers = ["not evaluated", "", "", ""]
         if metrics:

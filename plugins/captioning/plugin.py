@@ -20,7 +20,7 @@ PREFIX = "/captions"
 
 async def gallery(scope: Scope, receive: Receive, send: Send) -> None:
     """The gallery as an ASGI application, imported on the first request."""
-    from captioning.gallery.routes import app
+    from captioning.gallery.app import app
 
     await app(scope, receive, send)
 

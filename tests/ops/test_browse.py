@@ -1,28 +1,21 @@
-"""Captions page by page, and what people said about them."""
+"""Captions by models page by page, and what people said about them."""
 
-import hashlib
 import itertools
-from datetime import UTC, datetime
 
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.captioner.registry import find_champion, promote
 from pipeline.data import corrections
 from pipeline.errors import PipelineError
-from pipeline.nightly import current
 from pipeline.nightly.captions import SCHEMA
 from pipeline.ops import browse
 from pipeline.ops.browse import Filters
+from pipeline.ops.image_captions import image_captions
 from pipeline.storage import layout, open_bucket, parquet
-from pipeline.storage.s3 import TAIL
-from tests.support import toy
-from tests.support.caption_tables import row, shard_key, write
+from tests.support.caption_tables import correct, row, shard_key, write
 from tests.support.effort import random_inputs
-from tests.support.models import write_model
 
 
 def all_pages(store, filters, *, size, seconds=60.0):
@@ -178,31 +171,6 @@ def test_a_page_reads_what_it_shows(s3_bucket_name):
     assert ask(Filters(words="zebra"), seconds=0.0) == ([], 1)
 
 
-def long_text(number):
-    """A text that hardly compresses."""
-    return hashlib.sha512(b"%d" % number).hexdigest()
-
-
-def test_a_picture_reads_the_shards_that_may_hold_it(s3_bucket_name):
-    """Of all others it reads the end alone, which says what keys they hold."""
-    store = open_bucket(f"s3://{s3_bucket_name}/wide")
-    for night in range(1, 9):
-        rows = [row(f"{night}/{number:05}", long_text(number)) for number in range(6000)]
-        write(store, rows, night=f"2026-01-{night:02}", shard="s")
-    sizes = [item.size for item in store.list(layout.CAPTIONS)]
-    received = []
-    store.client.meta.events.register(
-        "after-call.s3", lambda parsed, **_: received.append(parsed.get("ContentLength", 0))
-    )
-    [found] = browse.image_captions("3/00042", store=store).history
-    assert found["caption"] == long_text(42)
-    assert max(received) < sizes[0]
-    assert sum(received) < sum(sizes) / 2
-    received.clear()
-    assert browse.image_captions("unknown", store=store).counting is None
-    assert max(received) <= TAIL
-
-
 def test_shards_that_go_meanwhile(bucket):
     """A shard that is pruned after it was listed is passed over, and hides nothing of the shard that follows it."""
     for night in (1, 2, 3):
@@ -279,24 +247,16 @@ def test_a_page_that_is_no_more(tmp_path, after):
         browse.page(browse.shards(store), Filters(), store=store, size=1, after=after)
 
 
-def said(store, key, caption, etag="e", **options):
-    """Correct the caption of an image, or confirm it."""
-    words = {"model_caption": "a dog", "model_version": "m1", "corrected_by": "ann"}
-    corrections.add(
-        toy.picture("red"), caption=caption, image_key=key, image_etag=etag, store=store, **{**words, **options}
-    )
-
-
 def test_a_persons_word_is_what_filters_see(bucket):
     """It replaces the caption of each model, at once: words find it, and it is never unsure, failed or a model's."""
     rows = [row("a", novel=True), row("b", confidence=0.5), row("c", error="slow"), row("d", confidence=0.5)]
     write(bucket, rows, night="2026-01-01", shard="s")
     write(bucket, [row("a", "a cat")], night="2026-01-02", shard="t", version="m2")
-    said(bucket, "a", "a horse", corrected_by="bob")
-    said(bucket, "a", "a zebra")
-    said(bucket, "b", "a dog", action="confirmed")
-    said(bucket, "c", "a bird")
-    said(bucket, "d", "of another version", etag="older")
+    correct(bucket, "a", "a horse", corrected_by="bob")
+    correct(bucket, "a", "a zebra")
+    correct(bucket, "b", "a dog", action="confirmed")
+    correct(bucket, "c", "a bird")
+    correct(bucket, "d", "of another version", etag="older")
     assert keys(bucket, words="zebra") == ["a", "a"]
     assert keys(bucket, words="cat") == keys(bucket, words="horse") == keys(bucket, words="slow") == []
     assert keys(bucket, status="failed") == []
@@ -318,104 +278,10 @@ def test_a_persons_word_is_what_filters_see(bucket):
 def test_a_damaged_correction_is_left_out(bucket):
     """The others count, and a note names it: on pages of captions and on the picture's own."""
     write(bucket, [row("a"), row("b")], night="2026-01-01", shard="s")
-    said(bucket, "a", "a zebra")
+    correct(bucket, "a", "a zebra")
     damaged = layout.correction("2026-01-01", "20260101T000000000000-0")
     bucket.put(damaged, b"{")
-    page, image = browse.page(browse.shards(bucket), Filters(), store=bucket, size=9), browse.image_captions
+    page, image = browse.page(browse.shards(bucket), Filters(), store=bucket, size=9), image_captions("b", store=bucket)
     assert [each["caption"] for each in page.rows] == ["a zebra", "a dog"]
-    for [message] in (page.damaged, image("b", store=bucket).damaged):
+    for [message] in (page.damaged, image.damaged):
         assert f"{bucket.url(damaged)} is damaged" in message
-
-
-def test_the_caption_of_a_picture_that_counts(bucket):
-    """A person's, or else that of the current captions, or else the newest; the history has all those by models."""
-    write(bucket, [row("a"), row("b", "old", confidence=0.75)], night="2026-01-01", shard="s")
-    later = datetime(2026, 1, 2, tzinfo=UTC)
-    write(
-        bucket,
-        [{**row("b", "new", confidence=0.5, novel=True), "captioned_at": later}],
-        night="2026-01-02",
-        shard="t",
-        version="m2",
-    )
-
-    def counting(key):
-        found = browse.image_captions(key, store=bucket)
-        assert len(found.history) == {"a": 1, "b": 2, "z": 0}[key]
-        return found.counting
-
-    new = counting("b")
-    assert (new.caption, new.model_version, new.confidence, new.novel, new.said) == ("new", "m2", 0.5, True, None)
-    # The champion of the last night was the older model, whose caption it keeps; it knows an image that waits, too.
-    none = dict.fromkeys(current.SCHEMA.names)
-    table = [
-        {**none, "image_key": "b", "image_etag": "e", "caption": "old", "source": "model", "model_version": "m1"},
-        {**none, "image_key": "z", "image_etag": "e"},
-    ]
-    parquet.write(pa.Table.from_pylist(table, schema=current.SCHEMA), layout.CURRENT_CAPTIONS, bucket)
-    old, waiting = counting("b"), counting("z")
-    assert (old.caption, old.model_caption, old.model_version, old.confidence) == ("old", "old", "m1", 0.75)
-    assert (waiting.caption, waiting.error, waiting.model_version) == (None, None, "")
-    said(bucket, "b", "better", model_caption="new", model_version="m2")
-    better = counting("b")
-    assert (better.caption, better.said.corrected_by, better.model_caption) == ("better", "ann", "new")
-    assert (new.seen, better.seen) == ("", corrections.read(bucket)["name"][-1].as_py())
-    assert counting("a").caption == "a dog"
-    # A damaged table is named, and the history does.
-    bucket.put(layout.CURRENT_CAPTIONS, b"{")
-    found = browse.image_captions("a", store=bucket)
-    assert (found.counting.caption, len(found.damaged)) == ("a dog", 1)
-
-
-def test_all_that_was_said_of_a_picture(tmp_path):
-    """Rows of all models and nights, the newest first."""
-    store = open_bucket(str(tmp_path))
-    write(
-        store,
-        [row("a"), {**row("b", "a cat"), "captioned_at": datetime(2026, 1, 1, tzinfo=UTC)}],
-        night="2026-01-01",
-        shard="s",
-    )
-    write(
-        store,
-        [{**row("b", "two cats"), "captioned_at": datetime(2026, 1, 2, tzinfo=UTC)}],
-        night="2026-01-02",
-        shard="s",
-        version="m2",
-    )
-    assert [each["caption"] for each in browse.image_captions("b", store=store).history] == ["two cats", "a cat"]
-    assert browse.image_captions("c", store=store).counting is None
-
-
-def test_a_picture_of_long_ago(tmp_path, monkeypatch):
-    """The night in its link leads to it at once, however many nights have come since."""
-    monkeypatch.setattr(browse, "SHARDS", 3)
-    store = open_bucket(str(tmp_path))
-    for night in range(1, 29):
-        write(store, [row(f"{night}.jpg")], night=f"2026-01-{night:02}", shard="s")
-    found = browse.image_captions("2.jpg", store=store)
-    assert (found.history, found.searched_to) == ([], "2026-01-26")
-    found = browse.image_captions("2.jpg", store=store, night="2026-01-02")
-    assert [each["night"] for each in found.history] == ["2026-01-02"]
-    # One that is in both is shown once.
-    assert len(browse.image_captions("28.jpg", store=store, night="2026-01-28").history) == 1
-
-
-def test_models_and_their_promotions(trained):
-    """A model that was neither evaluated nor promoted is listed all the same."""
-    [model] = browse.models(trained.store, None, limit=9, damaged=[])
-    assert (model.metadata.version, model.is_champion) == (trained.model.version, False)
-    assert (model.metrics, model.promoted, model.rolled_back) == (None, None, None)
-
-
-def test_the_newest_models(trained, bucket):
-    """The champion is among them, however old it is; a damaged model is left out and named."""
-    for version in ("v1", "v2", "v3", "v4"):
-        write_model(version, bucket)
-    promote("v1", bucket)
-    bucket.put(layout.model_metadata("v3"), b"{")
-    damaged = []
-    found = browse.models(bucket, find_champion(bucket), limit=2, damaged=damaged)
-    assert [model.metadata.version for model in found] == ["v4", "v1"]
-    [message] = damaged
-    assert "models/v3/metadata.json is damaged" in message

@@ -13,8 +13,7 @@ from pipeline.nightly import current
 from pipeline.ops import browse_current
 from pipeline.ops.browse_current import CurrentCaptions, Filters, row_filter, with_texts
 from pipeline.storage import DamagedObjectError, ObjectChangedError, layout, open_bucket
-from tests.support import toy
-from tests.support.caption_tables import current_row, write_current
+from tests.support.caption_tables import correct, current_row, write_current
 from tests.support.effort import random_inputs
 from tests.support.memory import MemoryBucket
 
@@ -30,14 +29,6 @@ def page(store, *, captions=None, order="name", number=1, size=100, **filters):
 def keys(store, **options):
     """The keys of that page."""
     return [row["image_key"] for row in page(store, **options).rows]
-
-
-def said(store, key, caption, *, etag="e", **options):
-    """Correct the caption of an image, or confirm it."""
-    words = {"model_caption": "a dog", "model_version": "m1", "corrected_by": "ann"}
-    corrections.add(
-        toy.picture("red"), caption=caption, image_key=key, image_etag=etag, store=store, **{**words, **options}
-    )
 
 
 ROWS = [
@@ -139,10 +130,10 @@ def test_a_persons_word_counts_at_once(bucket):
     captions = CurrentCaptions()
     write_current(bucket, ROWS, row_group_size=2)
     assert keys(bucket, captions=captions, words="zebra") == []
-    said(bucket, "cats/2.jpg", "a zebra")
-    said(bucket, "dogs/2.jpg", "a bird")
-    said(bucket, "dogs/4.jpg", "a dog", action="confirmed", model_version="m2", corrected_by="bob")
-    said(bucket, "cats/1.jpg", "of another version", etag="older")
+    correct(bucket, "cats/2.jpg", "a zebra")
+    correct(bucket, "dogs/2.jpg", "a bird")
+    correct(bucket, "dogs/4.jpg", "a dog", action="confirmed", model_version="m2", corrected_by="bob")
+    correct(bucket, "cats/1.jpg", "of another version", etag="older")
     assert keys(bucket, captions=captions, words="zebra") == ["cats/2.jpg"]
     assert keys(bucket, captions=captions, words="sleeps") == []
     assert keys(bucket, captions=captions, status="failed") == []

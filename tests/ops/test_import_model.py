@@ -22,7 +22,7 @@ from pipeline.evaluation.results import candidate_metrics, comparable_metrics
 from pipeline.features import encoder, extraction, openvino, quantization
 from pipeline.features import store as feature_store
 from pipeline.features.splits import read_split
-from pipeline.ops import browse, correction_use, forget, import_model, status
+from pipeline.ops import correction_use, forget, import_model, overview, status
 from pipeline.ops import prune as pruning
 from pipeline.storage import LocalBucket, ObjectChangedError, json, layout, open_bucket, parquet
 from pipeline.training import inputs
@@ -65,15 +65,6 @@ def staging(made, new_bucket):
 def production(new_bucket):
     """An empty store."""
     return new_bucket()
-
-
-@pytest.fixture
-def inbox(new_bucket):
-    """A photograph of each colour."""
-    inbox = new_bucket()
-    for number, colour in enumerate(toy.COLOURS):
-        inbox.put(f"{number}-{colour}.jpg", toy.picture(colour, 40 + number))
-    return inbox
 
 
 def contents(store):
@@ -125,9 +116,9 @@ def test_a_champion_goes_to_production(staging, production, inbox, trained):
     for store in (staging, production):
         assert night("n1", inbox, store, max_failed_fraction=0).captioned == 4
     assert texts(production) == texts(staging)
-    assert browse.report(version, production) == browse.report(version, staging)
+    assert overview.report(version, production) == overview.report(version, staging)
     [here], [there] = (
-        browse.models(store, registry.find_champion(store), limit=9, damaged=[]) for store in (staging, production)
+        overview.models(store, registry.find_champion(store), limit=9, damaged=[]) for store in (staging, production)
     )
     assert (here.metadata, here.metrics) == (there.metadata, there.metrics)
     assert profile_of_test(version, BEAM, production) == profile_of_test(version, BEAM, staging)

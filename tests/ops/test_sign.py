@@ -49,15 +49,6 @@ def store(unsigned, keys):
     return unsigned
 
 
-@pytest.fixture
-def inbox(new_bucket):
-    """A photograph of each colour."""
-    inbox = new_bucket()
-    for number, colour in enumerate(toy.COLOURS):
-        inbox.put(f"{number}-{colour}.jpg", toy.picture(colour, 40 + number))
-    return inbox
-
-
 def encoder_in(store):
     """The id of the only encoder."""
     [encoder_id] = filter(None, (layout.encoder_of_files(item.key) for item in store.list(layout.ENCODERS)))

@@ -27,6 +27,7 @@ from pipeline.captioner import registry
 from pipeline.captioner.spoken import spoken_name
 from pipeline.config import DecodingConfig
 from pipeline.data import corrections
+from pipeline.data.decoders import Thumbnails
 from pipeline.data.images import MAX_BYTES
 from pipeline.data.ingest import ingest
 from pipeline.evaluation import drift
@@ -73,9 +74,9 @@ def server(airflow_home):
 
         yield app, token
         # They serve for as long as the server runs.
-        from captioning.gallery import routes
+        from captioning.gallery import pictures
 
-        for processes in (routes.small, routes.large):
+        for processes in (pictures.small, pictures.large):
             processes.close()
 
 
@@ -140,7 +141,7 @@ def post_correction(visit):
 @pytest.fixture
 def answering(monkeypatch):
     """A captioning process that always gives the same answer, and the calls that it got."""
-    from captioning.gallery import routes as module
+    from captioning.gallery import try_it
 
     calls = []
 
@@ -156,7 +157,7 @@ def answering(monkeypatch):
 
     always = Always()
     always.answer = ANSWER
-    monkeypatch.setattr(module, "worker", always)
+    monkeypatch.setattr(try_it, "worker", always)
     return always, calls
 
 
@@ -214,7 +215,9 @@ def test_users_who_cannot_see_the_dag_see_no_captions(visit, monkeypatch, prefix
 
 def test_no_page_is_left_out_of_the_tests_in_a_browser():
     """They look at each route that answers with a page."""
-    from captioning.gallery.routes import HTMLResponse, app
+    from fastapi.responses import HTMLResponse
+
+    from captioning.gallery.app import app
 
     pages = {route.path for route in app.routes if route.endpoint.__annotations__["return"] is HTMLResponse}
     assert pages <= {path.partition("?")[0] for path in PAGES} <= {route.path for route in app.routes}
@@ -401,7 +404,7 @@ def test_nothing_outside_is_read(visit, post_correction, buckets, key):
     assert visit("/thumbnail", params={"key": key}).status_code == 404
     assert post_correction({**WORDS, "image_key": key, "image_etag": "e"}).status_code == 422
     assert visit("/corrections/pictures/" + quote(key, safe="")).headers["content-type"] != "image/jpeg"
-    for path in ("/static/..%2Froutes.py", "/static/routes.py", "/models/..%2F..%2Fsecret/report", "/models/../card"):
+    for path in ("/static/..%2Fapp.py", "/static/app.py", "/models/..%2F..%2Fsecret/report", "/models/../card"):
         assert visit(path).status_code == 404
     assert corrections.count(buckets[0]) == 0
 
@@ -409,10 +412,10 @@ def test_nothing_outside_is_read(visit, post_correction, buckets, key):
 @pytest.mark.parametrize("new_bucket", ["file", "s3"], indirect=True)
 def test_hidden_pictures_stay_hidden(visit, post_correction, new_bucket, monkeypatch):
     """No night captions them: they are not shown, and nobody corrects them."""
-    from captioning.gallery import routes
+    from captioning.gallery.app import app
 
     inbox = new_bucket()
-    monkeypatch.setitem(routes.app.dependency_overrides, dependencies.inbox, lambda: inbox)
+    monkeypatch.setitem(app.dependency_overrides, dependencies.inbox, lambda: inbox)
     for key in (".thumbs/red.jpg", "a/.red.jpg", "@eaDir/red.jpg", ".trash"):
         if isinstance(inbox, LocalBucket):
             path = inbox.root / key
@@ -495,7 +498,7 @@ def test_the_answer_says_what_becomes_of_it(post_correction, buckets, tmp_path):
 
 def test_the_list_of_corrections(visit, post_correction, buckets, monkeypatch):
     """The newest first, with both captions and what became of each; all of them as CSV."""
-    from captioning.gallery import routes
+    from captioning.gallery import corrections as module
 
     form = {**WORDS, "image_key": "red.jpg", "image_etag": buckets[2]}
     for caption in ("first try", 'a, "red" ball'):
@@ -517,7 +520,7 @@ def test_the_list_of_corrections(visit, post_correction, buckets, monkeypatch):
         ('a, "red" ball', "counts"),
         ("first try", "replaced"),
     ]
-    monkeypatch.setattr(routes, "CORRECTIONS", 2)
+    monkeypatch.setattr(module, "CORRECTIONS", 2)
     page = visit("/corrections").text
     assert ("The last 2" in page, "first try" in page) == (True, False)
 
@@ -756,9 +759,9 @@ def test_pictures_like_one(visit, buckets):
 
 def test_decoders_that_cannot_start(visit, post_correction, tmp_path, monkeypatch):
     """It is not the picture that is missing or bad: the server can't show or take any at the moment."""
-    from captioning.gallery import routes
+    from captioning.gallery import pictures
 
-    monkeypatch.setattr(routes, "small", routes.Thumbnails(320))
+    monkeypatch.setattr(pictures, "small", Thumbnails(320))
     for name, value in in_decoders(CANNOT_START, tmp_path / "code").items():
         monkeypatch.setenv(name, value)
     for answer in (
@@ -1367,7 +1370,7 @@ def test_the_filtered_captions_as_csv(visit, post_correction, buckets):
 
 def test_an_empty_page_leads_on(visit, tmp_path, monkeypatch):
     """To the DAG that trains if there is no champion, to that of nights, and to the inbox; viewers miss its address."""
-    from captioning.gallery import routes
+    from captioning.gallery.app import app
 
     store = open_bucket(str(tmp_path / "empty store"))
     monkeypatch.setenv("CAPTION_STORE", store.uri)
@@ -1385,7 +1388,7 @@ def test_an_empty_page_leads_on(visit, tmp_path, monkeypatch):
     assert "retrain_captioner" not in visit("/").text
     far = MemoryBucket("inbox")
     far.uri = "s3://my-bucket/inbox"
-    monkeypatch.setitem(routes.app.dependency_overrides, dependencies.inbox, lambda: far)
+    monkeypatch.setitem(app.dependency_overrides, dependencies.inbox, lambda: far)
     assert "aws s3 sync photographs/ s3://my-bucket/inbox/" in visit("/").text
 
 
@@ -1413,9 +1416,9 @@ def test_the_end_of_the_pages(visit):
 
 def test_drift_is_plotted(visit, buckets):
     """A dot per night and reference, those beyond the limit among them; warnings and errors are in the table."""
-    from captioning.gallery import routes
+    from captioning.gallery import nights
 
-    assert drift.CHANCE.keys() <= routes.DRIFT_TITLES.keys()
+    assert drift.CHANCE.keys() <= nights.DRIFT_TITLES.keys()
     store, _, _ = buckets
     first = NightRecord(
         run="n1",
@@ -1511,10 +1514,10 @@ def test_s3_is_reached_by_airflows_connection(visit, s3_bucket_name, s3_server, 
 )
 def test_a_page_of_a_store_of_years(visit, monkeypatch, path):
     """What a page asks the store for does not grow with the number of nights; the search of a picture ends in time."""
-    from captioning.gallery import routes
+    from captioning.gallery.app import app
 
     store = write_history()
-    monkeypatch.setitem(routes.app.dependency_overrides, dependencies.store, lambda: store)
+    monkeypatch.setitem(app.dependency_overrides, dependencies.store, lambda: store)
     answer = visit(path)
     assert answer.status_code == 200
     assert store.requests <= 50
@@ -1588,11 +1591,11 @@ class HangingBucket(MemoryBucket):
 @pytest.mark.parametrize(("path", "threads"), [("/", limits.pages), ("/thumbnail?key=a", limits.thumbnails)])
 def test_airflow_answers_while_the_gallery_hangs(visit, monkeypatch, path, threads):
     """A flood takes none of the threads that answer heartbeats, and what the queue does not hold is refused at once."""
-    from captioning.gallery import routes
+    from captioning.gallery.app import app
 
     hanging, flood = HangingBucket("hanging"), 200
     for bucket in (dependencies.store, dependencies.inbox):
-        monkeypatch.setitem(routes.app.dependency_overrides, bucket, lambda: hanging)
+        monkeypatch.setitem(app.dependency_overrides, bucket, lambda: hanging)
     with ThreadPoolExecutor(flood + 1) as users:
         try:
             answers = [users.submit(visit, path) for _ in range(flood)]

@@ -94,7 +94,7 @@ def visit(server, client):
 @pytest.fixture
 def store(tmp_path, monkeypatch):
     """A store with a captioned picture of an inbox, and a captioning process that always answers the same."""
-    from captioning.gallery import routes as module
+    from captioning.gallery import try_it
 
     store, inbox = open_bucket(str(tmp_path / "store")), open_bucket(str(tmp_path / "inbox"))
     etag = inbox.put("red.jpg", toy.picture("red"))
@@ -110,7 +110,7 @@ def store(tmp_path, monkeypatch):
         def warm(self):
             pass
 
-    monkeypatch.setattr(module, "worker", Always())
+    monkeypatch.setattr(try_it, "worker", Always())
     form = {"caption": "a red ball", "model_caption": "a ball", "image_key": "red.jpg", "image_etag": etag}
     return store, json.dumps(form).encode() + b"\n"
 

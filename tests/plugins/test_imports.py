@@ -83,7 +83,7 @@ PLUGINS_LOADED = ["captioning_plugin", "captioning/plugin"]
 @pytest.mark.parametrize(
     ("code", "loaded"),
     [
-        (API_SERVER, [*PLUGINS_LOADED, "captioning/run_notes", "captioning/gallery/routes"]),
+        (API_SERVER, [*PLUGINS_LOADED, "captioning/run_notes", "captioning/gallery/app"]),
         (
             DAG_PROCESSOR.replace("{bundle}", str(PROJECT)),
             [*PLUGINS_LOADED, "captioning/operators"],
@@ -110,8 +110,8 @@ from airflow import plugins_manager
 
 apps, _ = plugins_manager.get_fastapi_plugins()
 assert plugins_manager.get_import_errors() == {}
-early = [name for name in ("pyarrow", "captioning.gallery.routes", "captioning.operators") if name in sys.modules]
-import captioning.gallery.routes
+early = [name for name in ("pyarrow", "captioning.gallery.app", "captioning.operators") if name in sys.modules]
+import captioning.gallery.app
 heavy = [name for name in ("keras", "tensorflow", "jax", "torch", "openvino", "matplotlib") if name in sys.modules]
 assert ([app["name"] for app in apps], early, heavy) == (["Captions"], [], []), (apps, early, heavy)
 """

@@ -1,12 +1,14 @@
-"""Tables of captions that no model wrote."""
+"""Tables of captions that no model wrote, and corrections of them."""
 
 import hashlib
 from datetime import UTC, datetime
 
 import pyarrow as pa
 
+from pipeline.data import corrections
 from pipeline.nightly import captions, current
 from pipeline.storage import layout, parquet
+from tests.support import toy
 
 
 def row(key, caption="a dog", *, log_prob=-1.0, confidence=None, novel=None, error=None, version="m1"):
@@ -63,3 +65,11 @@ def write_current(store, rows, *, row_group_size=None):
     table = pa.Table.from_pylist(ordered, schema=current.SCHEMA)
     night = {"listed_at": "2026-01-01T00:00:00+00:00"}
     parquet.write(table, layout.CURRENT_CAPTIONS, store, metadata=night, row_group_size=row_group_size)
+
+
+def correct(store, key, caption, *, etag="e", **options):
+    """Correct the caption of an image, or confirm it."""
+    words = {"model_caption": "a dog", "model_version": "m1", "corrected_by": "ann"}
+    corrections.add(
+        toy.picture("red"), caption=caption, image_key=key, image_etag=etag, store=store, **{**words, **options}
+    )

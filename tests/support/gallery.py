@@ -28,7 +28,7 @@ def routes() -> list[tuple[str, str]]:
     """Method and an example of the path of every route."""
     from fastapi.routing import APIRoute
 
-    from captioning.gallery.routes import app
+    from captioning.gallery.app import app
 
     values = {"version": "m1", "name": "gallery.css", "picture": f"{'0' * 32}.jpg"}
     found = []

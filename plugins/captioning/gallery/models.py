@@ -18,7 +18,7 @@ from pipeline.captioner.registry import find_champion
 from pipeline.captioner.spoken import spoken_name
 from pipeline.data import corrections
 from pipeline.errors import PipelineError
-from pipeline.ops import acceptance, browse, side_by_side
+from pipeline.ops import acceptance, overview, side_by_side
 from pipeline.storage import Bucket
 
 MODELS = 15
@@ -42,7 +42,7 @@ def show_models(request: Request, store: Store, user: GetUserDep) -> HTMLRespons
     """The newest models, their scores, which is the champion, and what people accepted of their captions."""
     damaged: list[str] = []
     champion = find_champion(store)
-    models = browse.models(store, champion, limit=MODELS, damaged=damaged)
+    models = overview.models(store, champion, limit=MODELS, damaged=damaged)
     weeks = acceptance.by_week(corrections.read(store, damaged=damaged))
     plot, accepted = plot_acceptance(weeks), acceptance.by_model(weeks)
     return page(
@@ -76,7 +76,7 @@ def show_report_page(version: str, store: Store) -> HTMLResponse:
 
 def _report(version: str, store: Bucket) -> bytes:
     try:
-        return browse.report(version, store)
+        return overview.report(version, store)
     except PipelineError as error:
         raise HTTPException(status.HTTP_404_NOT_FOUND, str(error)) from error
 
@@ -86,7 +86,7 @@ def _report(version: str, store: Bucket) -> bytes:
 def show_card(request: Request, version: str, store: Store) -> HTMLResponse:
     """The card of a model."""
     try:
-        card = browse.card(version, store)
+        card = overview.card(version, store)
     except PipelineError as error:
         raise HTTPException(status.HTTP_404_NOT_FOUND, str(error)) from error
     return page(

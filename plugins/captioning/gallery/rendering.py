@@ -1,13 +1,13 @@
-"""The pages as HTML: the templates, what they know, and the relative URLs by which they work behind any proxy."""
+"""Answers of the routes: pages from templates, with relative URLs that work behind any proxy, and files."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import IO, Annotated, Any, TypeVar
 from urllib.parse import urlencode
 
 from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, StreamingResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, ValidationError
 
@@ -52,6 +52,19 @@ def path(request: Request) -> str:
 def root(request: Request) -> str:
     """The relative URL of the gallery, as seen from the page that is requested."""
     return "../" * max(0, path(request).count("/") - 1) or "./"
+
+
+def send_file(file: IO[bytes], media_type: str, headers: dict[str, str]) -> StreamingResponse:
+    """The content of a temporary file, which is closed when it has been sent: a slow connection takes no memory."""
+    length = str(file.tell())
+    file.seek(0)
+
+    async def parts() -> AsyncIterator[bytes]:
+        with file:
+            while part := file.read(1 << 18):
+                yield part
+
+    return StreamingResponse(parts(), media_type=media_type, headers={**headers, "Content-Length": length})
 
 
 def parse_form(kind: type[Form], content: bytes) -> Form:
