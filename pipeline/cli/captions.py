@@ -85,7 +85,8 @@ def export(
     words: Annotated[
         str,
         typer.Option(
-            help="only images with all these words, or phrases in quotation marks, in their caption, key or error"
+            help="only images with all these words, or beginnings of words, and phrases in quotation marks, in their "
+            "caption, file name or error"
         ),
     ] = "",
     under: Annotated[str, typer.Option(help="only images whose key begins with this")] = "",

@@ -223,7 +223,10 @@ def _already_said(events: pa.Table, image_key: str, image_etag: str) -> AlreadyS
     [last] = events.filter(pc.field("name") == last_said(events, image_key, image_etag)).to_pylist()
     did = {"corrected": "corrected", "confirmed": "confirmed", WITHDRAWN: "withdrawn a correction of"}[last["action"]]
     caption = last["caption"] or last["model_caption"]
-    return AlreadySaidError(f"Nothing was saved: {last['corrected_by']} has {did} this caption meanwhile: {caption}")
+    return AlreadySaidError(
+        f"Nothing was saved: {last['corrected_by']} has {did} this caption meanwhile: {caption}. Reload the page "
+        "before you save again."
+    )
 
 
 def _write(made: Correction, store: Bucket, seen: str | None = None) -> None:

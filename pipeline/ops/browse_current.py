@@ -7,6 +7,7 @@ read from the table when they are searched or shown, one row group after the oth
 
 import contextlib
 import itertools
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from pipeline.nightly.current import PERSON
 from pipeline.ops.filters import SEARCHED, CommonFilters, with_words
 from pipeline.storage import ABSENT, Bucket, ObjectChangedError, layout, parquet
 from pipeline.work.outcomes import IDENTITY
+
+FOLDERS = 300
+"""Folders, at most, that are kept as suggestions."""
 
 TRIES = 5
 """How often a page is read again if the table is replaced meanwhile."""
@@ -85,6 +89,7 @@ class Page:
         pages: how many there are, at least one.
         images: how many images the table has; none before the first night has ended.
         versions: the models that wrote the captions, the newest first.
+        folders: those of the images, each as the keys in it begin; see ``FOLDERS``.
     """
 
     rows: list[dict[str, Any]]
@@ -93,6 +98,7 @@ class Page:
     pages: int
     images: int
     versions: Sequence[str]
+    folders: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -104,12 +110,14 @@ class _Facts:
         events: the names of the corrections that are in it.
         table: the columns ``FACTS``, and the number of each ``row``.
         said: the columns ``SEARCHED`` and ``row`` of the images about which people said something.
+        folders: as ``Page`` has them.
     """
 
     version: tuple[str, str]
     events: pa.ChunkedArray
     table: pa.Table
     said: pa.Table
+    folders: Sequence[str]
 
 
 class CurrentCaptions:
@@ -155,11 +163,12 @@ class CurrentCaptions:
                         pages=pages,
                         images=len(facts.table),
                         versions=sorted(versions, reverse=True),
+                        folders=facts.folders,
                     )
             except ObjectChangedError:
                 if attempt == TRIES:
                     raise
-        return Page([], found=0, number=1, pages=1, images=0, versions=())
+        return Page([], found=0, number=1, pages=1, images=0, versions=(), folders=())
 
     def tables(self, filters: Filters, *, store: Bucket, damaged: list[str]) -> Iterator[pa.Table]:
         """The rows of the captions that pass the filters, by key, as tables of schema ``current.SCHEMA``.
@@ -183,8 +192,7 @@ class CurrentCaptions:
         with self._lock:  # two requests need not read them both
             facts = self._facts
             if facts is None or facts.version != version or not facts.events.equals(names):
-                table, said = _read_facts(file, events)
-                self._facts = facts = _Facts(version, names, table, said)
+                self._facts = facts = _Facts(version, names, *_read_facts(file, events), _folders(file))
             return facts
 
 
@@ -252,6 +260,20 @@ def _read_facts(file: pq.ParquetFile, events: pa.Table) -> tuple[pa.Table, pa.Ta
             facts = pa.concat_tables([same, changed.select(facts.column_names)]).sort_by("row")
         parts.append(_encoded(facts))
     return pa.concat_tables(parts).unify_dictionaries().combine_chunks(), pa.concat_tables(said)
+
+
+def _folders(file: pq.ParquetFile) -> list[str]:
+    """The folders of the images, in the order of their keys; of the outer ones only, if there are more than FOLDERS."""
+    found: dict[str, None] = {}
+    for group, start, _ in _groups(file):
+        keys = _read(file, ["image_key"], group, start)["image_key"]
+        found |= dict.fromkeys(pc.replace_substring_regex(keys, "[^/]*$", "").unique().to_pylist())
+    found.pop("", None)
+    depth = max((folder.count("/") for folder in found), default=0)
+    while len(found) > FOLDERS and depth > 1:
+        depth -= 1
+        found = dict.fromkeys("".join(re.findall("[^/]*/", folder)[:depth]) for folder in found)
+    return list(found)[:FOLDERS]
 
 
 def _encoded(facts: pa.Table) -> pa.Table:

@@ -95,7 +95,7 @@ def operator_lineage(arguments: Sequence[str], result: Result) -> "OperatorLinea
 
 
 def describe(arguments: Sequence[str], result: Result) -> Lineage | None:
-    """What a command has read and written; None for a command without datasets. Arguments as for ``operator_lineage``."""
+    """What a command has read and written; None for one without datasets. Arguments as for ``operator_lineage``."""
     for command, of_command in _COMMANDS.items():
         if (*arguments[: len(command)],) == command:
             given = [each for each in arguments[len(command) :] if not each.startswith("--")]

@@ -64,7 +64,9 @@ def test_filters(bucket):
     assert keys(bucket, unsure=0.1) == ["dogs/1.jpg"]
     assert keys(bucket, unsure=1) == ["cats/1.jpg", "dogs/1.jpg"]
     assert keys(bucket, words="dog RUNS") == ["dogs/1.jpg"]
-    assert keys(bucket, words="cats/") == ["cats/1.jpg"]
+    assert keys(bucket, words="1 RUNS") == ["dogs/1.jpg"]
+    assert keys(bucket, words="cats") == keys(bucket, words='"dogs"') == keys(bucket, words='1 "cats"') == []
+    assert keys(bucket, words="cats/") == keys(bucket, words='"cats/1.jpg"') == ["cats/1.jpg"]
     assert keys(bucket, words="is empty") == ["dogs/2.jpg"]
     assert keys(bucket, words="dog", night="2026-01-02", status="ok") == ["dogs/1.jpg"]
     assert keys(bucket, words="%") == keys(bucket, words=".*") == keys(bucket, version="m3") == []
@@ -89,12 +91,14 @@ def test_a_novel_photograph_is_never_sure(bucket):
         ('"a cat', {"a cat."}),
         ('"" "a"cat', {"a cat."}),
         ("cat.", {"a cat.", "my_cat.jpg"}),
-        ("trunc", set()),
+        ("trunc", {"a dog, truncated"}),
+        ('"trunc"', set()),
         ("chat", set()),
         ("CHÂTEAU", {"le château"}),
         ("teau", set()),
         ("собака", {"рыжая собака"}),
-        ("соба", set()),
+        ("соба", {"рыжая собака"}),
+        ('"соба"', set()),
         ("猫", {"黑猫在睡觉"}),
         ("睡觉", {"黑猫在睡觉"}),
         ("コーヒ", {"コーヒーを飲む"}),
@@ -104,7 +108,10 @@ def test_a_novel_photograph_is_never_sure(bucket):
     ],
 )
 def test_words_and_phrases(bucket, words, found):
-    """Whole words are found, in any script; where words have no spaces between them, any text is."""
+    """A word finds those that begin with it, in any script, and a phrase whole words.
+
+    Where words have no spaces between them, any text is found.
+    """
     captions = ["a cat.", "a dog, truncated", "Cat's", "un châtchat", "le château", "рыжая собака", "黑猫在睡觉"]
     captions += ["コーヒーを飲む", "มีแมวตัวหนึ่ง"]
     rows = [row(f"{number}.jpg", caption) for number, caption in enumerate(captions)] + [row("my_cat.jpg", "it")]

@@ -116,9 +116,26 @@ def test_pages(bucket):
     assert (nothing.rows, nothing.found, nothing.number, nothing.pages, nothing.images) == ([], 0, 1, 1, 6)
 
 
+@pytest.mark.parametrize(
+    ("keys", "found"),
+    [
+        (["a.jpg", "b/a.jpg", "b/c/a.jpg", "d/c/a.jpg", "d/c/b.jpg"], ["b/", "b/c/", "d/c/"]),
+        (
+            [f"2026/{day:03}/{part}/a.jpg" for day in range(200) for part in "ab"],
+            [f"2026/{day:03}/" for day in range(200)],
+        ),
+        ([f"{day:03}/a.jpg" for day in range(400)], [f"{day:03}/" for day in range(300)]),
+    ],
+)
+def test_folders(bucket, keys, found):
+    """All of them are suggestions; of too many only the outer ones."""
+    write_current(bucket, [{**ROWS[0], "image_key": key} for key in keys], row_group_size=3)
+    assert page(bucket).folders == found
+
+
 def test_before_the_first_night(bucket):
     """There is nothing, neither on a page nor in an export."""
-    assert page(bucket) == browse_current.Page([], found=0, number=1, pages=1, images=0, versions=())
+    assert page(bucket) == browse_current.Page([], found=0, number=1, pages=1, images=0, versions=(), folders=())
     [table] = CurrentCaptions().tables(Filters(), store=bucket, damaged=[])
     assert table.equals(current.SCHEMA.empty_table())
     write_current(bucket, [])

@@ -103,7 +103,9 @@ async def show_error(request: Request, error: StarletteHTTPException) -> Respons
 async def show_invalid_values(request: Request, error: RequestValidationError) -> Response:
     """The same for invalid parameters."""
     # An error of a whole document has no place in it.
-    wrong = "; ".join(": ".join([*map(str, each["loc"][-1:]), each["msg"]]) for each in error.errors())
+    wrong = "; ".join(
+        ": ".join([*map(str, each["loc"][-1:]), each["msg"].removeprefix("Value error, ")]) for each in error.errors()
+    )
     return await show_error(request, HTTPException(status.HTTP_422_UNPROCESSABLE_CONTENT, wrong))
 
 

@@ -40,6 +40,7 @@ def show_review(
         "review.html",
         turn=turn,
         left=turn.left if turn else queue.count(store, damaged=damaged),
+        after=after,
         can_trigger=can_trigger,
         below=read_settings().review_below,
         damaged=damaged,

@@ -18,6 +18,7 @@ from pipeline.captioner.registry import find_champion
 from pipeline.captioner.spoken import spoken_name
 from pipeline.data import corrections
 from pipeline.errors import PipelineError
+from pipeline.evaluation.results import latest_metrics
 from pipeline.ops import acceptance, overview, side_by_side
 from pipeline.storage import Bucket
 
@@ -94,6 +95,7 @@ def show_card(request: Request, version: str, store: Store) -> HTMLResponse:
         "card.html",
         version=version,
         champion=_champion(store),
+        evaluated=_is_evaluated(find_metadata(version, store), store),
         card=Markup(markdown.render(card)),  # noqa: S704 - escaped
     )
 
@@ -134,7 +136,7 @@ def show_comparison(
         "compare.html",
         first=first,
         second=second,
-        models=metadata,
+        evaluated=[model.version for model in metadata if _is_evaluated(model, store)],
         champion=present,
         tested=tested,
         inbox=inbox,
@@ -152,6 +154,11 @@ def _champion(store: Bucket) -> str:
     """The version of the champion; empty if there is none."""
     champion = find_champion(store)
     return champion.version if champion else ""
+
+
+def _is_evaluated(model: ModelMetadata, store: Bucket) -> bool:
+    """Whether a model has a report."""
+    return latest_metrics(model, store) is not None
 
 
 def find_metadata(version: str, store: Bucket) -> ModelMetadata:
@@ -174,6 +181,7 @@ def show_promotion(request: Request, version: str, store: Store, user: GetUserDe
         version=version,
         champion=present,
         tested=tested,
+        evaluated=_is_evaluated(metadata, store),
         new_encoder=present not in ("", version) and find_metadata(present, store).encoder_id != metadata.encoder_id,
         can_promote=access.user_can_promote(user),
     )

@@ -1,5 +1,6 @@
 """Answers of the routes: pages from templates, with relative URLs that work behind any proxy, and files."""
 
+import re
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import IO, Annotated, Any, TypeVar
@@ -9,6 +10,7 @@ from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, StreamingResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 from pydantic import BaseModel, ValidationError
 
 from captioning.gallery import dependencies
@@ -36,6 +38,7 @@ pages.filters["query"] = lambda values: urlencode(
     {name: value for name, value in values.items() if value not in (None, "")}
 )
 pages.filters["spoken"] = spoken_name
+pages.filters["code"] = lambda text: Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704
 
 
 def page(request: Request, template: str, *, damaged: Sequence[str] = (), **values: Any) -> HTMLResponse:

@@ -145,8 +145,12 @@ function enableUploads(page) {
     result.querySelector(".caption").textContent = best.caption;
     result.querySelector("[data-copy]").dataset.copy = best.caption;
     result.querySelector(".alternatives").replaceChildren(...others.map((other) => {
-      const alternative = document.createElement("li");
-      alternative.textContent = other.caption;
+      const alternative = document.createElement("li"), button = document.createElement("button");
+      button.type = "button";
+      button.className = "quiet";
+      button.textContent = "Put into the field";
+      button.dataset.suggestion = other.caption;
+      alternative.append(other.caption, " ", button);
       return alternative;
     }));
     result.querySelector("details").hidden = !others.length;
@@ -167,7 +171,7 @@ function enableUploads(page) {
       setState(itsState, "", "");
       show(item, answer, file);
     } catch (error) {
-      setState(itsState, error.message, "bad");
+      setState(itsState, `${file.name}: ${error.message}`, "bad");
     } finally {
       clearTimeout(slow);
     }
@@ -251,19 +255,27 @@ function pressKey(event) {
 }
 
 function enableReview(page) {
-  const box = page.querySelector(".keys input"), output = page.querySelector("output");
+  const box = page.querySelector(".keys input");
   box.checked = remembered("localStorage", "captions-keys") !== "off";
   box.addEventListener("change", () => remember("localStorage", "captions-keys", box.checked ? "on" : "off"));
+  if (framed) window.focus(); // after a reload, the page around this one would get the keys
+}
+
+// What the page before has saved.
+function showSaved() {
+  const output = document.querySelector("output.saved");
+  if (!output) return;
   output.textContent = remembered("sessionStorage", "saved");
   remember("sessionStorage", "saved", "");
 }
 
-// Filters apply when they are changed, and the one that was changed keeps the focus.
+// A choice applies at once, and keeps the focus. Text waits for Enter or the button: who leaves a field is not done yet.
 function enableFilters(form) {
   const name = remembered("sessionStorage", "captions-filter"), fold = form.querySelector(".fold");
   remember("sessionStorage", "captions-filter", "");
   if (name && form.elements[name]) form.elements[name].focus();
   form.addEventListener("change", (event) => {
+    if (!event.target.matches("select")) return;
     remember("sessionStorage", "captions-filter", event.target.name);
     form.requestSubmit();
   });
@@ -272,18 +284,19 @@ function enableFilters(form) {
   });
   // A picture's own page leads to the others of this page, and back.
   const pictures = [...document.querySelectorAll(".card > a")].map((link) => link.href);
-  remember("sessionStorage", "captions-page", JSON.stringify({ address: location.href, pictures }));
+  remember("sessionStorage", "captions-page", JSON.stringify({ address: location.href.split("#")[0], pictures }));
 }
 
 function enableNeighbours(nav) {
   let page = null;
   try { page = JSON.parse(remembered("sessionStorage", "captions-page")); } catch { /* there is none */ }
-  const place = page ? page.pictures.indexOf(location.href) : -1;
+  // A list of captions by models may have a picture several times.
+  const pictures = page ? [...new Set(page.pictures)] : [], place = pictures.indexOf(location.href);
   if (place < 0) return;
   const [back, previous, next] = nav.querySelectorAll("a");
-  for (const [link, address] of [[back, page.address], [previous, page.pictures[place - 1]], [next, page.pictures[place + 1]]]) {
-    if (address) link.href = address;
-  }
+  back.href = `${page.address}#card-${page.pictures.indexOf(location.href)}`;
+  if (place > 0) previous.href = pictures[place - 1];
+  if (place < pictures.length - 1) next.href = pictures[place + 1];
   nav.hidden = false;
 }
 
@@ -305,8 +318,11 @@ document.addEventListener("click", (event) => {
 
 // Another caption goes into the field for a better one.
 document.addEventListener("click", (event) => {
-  const button = event.target.closest("[data-suggestion]"), field = document.querySelector(keys.e);
-  if (!button || !field) return;
+  const button = event.target.closest("[data-suggestion]");
+  const field = button && (button.closest(".result") ?? document).querySelector(".correction [name=caption]");
+  if (!field) return;
+  const folded = field.closest("details");
+  if (folded) folded.open = true;
   field.value = button.dataset.suggestion;
   field.focus();
 });
@@ -384,6 +400,7 @@ async function showCount(span) {
 document.addEventListener("DOMContentLoaded", () => {
   const page = document.querySelector(".review");
   if (page) enableReview(page);
+  showSaved();
   const filters = document.querySelector("form.filters"), around = document.querySelector(".around");
   if (filters) enableFilters(filters);
   if (around) enableNeighbours(around);
@@ -400,7 +417,7 @@ document.addEventListener("error", async (event) => {
   const text = document.createElement("p");
   text.className = "lost";
   text.textContent = image.dataset.missing;
-  image.replaceWith(text);
+  (image.closest(".enlarge") ?? image).replaceWith(text);
   // The event does not say why there is no picture; its address does.
   try {
     const response = await fetch(image.src, { headers: { Accept: "application/json" } });
