@@ -385,7 +385,8 @@ def test_of_many_at_once_one_is_the_first(store):
     assert sorted(set(answers)) == sorted(
         [
             row["corrected_by"],
-            f"Nothing was saved: {row['corrected_by']} has corrected this caption meanwhile: a red square",
+            f"Nothing was saved: {row['corrected_by']} has corrected this caption meanwhile: a red square. "
+            "Reload the page before you save again.",
         ]
     )
     assert answers.count(row["corrected_by"]) == 1

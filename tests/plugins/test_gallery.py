@@ -577,7 +577,10 @@ def test_the_second_reviewer_learns_what_the_first_said(visit, post_correction, 
     for action in ("confirmed", "corrected"):
         answer = post_correction({**unsure, "caption": "a blue ball", "action": action, "seen": ""})
         assert answer.status_code == 409
-        assert answer.json()["detail"] == "Nothing was saved: someone has corrected this caption meanwhile: a red ball"
+        assert (
+            answer.json()["detail"]
+            == "Nothing was saved: someone has corrected this caption meanwhile: a red ball. Reload the page before you save again."
+        )
     assert corrections.count(buckets[0]) == 1
     seen = re.search(r'name="seen" value="(.*?)"', visit("/image?key=red.jpg").text)[1]
     assert post_correction({**unsure, "caption": "a blue ball", "seen": seen}).status_code == 201
@@ -1443,7 +1446,7 @@ def test_drift_is_plotted(visit, buckets):
     for record in (first, first.model_copy(update=update)):
         runs.write_record(record, store)
     text = visit("/nights").text
-    assert (text.count("<circle"), text.count(" beyond")) == (6, 1)
+    assert (text.count("<circle"), text.count(' beyond"')) == (6, 1)
     assert "2026-01-02: -2.00 from earlier nights" in text
     for path, name in (("night=2026-01-01", "3 captions"), ("status=failed&amp;night=2026-01-01", "1 failed images")):
         assert f'href="by-model?{path}" aria-label="{name} of 2026-01-01 02:00"' in text
