@@ -149,6 +149,7 @@ function enableUploads(page) {
       button.type = "button";
       button.className = "quiet";
       button.textContent = "Put into the field";
+      button.ariaLabel = `Put into the field: ${other.caption}`;
       button.dataset.suggestion = other.caption;
       alternative.append(other.caption, " ", button);
       return alternative;
