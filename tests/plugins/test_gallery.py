@@ -1447,7 +1447,7 @@ def test_drift_is_plotted(visit, buckets):
     assert (text.count("<circle"), text.count(' beyond"')) == (6, 1)
     assert "2026-01-02: -2.00 from earlier nights" in text
     for path, name in (("night=2026-01-01", "3 captions"), ("status=failed&amp;night=2026-01-01", "1 failed images")):
-        assert f'href="by-model?{path}" aria-label="{name} of 2026-01-01 02:00"' in text
+        assert f'href="by-model?{path}&amp;version=m1" aria-label="{name} of 2026-01-01 02:00"' in text
     for label in (">2026-01-01</text>", ">2026-01-02</text>", ">−2.00</text>", ">+0.10</text>", ">+0.5</text>"):
         assert label in text, "it can be read without a mouse"
     assert 'href="./../dags/caption_new_images/runs/n2"' in text
