@@ -39,7 +39,10 @@ CMD ["mlflow", "server"]
 
 FROM base AS code
 WORKDIR /opt/captioning
-COPY . .
+COPY dags dags
+COPY pipeline pipeline
+COPY plugins plugins
+COPY scripts scripts
 # The file system is read-only when it runs, and without bytecode each start takes longer.
 RUN python -m compileall -q .
 
@@ -64,6 +67,7 @@ FROM light-packages AS java
 # METEOR and Stanford's tokenizer, with which captions are scored, are Java programs.
 RUN apt-get update -qq \
     && apt-get install -qq --no-install-recommends default-jre-headless \
+    && apt-get clean \
     && rm -rf /var/lib/apt/lists/*
 
 FROM java AS train-packages
