@@ -92,7 +92,17 @@ def _open(uri: str, profile: str, _period: int) -> Bucket:
     return bucket
 
 
-@lru_cache(maxsize=1)
 def _folder() -> Path:
-    """The folder of the profiles of this process."""
+    """The folder of the profiles of this process.
+
+    This process runs for months, and systemd removes from ``/tmp`` what was not used for some days.
+    """
+    if not (folder := _make_folder()).is_dir():
+        _make_folder.cache_clear()
+        folder = _make_folder()
+    return folder
+
+
+@lru_cache(maxsize=1)
+def _make_folder() -> Path:
     return _open_folders.enter_context(private_folder())
