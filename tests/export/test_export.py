@@ -109,11 +109,14 @@ def run(store, inbox):
 @pytest.mark.parametrize(
     ("filters", "keys"),
     [
-        ({}, set(CURRENT["image_key"].to_pylist())),
         (
-            {"words": "DOG"},
-            {k for k, text in TEXTS.items() if re.search(r"\bdog\b", text)} | {"person.jpg", "a/old.jpg", "broken.jpg"},
-        ),
+            {"words": word},
+            {k for k, text in TEXTS.items() if re.search(pattern, text)} | {"person.jpg", "a/old.jpg", "broken.jpg"},
+        )
+        for word, pattern in (("DOG", r"\bdog"), ('"DOG"', r"\bdog\b"))
+    ]
+    + [
+        ({}, set(CURRENT["image_key"].to_pylist())),
         ({"words": "dog old"}, {"a/old.jpg"}),
         ({"under": "a/"}, {"a/plain.jpg", "a/old.jpg"}),
         ({"status": "failed"}, {"broken.jpg"}),
