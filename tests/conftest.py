@@ -204,6 +204,12 @@ def real_encoder() -> Path:
 
 
 @pytest.fixture(scope="session")
+def airflow_chart() -> Path:
+    """Airflow's Helm chart, as the archive or the folder that `helm pull` gives."""
+    return _resource("CAPTION_TEST_CHART", SHARED / "airflow-1.22.0.tgz")
+
+
+@pytest.fixture(scope="session")
 def toy_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ``.keras`` file of the toy encoder."""
     return toy.save_encoder(tmp_path_factory.mktemp("encoder") / "means.keras")

@@ -29,8 +29,8 @@ def test_all_variables_may_be_set_together(monkeypatch, kind):
     """No setting is taken for a misspelling of another, and neither are the variables of the tests."""
     for name, value in DEFAULTS.items():
         monkeypatch.setenv(name, value)
-    for name in ("CAPTION_TESTS", "CAPTION_PICTURES", "CAPTION_TEST_ENCODER", "CAPTION_TEST_FLICKR8K"):
-        monkeypatch.setenv(name, "x")
+    for name in ("TESTS", "PICTURES", "TEST_CHART", "TEST_ENCODER", "TEST_FLICKR8K"):
+        monkeypatch.setenv(f"CAPTION_{name}", "x")
     load_settings(kind)
 
 

@@ -1,12 +1,14 @@
 """kubernetes/values.yaml agrees with the code, Airflow, docker-compose.yaml and docs/kubernetes.md.
 
-The chart is not at hand: `helm template`, on that page, checks the values against its schema.
+Where Airflow's chart is at hand (``CAPTION_TEST_CHART``), it is rendered with the values.
 """
 
+import json
 import pkgutil
 import re
 import shlex
 
+import helm_python
 import pytest
 import yaml
 
@@ -284,3 +286,47 @@ def test_the_page_installs_the_chart_that_the_values_are_for():
         # Helm would wait for components that wait for the job, which the chart starts when all components are ready.
         assert "--wait" not in command
     assert "@captioning-redis:6379/" in PAGE
+
+
+def render(chart):
+    """The manifests that a chart makes of the values. Raises ``HelmError`` where its schema refuses them."""
+    with helm_python.Chart.load(str(chart)) as loaded:
+        loaded.validate_schema(VALUES)
+        manifests = loaded.render(VALUES, name="captioning", namespace="captioning")
+    texts = [text for path, text in manifests.items() if path.endswith((".yaml", ".yml"))]
+    return [manifest for text in texts for manifest in yaml.safe_load_all(text) if manifest]
+
+
+def test_the_chart_takes_the_values(airflow_chart):
+    """Its schema accepts them, and every container of our image has all settings, and no other Secrets than ours."""
+    image = "{repository}:{tag}".format_map(VALUES["images"]["airflow"])
+    settings = {variable["name"]: variable["value"] for variable in VALUES["env"]}
+    manifests = render(airflow_chart)
+    containers = [node for manifest in manifests for key, node in entries(manifest) if key == "containers"]
+    ours = [container for each in containers for container in each if container["image"] == image]
+    assert len(ours) >= len(WITH_SERVICE) - 1  # Redis has an image of its own
+    for container in ours:
+        given = {variable["name"]: variable.get("value") for variable in container["env"]}
+        assert settings.items() <= given.items()
+    made = {manifest["metadata"]["name"] for manifest in manifests if manifest["kind"] == "Secret"}
+    named = {node["name"] for manifest in manifests for key, node in entries(manifest) if key == "secretKeyRef"}
+    assert named <= secrets_named().keys() | made
+
+
+def test_a_chart_that_refuses_the_values_is_noticed(tmp_path):
+    """A schema that does not know a key, and a template that needs another one."""
+    with helm_python.Chart.create("stub", str(tmp_path)):
+        folder = tmp_path / "stub"
+    for path in (folder / "templates").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    (folder / "templates" / "one.yaml").write_text("kind: Secret\nmetadata: {name: {{ .Values.executor }}}\n")
+    [manifest] = render(folder)
+    assert manifest["metadata"]["name"] == VALUES["executor"]
+    (folder / "values.schema.json").write_text(json.dumps({"properties": {"executor": {"enum": ["LocalExecutor"]}}}))
+    with pytest.raises(helm_python.HelmError, match="executor"):
+        render(folder)
+    (folder / "values.schema.json").unlink()
+    (folder / "templates" / "one.yaml").write_text('name: {{ required "no name" .Values.nothing }}\n')
+    with pytest.raises(helm_python.HelmError, match="no name"):
+        render(folder)
