@@ -223,8 +223,8 @@ def _explained(error: Exception) -> str:
             raise MemoryError from error
     # Without quotations, counts and long numbers, so that the same damage is counted as one kind of error. Short
     # numbers are often the reason: versions, and kinds of pixels.
-    reason = re.sub(r"b?'.*'|\d{3,}|\d+(?= bytes)", "…", reason.replace(" not processed", ""))
-    reason = " ".join(reason.replace(" (… bytes)", "").split()) or type(error).__name__
+    reason = re.sub(r" \(\d+ bytes not processed\)", "", reason)
+    reason = " ".join(re.sub(r"b?'.*'|\d{3,}|\d+(?= bytes)", "…", reason).split()) or type(error).__name__
     return f"{reason}); upload it again, or save it again with another program"
 
 
