@@ -67,21 +67,22 @@ def models(store: Bucket, champion: Champion | None, *, limit: int, damaged: lis
     return list(readers.map(describe, found))
 
 
-def report(version: str, store: Bucket) -> bytes:
+def report(model: ModelMetadata, store: Bucket) -> bytes:
     """The HTML report of the newest evaluation of a model. Raises ``PipelineError`` if there is none."""
-    metrics = latest_metrics(load_metadata(version, store), store)
+    metrics = latest_metrics(model, store)
     if metrics is None:
-        raise PipelineError(f"Model {version} was not evaluated: run `captioning evaluate {version}`.")
-    return store.get(layout.evaluation(version, metrics.dataset, metrics.decoding).report)
+        raise PipelineError(f"Model {model.version} was not evaluated: run `captioning evaluate {model.version}`.")
+    return store.get(layout.evaluation(model.version, metrics.dataset, metrics.decoding).report)
 
 
-def card(version: str, store: Bucket) -> str:
-    """The card of a model in Markdown. Raises ``PipelineError`` if there is no such model, or no card."""
-    load_metadata(version, store)
+def card(model: ModelMetadata, store: Bucket) -> str:
+    """The card of a model in Markdown. Raises ``PipelineError`` if it has none."""
     try:
-        return store.get(layout.model_card(version)).decode(errors="replace")
+        return store.get(layout.model_card(model.version)).decode(errors="replace")
     except ObjectNotFoundError:
-        raise PipelineError(f"Model {version} has no card: `captioning evaluate {version}` writes it.") from None
+        raise PipelineError(
+            f"Model {model.version} has no card: `captioning evaluate {model.version}` writes it."
+        ) from None
 
 
 def ingest_reports(store: Bucket, *, limit: int, damaged: list[str]) -> list[IngestReport]:

@@ -116,7 +116,8 @@ def test_a_champion_goes_to_production(staging, production, inbox, trained):
     for store in (staging, production):
         assert night("n1", inbox, store, max_failed_fraction=0).captioned == 4
     assert texts(production) == texts(staging)
-    assert overview.report(version, production) == overview.report(version, staging)
+    model = load_metadata(version, production)
+    assert overview.report(model, production) == overview.report(model, staging)
     [here], [there] = (
         overview.models(store, registry.find_champion(store), limit=9, damaged=[]) for store in (staging, production)
     )

@@ -76,8 +76,9 @@ def show_report_page(version: str, store: Store) -> HTMLResponse:
 
 
 def _report(version: str, store: Bucket) -> bytes:
+    model = find_metadata(version, store)
     try:
-        return overview.report(version, store)
+        return overview.report(model, store)
     except PipelineError as error:
         raise HTTPException(status.HTTP_404_NOT_FOUND, str(error)) from error
 
@@ -86,8 +87,9 @@ def _report(version: str, store: Bucket) -> bytes:
 @limits.pages.run
 def show_card(request: Request, version: str, store: Store) -> HTMLResponse:
     """The card of a model."""
+    model = find_metadata(version, store)
     try:
-        card = overview.card(version, store)
+        card = overview.card(model, store)
     except PipelineError as error:
         raise HTTPException(status.HTTP_404_NOT_FOUND, str(error)) from error
     return page(
@@ -95,7 +97,7 @@ def show_card(request: Request, version: str, store: Store) -> HTMLResponse:
         "card.html",
         version=version,
         champion=_champion(store),
-        evaluated=_is_evaluated(find_metadata(version, store), store),
+        evaluated=_is_evaluated(model, store),
         card=Markup(markdown.render(card)),  # noqa: S704 - escaped
     )
 
