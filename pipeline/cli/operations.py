@@ -38,7 +38,8 @@ def end_run(
     kind: Annotated[Literal["night", "retraining"], typer.Argument(help="kind of the run")],
     run: RunName,
     error: Annotated[
-        str | None, typer.Option(help="why the run failed; marks the run even if its record says that it has ended")
+        str | None,
+        typer.Option(help="why the run failed; the run is then marked even if its record says that it has ended"),
     ] = None,
 ) -> None:
     """Mark a run as failed if it stopped before its last step, and print its measures for monitoring.

@@ -161,7 +161,7 @@ def gate(
     neighbours: NeighbourCount = DEFAULT.neighbours,
     policy: PolicyName = "auto",
     approved: Annotated[
-        bool | None, typer.Option("--promote/--keep", help="what a person has decided, for the policy approve")
+        bool | None, typer.Option("--promote/--keep", help="the person's decision, if the policy is approve")
     ] = None,
     by: Annotated[str, typer.Option(help="name of that person")] = "somebody",
     tolerance: Annotated[
