@@ -5,7 +5,9 @@ Tests are in tiers by marker, which CONTRIBUTING.md describes.
 
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -78,6 +80,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if REAL & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.photographs)
+
+
+def pytest_collection_finish() -> None:
+    """Refuse modules that change what a broken pipe does, as Go's runtime does: it would end this process silently."""
+    [ignored] = re.findall(r"^SigIgn:\s*(\w+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    if not int(ignored, 16) >> (signal.SIGPIPE - 1) & 1:
+        raise pytest.UsageError(
+            "A module of the tests imports a library that handles SIGPIPE: run it in a child process."
+        )
 
 
 @pytest.fixture(scope="session")

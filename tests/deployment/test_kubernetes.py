@@ -8,11 +8,11 @@ import pkgutil
 import re
 import shlex
 
-import helm_python
 import pytest
 import yaml
 
 from pipeline.settings import Settings
+from tests.support import helm
 from tests.support.compose_file import COMPOSE, DOCKERFILE, IMAGE_ENV, SECRET, SERVICES, known_options
 from tests.support.paths import PROJECT
 from tests.support.variables import DEFAULTS
@@ -278,9 +278,9 @@ def test_secrets_are_made_by_the_page():
 def test_the_page_installs_the_chart_that_the_values_are_for():
     """Each helm command has the version that the values name, and the release by whose name Redis is found."""
     (version,) = re.findall(r"apache-airflow/airflow ([\d.]+)", TEXT)
-    helm = [command for command in COMMANDS if command[0] == "helm" and "apache-airflow/airflow" in command]
-    assert helm
-    for command in helm:
+    installing = [command for command in COMMANDS if command[0] == "helm" and "apache-airflow/airflow" in command]
+    assert installing
+    for command in installing:
         assert command[command.index("--version") + 1] == version
         assert command[command.index("--values") + 1] == "kubernetes/values.yaml"
         # Helm would wait for components that wait for the job, which the chart starts when all components are ready.
@@ -288,20 +288,11 @@ def test_the_page_installs_the_chart_that_the_values_are_for():
     assert "@captioning-redis:6379/" in PAGE
 
 
-def render(chart):
-    """The manifests that a chart makes of the values. Raises ``HelmError`` where its schema refuses them."""
-    with helm_python.Chart.load(str(chart)) as loaded:
-        loaded.validate_schema(VALUES)
-        manifests = loaded.render(VALUES, name="captioning", namespace="captioning")
-    texts = [text for path, text in manifests.items() if path.endswith((".yaml", ".yml"))]
-    return [manifest for text in texts for manifest in yaml.safe_load_all(text) if manifest]
-
-
 def test_the_chart_takes_the_values(airflow_chart):
     """Its schema accepts them, and every container of our image has all settings, and no other Secrets than ours."""
     image = "{repository}:{tag}".format_map(VALUES["images"]["airflow"])
     settings = {variable["name"]: variable["value"] for variable in VALUES["env"]}
-    manifests = render(airflow_chart)
+    manifests = helm.render(airflow_chart, VALUES, "captioning")
     containers = [node for manifest in manifests for key, node in entries(manifest) if key == "containers"]
     ours = [container for each in containers for container in each if container["image"] == image]
     assert len(ours) >= len(WITH_SERVICE) - 1  # Redis has an image of its own
@@ -315,18 +306,16 @@ def test_the_chart_takes_the_values(airflow_chart):
 
 def test_a_chart_that_refuses_the_values_is_noticed(tmp_path):
     """A schema that does not know a key, and a template that needs another one."""
-    with helm_python.Chart.create("stub", str(tmp_path)):
-        folder = tmp_path / "stub"
-    for path in (folder / "templates").rglob("*"):
-        if path.is_file():
-            path.unlink()
-    (folder / "templates" / "one.yaml").write_text("kind: Secret\nmetadata: {name: {{ .Values.executor }}}\n")
-    [manifest] = render(folder)
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "Chart.yaml").write_text(json.dumps({"apiVersion": "v2", "name": "small", "version": "1.0.0"}))
+    template, schema = tmp_path / "templates" / "one.yaml", tmp_path / "values.schema.json"
+    template.write_text("kind: Secret\nmetadata: {name: {{ .Values.executor }}}\n")
+    [manifest] = helm.render(tmp_path, VALUES, "captioning")
     assert manifest["metadata"]["name"] == VALUES["executor"]
-    (folder / "values.schema.json").write_text(json.dumps({"properties": {"executor": {"enum": ["LocalExecutor"]}}}))
-    with pytest.raises(helm_python.HelmError, match="executor"):
-        render(folder)
-    (folder / "values.schema.json").unlink()
-    (folder / "templates" / "one.yaml").write_text('name: {{ required "no name" .Values.nothing }}\n')
-    with pytest.raises(helm_python.HelmError, match="no name"):
-        render(folder)
+    schema.write_text(json.dumps({"properties": {"executor": {"enum": ["LocalExecutor"]}}}))
+    with pytest.raises(helm.HelmError, match="executor"):
+        helm.render(tmp_path, VALUES, "captioning")
+    schema.unlink()
+    template.write_text('name: {{ required "no name" .Values.nothing }}\n')
+    with pytest.raises(helm.HelmError, match="no name"):
+        helm.render(tmp_path, VALUES, "captioning")
