@@ -726,7 +726,7 @@ def test_search_and_filters(page, deployment, promoted):
 
 @pytest.mark.browser
 def test_from_picture_to_picture(page, deployment, promoted):
-    """A picture leads to those beside it on the page that it was opened from, and back; by keys, too."""
+    """A picture leads to those beside it in the captions that it was opened from, and back; by keys, too."""
     page.goto(f"{deployment.url}/captions/?under=camera/&status=ok")
     names = page.locator(".card .key").evaluate_all("keys => keys.map(key => key.title)")
     assert all(name.startswith("camera/") for name in names)
@@ -749,6 +749,17 @@ def test_from_picture_to_picture(page, deployment, promoted):
     expect(page).to_have_url(re.compile("under=camera.*#card-1$"))
     press(page, "/")
     expect(page.get_by_label("Search")).to_be_focused()
+    page.goto(f"{deployment.url}/captions/?page=2")
+    first = page.locator(".card .key").first.get_attribute("title")
+    page.goto(f"{deployment.url}/captions/")
+    last = page.locator(".card .key").last.get_attribute("title")
+    page.locator(".card > a").last.click()
+    page.get_by_role("link", name="Next").click()
+    expect(title).to_have_text(first)
+    press(page, "ArrowLeft")
+    expect(title).to_have_text(last)
+    press(page, "Escape")
+    expect(page).to_have_url(re.compile("captions/.*#card-23$"))
 
 
 @pytest.mark.browser

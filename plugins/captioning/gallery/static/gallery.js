@@ -285,7 +285,11 @@ function enableFilters(form) {
   });
   // A picture's own page leads to the others of this page, and back.
   const pictures = [...document.querySelectorAll(".card > a")].map((link) => link.href);
-  remember("sessionStorage", "captions-page", JSON.stringify({ address: location.href.split("#")[0], pictures }));
+  const [previous, next] = ["prev", "next"].map((rel) => document.querySelector(`.paging [rel=${rel}]`)?.href);
+  const page = { address: location.href.split("#")[0], pictures, previous, next };
+  remember("sessionStorage", "captions-page", JSON.stringify(page));
+  const passed = { "#first": pictures[0], "#last": pictures.at(-1) }[location.hash];
+  if (passed) location.replace(passed);
 }
 
 function enableNeighbours(nav) {
@@ -296,8 +300,11 @@ function enableNeighbours(nav) {
   if (place < 0) return;
   const [back, previous, next] = nav.querySelectorAll("a");
   back.href = `${page.address}#card-${page.pictures.indexOf(location.href)}`;
+  // After the last picture of a page of captions comes the first of the page after it.
   if (place > 0) previous.href = pictures[place - 1];
+  else if (page.previous) previous.href = `${page.previous}#last`;
   if (place < pictures.length - 1) next.href = pictures[place + 1];
+  else if (page.next) next.href = `${page.next}#first`;
   nav.hidden = false;
 }
 
