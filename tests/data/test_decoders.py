@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -171,6 +172,19 @@ def test_the_memory_that_others_left_behind(decoders_run):
     with Decoders((20, 20), memory=300 << 20) as decoders:
         decoders.decode(picture() + MARK)
         np.testing.assert_allclose(decoders.decode(large).pixels[0, 0], damaged_images.GREEN, atol=2)
+
+
+def test_a_process_keeps_its_memory_for_the_next_picture(started):
+    """A file of two megabytes, again and again, costs no page faults."""
+    pixels = np.random.default_rng(0).integers(0, 256, (800, 1000, 3)).astype(np.uint8)
+    large = damaged_images.encoded(Image.fromarray(pixels), "PNG")
+    with Decoders((20, 20)) as decoders:
+        faults = []
+        for _ in range(6):
+            decoders.decode(large)
+            [pid] = started()
+            faults.append(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7]))
+    assert faults[-1] - faults[1] < len(large) / os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSEGV])
