@@ -19,6 +19,7 @@ from benchmarks.measure import Cost, cpu, spread, wall
 from pipeline.data.decoders import Decoders
 from pipeline.data.images import decode
 from pipeline.features.extraction import READERS
+from tests.support.processes import stat
 
 SIZE = (224, 224)
 PHOTOGRAPHS = {"500x375": (500, 375, 1024), "12mp": (4000, 3000, 96)}
@@ -85,9 +86,8 @@ def in_turn(*functions: Callable[[], object], rounds: int) -> list[list[Cost]]:
 
 def of_children() -> float:
     """CPU seconds of the child processes until now."""
-    # The name, in parentheses, may have spaces; user and system time are the 12th and 13th word after it.
-    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in children()]
-    return sum(int(ticks) for each in fields for ticks in each[11:13]) / os.sysconf("SC_CLK_TCK")
+    # User and system time are the 12th and 13th word after the name.
+    return sum(int(ticks) for pid in children() for ticks in stat(int(pid))[11:13]) / os.sysconf("SC_CLK_TCK")
 
 
 def waits() -> int:

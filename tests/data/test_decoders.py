@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,14 +17,14 @@ from pipeline.data.images import BadImageError, SlowImageError, decode
 from tests.support import damaged_images
 from tests.support.decoder_code import AT_A_MARK, CANNOT_START, MARK, in_decoders
 from tests.support.paths import PROJECT
-from tests.support.processes import children, gone, suspend
+from tests.support.processes import children, gone, stat, suspend
 from tests.support.waiting import wait_for
 
 
-def picture(seed=0):
-    """A JPEG of noise."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (60, 80, 3)).astype(np.uint8)
-    return damaged_images.encoded(Image.fromarray(pixels), "JPEG")
+def picture(seed=0, *, size=(60, 80), form="JPEG"):
+    """A picture of noise, of a size (height, width)."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3)).astype(np.uint8)
+    return damaged_images.encoded(Image.fromarray(pixels), form)
 
 
 @pytest.fixture
@@ -176,14 +175,13 @@ def test_the_memory_that_others_left_behind(decoders_run):
 
 def test_a_process_keeps_its_memory_for_the_next_picture(started):
     """A file of two megabytes, again and again, costs no page faults."""
-    pixels = np.random.default_rng(0).integers(0, 256, (800, 1000, 3)).astype(np.uint8)
-    large = damaged_images.encoded(Image.fromarray(pixels), "PNG")
+    large = picture(size=(800, 1000), form="PNG")
     with Decoders((20, 20)) as decoders:
         faults = []
         for _ in range(6):
             decoders.decode(large)
             [pid] = started()
-            faults.append(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7]))
+            faults.append(int(stat(pid)[7]))
     assert faults[-1] - faults[1] < len(large) / os.sysconf("SC_PAGE_SIZE")
 
 

@@ -16,23 +16,28 @@ def own_python(environment: Mapping[str, str]) -> Child:
     return [sys.executable, "-m"], PROJECT, environment
 
 
+def stat(pid: int) -> list[str]:
+    """What Linux says of a process after its name, which may have spaces: its state, its parent, and so on."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
 def children(pid: int) -> list[int]:
     """The processes that a process has started."""
     found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            fields = status.read_text().rpartition(")")[2].split()
+            state, parent, *_ = stat(int(folder.name))
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if int(fields[1]) == pid and fields[0] != "Z":
-            found.append(int(status.parent.name))
+        if int(parent) == pid and state != "Z":
+            found.append(int(folder.name))
     return found
 
 
 def suspend(pid: int) -> None:
     """Stop a process, and wait until it has stopped: until then it may go on reading."""
     os.kill(pid, signal.SIGSTOP)
-    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+    while stat(pid)[0] != "T":
         time.sleep(0.001)
 
 

@@ -1,5 +1,7 @@
 """The gallery's routes of models: their list, reports and cards, comparisons, promotion and rollback."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, status
@@ -76,22 +78,17 @@ def show_report_page(version: str, store: Store) -> HTMLResponse:
 
 
 def _report(version: str, store: Bucket) -> bytes:
-    model = find_metadata(version, store)
-    try:
-        return overview.report(model, store)
-    except PipelineError as error:
-        raise HTTPException(status.HTTP_404_NOT_FOUND, str(error)) from error
+    with _not_found():
+        return overview.report(load_metadata(version, store), store)
 
 
 @router.get("/models/{version}/card")
 @limits.pages.run
 def show_card(request: Request, version: str, store: Store) -> HTMLResponse:
     """The card of a model."""
-    model = find_metadata(version, store)
-    try:
+    with _not_found():
+        model = load_metadata(version, store)
         card = overview.card(model, store)
-    except PipelineError as error:
-        raise HTTPException(status.HTTP_404_NOT_FOUND, str(error)) from error
     return page(
         request,
         "card.html",
@@ -165,8 +162,15 @@ def _is_evaluated(model: ModelMetadata, store: Bucket) -> bool:
 
 def find_metadata(version: str, store: Bucket) -> ModelMetadata:
     """The metadata of a model. Raises ``HTTPException`` (404) if there is no such model."""
-    try:
+    with _not_found():
         return load_metadata(version, store)
+
+
+@contextlib.contextmanager
+def _not_found() -> Iterator[None]:
+    """Turn an error of the pipeline, whose message says what is missing, into an answer with status 404."""
+    try:
+        yield
     except PipelineError as error:
         raise HTTPException(status.HTTP_404_NOT_FOUND, str(error)) from error
 

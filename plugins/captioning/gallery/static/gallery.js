@@ -283,13 +283,14 @@ function enableFilters(form) {
   fold.addEventListener("click", () => {
     fold.setAttribute("aria-expanded", fold.getAttribute("aria-expanded") === "false");
   });
-  // A picture's own page leads to the others of this page, and back.
+  // A picture's own page leads to the others of these captions, and back.
   const pictures = [...document.querySelectorAll(".card > a")].map((link) => link.href);
   const [previous, next] = ["prev", "next"].map((rel) => document.querySelector(`.paging [rel=${rel}]`)?.href);
   const page = { address: location.href.split("#")[0], pictures, previous, next };
   remember("sessionStorage", "captions-page", JSON.stringify(page));
-  const passed = { "#first": pictures[0], "#last": pictures.at(-1) }[location.hash];
-  if (passed) location.replace(passed);
+  // "Next" on the last picture of the page before this one, or "Previous" on the first of the one after it, leads here.
+  const picture = { "#first": pictures[0], "#last": pictures.at(-1) }[location.hash];
+  if (picture) location.replace(picture);
 }
 
 function enableNeighbours(nav) {
@@ -300,7 +301,6 @@ function enableNeighbours(nav) {
   if (place < 0) return;
   const [back, previous, next] = nav.querySelectorAll("a");
   back.href = `${page.address}#card-${page.pictures.indexOf(location.href)}`;
-  // After the last picture of a page of captions comes the first of the page after it.
   if (place > 0) previous.href = pictures[place - 1];
   else if (page.previous) previous.href = `${page.previous}#last`;
   if (place < pictures.length - 1) next.href = pictures[place + 1];
