@@ -64,10 +64,10 @@ mlflow: .venv-mlflow/installed  ## start MLflow on 127.0.0.1:5000, with the trai
 bench: .venv/installed  ## measure the speed against common baselines, and write benchmarks/results.json
 	@$(BIN)/python -m benchmarks
 
-test: .venv/installed-dev  ## run the tests that need nothing but Python, all of the pipeline among them (twenty minutes)
+test: .venv/installed-dev  ## run the tests that need nothing but Python, all of the pipeline among them (a quarter of an hour)
 	@$(PYTEST) $(TWO) -m "not ($(TIERS) or cluster or by_hand)" $(PYTEST_ARGS)
 
-test-rest: .venv/installed-dev  ## run the next five tiers together (a quarter of an hour)
+test-rest: .venv/installed-dev  ## run the next five tiers together (twelve minutes)
 	@$(PYTEST) $(TWO) -m "$(TIERS)" $(PYTEST_ARGS)
 
 test-airflow: .venv/installed-dev  ## follow retrainings and nights through a whole Airflow
@@ -78,7 +78,7 @@ test-services: .venv/installed-dev  ## hold SeaweedFS and Redis, as docker-compo
 test-airflow test-browser test-kills test-photographs test-services:
 	@$(PYTEST) $(TWO) -m $(@:test-%=%) $(PYTEST_ARGS)
 
-test-cluster: .venv/installed-dev  ## run both DAGs on PostgreSQL, Redis and Celery workers, and kill each of them (twelve minutes)
+test-cluster: .venv/installed-dev  ## run both DAGs on PostgreSQL, Redis and Celery workers, and kill each of them (eleven minutes)
 	@$(PYTEST) -m cluster $(PYTEST_ARGS)
 
 test-by-hand: .venv/installed-dev .venv-mlflow/installed  ## run what takes long and changes rarely, and is in no other target

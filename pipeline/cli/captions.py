@@ -85,8 +85,8 @@ def export(
     words: Annotated[
         str,
         typer.Option(
-            help="only images whose caption, file name or error contains all these words and phrases in quotation "
-            "marks; a word also finds longer words that begin with it"
+            help="only images whose caption, file name or error contains each of these words and quoted phrases; a "
+            "word also matches longer words that begin with it"
         ),
     ] = "",
     under: Annotated[str, typer.Option(help="only images whose key begins with this")] = "",

@@ -28,7 +28,7 @@ class CommonFilters(BaseModel):
     words: str = Field(
         "",
         max_length=300,
-        description="words, and phrases in quotation marks, to find in the caption, the file name or the error",
+        description="words and quoted phrases to search for in the caption, the file name and the error",
     )
     under: str = Field("", max_length=1024, description="the key of the image begins with this")
     status: Literal["", "ok", "failed", "waiting"] = Field(
